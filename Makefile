@@ -1,0 +1,60 @@
+# Everything a newcomer or CI types. Each target does its own set-up in .venv; only Python 3.11+, pip and make are needed.
+#
+#   make run     the quickstart: train, kill it, type it again
+#   make test    all tests
+#   make check   format, lint, types
+#   make bench   the loader against its ceilings and against Grain
+
+SHELL := /bin/sh
+VENV ?= .venv
+# The first of these that is Python 3.11 or newer; override with `make PYTHON=python3.12 …`.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.14; do \
+    command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST_FLAGS ?= -q
+
+.PHONY: run test check format bench constraints clean help setup
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+
+setup: $(READY)
+
+# Exact tested versions: one constraints file per dependency line, chosen by the interpreter's version.
+$(READY): pyproject.toml constraints/py311.txt constraints/py312.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer on PATH; name one with PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints/$$($(BIN)/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt \
+	  --editable '.[dev]'
+	@touch $(READY)
+
+run: $(READY)
+	$(BIN)/datarax run configs/quickstart.toml
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/loader_speed.py
+	$(BIN)/python benchmarks/save_blocking.py
+
+# Resolve the newest versions that pyproject allows and record them; run once with a 3.11 and once with a 3.12 interpreter.
+constraints:
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	build/constraints/bin/python -m pip freeze --exclude datarax | grep -v '@' \
+	  > constraints/$$(build/constraints/bin/python -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
+
+clean:
+	rm -rf $(VENV) .venv-* build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,106 @@
+"""The errors that datarax raises on purpose, and the exit code that each means on the command line.
+
+Every error derives from `DataraxError` and from the builtin that a caller would expect. A message says what was
+asked, what was found, where, and what to do. Errors of the user's own code are never wrapped in these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class DataraxError(Exception):
+    """Base of all errors that datarax raises on purpose."""
+
+    exit_code = 70
+    """What the command line exits with when this error ends a command."""
+
+
+class ConfigError(DataraxError, ValueError):
+    """A setting is unknown, missing, of the wrong kind, or contradicts another; nothing has run."""
+
+    exit_code = 2
+
+
+class InputError(DataraxError, ValueError):
+    """Data, a path or an argument that the user named cannot be used as it is; nothing has run."""
+
+    exit_code = 2
+
+
+class RunLockedError(DataraxError, RuntimeError):
+    """Another process is writing to this run directory."""
+
+    exit_code = 2
+
+
+class SnapshotNotFoundError(DataraxError, LookupError):
+    """The run has no committed snapshot at the step that was asked for."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field that differs between a recorded tree and the present one."""
+
+    path: str
+    """Dotted path of the field."""
+    was: Any
+    """The recorded value; `MISSING` if the field was absent."""
+    now: Any
+    """The present value; `MISSING` if the field is absent."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: was {self.was!r}, is {self.now!r}"
+
+
+class _Missing:
+    """The value of a field that is absent on one side. A singleton, `MISSING`."""
+
+    def __repr__(self) -> str:
+        return "(absent)"
+
+
+MISSING = _Missing()
+
+
+class MismatchError(DataraxError, ValueError):
+    """A snapshot does not belong to this data, order, pipeline or model; nothing was changed."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, differences: Sequence[Difference] = ()) -> None:
+        lines = [message, *(f"  {difference}" for difference in differences)]
+        super().__init__("\n".join(lines))
+        self.differences = tuple(differences)
+
+
+class SnapshotDamagedError(DataraxError, ValueError):
+    """A committed snapshot fails its checks; nothing was changed.
+
+    `problems` names each file or field that failed, `newest_good_step` the newest step that passes all checks
+    (None if there is none).
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, step: int, problems: Sequence[str], newest_good_step: int | None) -> None:
+        super().__init__("\n".join([message, *(f"  {problem}" for problem in problems)]))
+        self.step = step
+        self.problems = tuple(problems)
+        self.newest_good_step = newest_good_step
+
+
+class SaveError(DataraxError, OSError):
+    """A snapshot could not be written."""
+
+    exit_code = 74
+
+
+class ReadError(DataraxError, OSError):
+    """Data that was readable at the start could not be read while running."""
+
+    exit_code = 74
