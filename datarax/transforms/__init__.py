@@ -1,1 +1,41 @@
+"""Records to rows: functions on records and on batches, with randomness keyed by the record.
 
+Read `transform.py` first (what a transform is), then `apply.py` (how rows go through a pipeline), `stack.py`
+(records into columns) and `randomness.py` (what a random transform draws from).
+"""
+
+from datarax.transforms.apply import apply_transforms as apply_transforms
+from datarax.transforms.randomness import generator_from_seed as generator_from_seed
+from datarax.transforms.randomness import keys_from_seeds as keys_from_seeds
+from datarax.transforms.randomness import random_bits as random_bits
+from datarax.transforms.randomness import random_integers as random_integers
+from datarax.transforms.randomness import random_uniform as random_uniform
+from datarax.transforms.stack import stack as stack
+from datarax.transforms.stack import unstack as unstack
+from datarax.transforms.transform import Level as Level
+from datarax.transforms.transform import Randomness as Randomness
+from datarax.transforms.transform import Transform as Transform
+from datarax.transforms.transform import check_pipeline as check_pipeline
+from datarax.transforms.transform import map_batch as map_batch
+from datarax.transforms.transform import map_records as map_records
+from datarax.transforms.transform import random_map_batch as random_map_batch
+from datarax.transforms.transform import random_map_records as random_map_records
+
+__all__ = [
+    "Level",
+    "Randomness",
+    "Transform",
+    "apply_transforms",
+    "check_pipeline",
+    "generator_from_seed",
+    "keys_from_seeds",
+    "map_batch",
+    "map_records",
+    "random_bits",
+    "random_integers",
+    "random_map_batch",
+    "random_map_records",
+    "random_uniform",
+    "stack",
+    "unstack",
+]

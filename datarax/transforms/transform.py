@@ -1,0 +1,299 @@
+"""What a transform is: a function, the name that keys its randomness, and what it is given.
+
+A transform is a value. It holds no cursor, no generator and no cache; what it does to a row depends on the
+row, on its parameters and, if it asks, on the row's own seed. Knows nothing of how it is applied (`apply.py`)
+nor of how its identity is made (`identity.py`).
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from datarax.core.errors import ConfigError
+
+
+class Level(enum.StrEnum):
+    """What one call of the function gets."""
+
+    RECORD = "record"
+    """One record (a row of every column, as views, when the input is columns); called once per row."""
+    BATCH = "batch"
+    """All rows of the process at once: a PyTree of arrays `[n, ...]`, or a `list` of n records as the stage
+    before left them. No Python call per record."""
+
+
+class Randomness(enum.StrEnum):
+    """What the function gets as its second argument. All of it is made from the row's 64-bit seed alone."""
+
+    NONE = "none"
+    """Nothing; the function takes the rows only."""
+    SEED = "seed"
+    """`int` in [0, 2**64) for a record, `uint64[n]` for a batch."""
+    GENERATOR = "generator"
+    """A `numpy.random.Generator` (Philox) of the row's own; for records only. What its methods draw is
+    NumPy's, and NumPy may change it between versions: its version is provenance."""
+    KEY = "key"
+    """A typed JAX PRNG key (threefry2x32) that holds all 64 bits, on the CPU device; a key array `[n]` for"
+    " a batch."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Transform:
+    """One stage of a pipeline.
+
+    Make one with `map_records`, `map_batch`, `random_map_records` or `random_map_batch`. Compares by object,
+    since parameters may hold arrays; what makes two of them *the same* is `transform_identity`.
+
+    Raises:
+        ConfigError: if a field is of the wrong kind, if the function cannot be called with what it would be
+            given, or if a batch transform asks for a generator.
+    """
+
+    fn: Callable[..., Any]
+    """`fn(rows, **parameters)` or, with randomness, `fn(rows, randomness, **parameters)`."""
+    name: str
+    """Keys the randomness and names the transform in errors and identity. Unique in a pipeline."""
+    level: Level
+    """Called per record or per batch."""
+    randomness: Randomness = Randomness.NONE
+    """What the second argument is."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of every call; part of the identity."""
+    version: str | int | None = None
+    """Stands for the function in the identity *instead of* its source: a promise that is raised by hand. For
+    what has no readable source, and for code whose text changes more often than its meaning."""
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        object.__setattr__(self, "level", _member(Level, self.level, "level", self.name))
+        object.__setattr__(self, "randomness", _member(Randomness, self.randomness, "randomness", self.name))
+        object.__setattr__(self, "parameters", _checked_parameters(self.parameters, self.name))
+        _check_version(self.version, self.name)
+        if self.level is Level.BATCH and self.randomness is Randomness.GENERATOR:
+            raise ConfigError(
+                f"transform {self.name!r} asks for one generator for a whole batch: its rows would depend on"
+                " who shares the batch. Take seeds (uint64[n], see random_uniform) or keys, or make it a"
+                " record transform"
+            )
+        _check_callable(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A mapping proxy can neither be pickled nor deep-copied; the plain dict is what __init__ was given.
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return functools.partial(Transform, **{**values, "parameters": dict(self.parameters)}), ()
+
+
+def map_records(
+    fn: Callable[..., Any],
+    *,
+    name: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    version: str | int | None = None,
+) -> Transform:
+    """A transform that calls `fn(record, **parameters)` for each record.
+
+    Args:
+        fn: Pure; returns the new record.
+        name: Of the transform; the function's own name if None.
+        parameters: Keyword arguments of every call.
+        version: Stands for the function in the identity instead of its source.
+
+    Raises:
+        ConfigError: as `Transform` does, and if `fn` has no name of its own and none is given.
+    """
+    return _make(fn, name, Level.RECORD, Randomness.NONE, parameters, version)
+
+
+def map_batch(
+    fn: Callable[..., Any],
+    *,
+    name: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    version: str | int | None = None,
+) -> Transform:
+    """A transform that calls `fn(batch, **parameters)` once for all n rows.
+
+    Args:
+        fn: Pure, and row by row: row i of the result depends on row i alone. Gets a PyTree of arrays `[n,
+            ...]` or a `list` of n records, whichever the stage before left; returns either, with n rows.
+        name: Of the transform; the function's own name if None.
+        parameters: Keyword arguments of every call.
+        version: Stands for the function in the identity instead of its source.
+
+    Raises:
+        ConfigError: as `map_records` does.
+    """
+    return _make(fn, name, Level.BATCH, Randomness.NONE, parameters, version)
+
+
+def random_map_records(
+    fn: Callable[..., Any],
+    *,
+    name: str | None = None,
+    randomness: Randomness = Randomness.GENERATOR,
+    parameters: Mapping[str, Any] | None = None,
+    version: str | int | None = None,
+) -> Transform:
+    """A transform that calls `fn(record, rng, **parameters)` for each record.
+
+    Args:
+        fn: Draws from `rng` only; returns the new record.
+        name: Of the transform and of its randomness; the function's own name if None.
+        randomness: What `rng` is: a NumPy generator, an `int` seed or a JAX key, the row's own in each case.
+        parameters: Keyword arguments of every call.
+        version: Stands for the function in the identity instead of its source.
+
+    Raises:
+        ConfigError: as `map_records` does, and if `randomness` is `NONE`.
+    """
+    return _make(fn, name, Level.RECORD, _random(randomness), parameters, version)
+
+
+def random_map_batch(
+    fn: Callable[..., Any],
+    *,
+    name: str | None = None,
+    randomness: Randomness = Randomness.SEED,
+    parameters: Mapping[str, Any] | None = None,
+    version: str | int | None = None,
+) -> Transform:
+    """A transform that calls `fn(batch, seeds, **parameters)` once for all n rows.
+
+    Args:
+        fn: As for `map_batch`; draws row i from seed i only (`random_uniform`, `random_integers`,
+            `random_bits`).
+        name: Of the transform and of its randomness; the function's own name if None.
+        randomness: What the second argument is: `uint64[n]` seeds, or a JAX key array `[n]`.
+        parameters: Keyword arguments of every call.
+        version: Stands for the function in the identity instead of its source.
+
+    Raises:
+        ConfigError: as `map_records` does, and if `randomness` is `NONE` or `GENERATOR`.
+    """
+    return _make(fn, name, Level.BATCH, _random(randomness), parameters, version)
+
+
+def check_pipeline(transforms: Iterable[Transform]) -> tuple[Transform, ...]:
+    """The transforms as a tuple, if each is one and their names are unique.
+
+    Raises:
+        ConfigError: naming the offender.
+    """
+    checked: list[Transform] = []
+    for i, transform in enumerate(transforms):
+        if not isinstance(transform, Transform):
+            raise ConfigError(
+                f"transforms[{i}] is {transform!r}, not a Transform; wrap the function in map_records or"
+                " map_batch"
+            )
+        if any(transform.name == before.name for before in checked):
+            raise ConfigError(
+                f"transforms[{i}] is a second one with the name {transform.name!r}; names key the"
+                " randomness, so give each its own (name=...)"
+            )
+        checked.append(transform)
+    return tuple(checked)
+
+
+def _make(
+    fn: Callable[..., Any],
+    name: str | None,
+    level: Level,
+    randomness: Randomness,
+    parameters: Mapping[str, Any] | None,
+    version: str | int | None,
+) -> Transform:
+    return Transform(
+        fn=fn,
+        name=function_name(fn) if name is None else name,
+        level=level,
+        randomness=randomness,
+        parameters={} if parameters is None else parameters,
+        version=version,
+    )
+
+
+def function_name(fn: Any) -> str:
+    """The name that a function, a partial of one or a callable object goes by.
+
+    Raises:
+        ConfigError: if it has none (a lambda).
+    """
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__name__", type(fn).__name__)
+    if name == "<lambda>":
+        raise ConfigError(
+            "a lambda has no name to key its randomness and name it in errors; give it one: name='...'"
+        )
+    return str(name)
+
+
+def _random(randomness: Randomness) -> Randomness:
+    if randomness == Randomness.NONE:
+        raise ConfigError("a random transform cannot have randomness 'none'; use map_records or map_batch")
+    return randomness
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"a transform's name must be text that is not empty, is {name!r}")
+
+
+def _check_version(version: Any, name: str) -> None:
+    if isinstance(version, bool) or not isinstance(version, (str, int, type(None))):
+        raise ConfigError(
+            f"the version of transform {name!r} must be text, a whole number or None, is {version!r}"
+        )
+
+
+def _member(family: type[enum.StrEnum], value: Any, what: str, name: str) -> enum.StrEnum:
+    try:
+        return family(value)
+    except ValueError:
+        choices = ", ".join(repr(str(member)) for member in family)
+        raise ConfigError(
+            f"the {what} of transform {name!r} must be one of {choices}, is {value!r}"
+        ) from None
+
+
+def _checked_parameters(parameters: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(parameters, Mapping):
+        raise ConfigError(f"the parameters of transform {name!r} must be a mapping, are {parameters!r}")
+    for key in parameters:
+        if not isinstance(key, str):
+            raise ConfigError(
+                f"transform {name!r} has the parameter {key!r}; parameters are keyword arguments"
+            )
+    return MappingProxyType(dict(parameters))
+
+
+def _check_callable(transform: Transform) -> None:
+    fn, name = transform.fn, transform.name
+    if not callable(fn):
+        raise ConfigError(f"transform {name!r} needs something callable, got {fn!r}")
+    for kind, lazy in (
+        ("coroutine", inspect.iscoroutinefunction),
+        ("generator", inspect.isgeneratorfunction),
+    ):
+        if lazy(fn):
+            raise ConfigError(f"transform {name!r} is a {kind} function; a transform returns its rows")
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # C code often has none
+        return
+    given = 1 if transform.randomness is Randomness.NONE else 2
+    try:
+        signature.bind(*[None] * given, **transform.parameters)
+    except TypeError as error:
+        keywords = "".join(f", {key}=..." for key in transform.parameters)
+        call = f"fn({', '.join(('rows', 'randomness')[:given])}{keywords})"
+        raise ConfigError(
+            f"transform {name!r} would be called as {call}, but its signature is {signature}: {error}"
+        ) from None
