@@ -21,8 +21,8 @@ _STEP = np.uint64(GOLDEN)
 class _PhiloxKey(np.random.bit_generator.ISeedSequence):
     """Hands a seed to Philox as its key.
 
-    The same stream as `Philox(key=seed)`, which first asks the operating system for entropy that it then throws
-    away (16 µs a record instead of 6).
+    The same stream as `Philox(key=seed)`, which first asks the operating system for entropy that it then
+    throws away (16 µs a record instead of 6).
     """
 
     def __init__(self, seed: int) -> None:
@@ -37,7 +37,8 @@ class _PhiloxKey(np.random.bit_generator.ISeedSequence):
 
 def generator_from_seed(seed: int) -> np.random.Generator:
     """A new NumPy generator with the stream of `Philox(key=seed)`: all 64 bits count, nothing is hashed."""
-    return np.random.Generator(np.random.Philox(_PhiloxKey(seed)))
+    key: Any = _PhiloxKey(seed)  # Any: NumPy documents ISeedSequence here, its stub knows only SeedSequence
+    return np.random.Generator(np.random.Philox(key))
 
 
 def keys_from_seeds(seeds: np.ndarray) -> jax.Array:

@@ -127,9 +127,8 @@ def _stack_bytes(values: list[Any], path: str) -> np.ndarray:
             f"{_at(path)}record {i} has {len(values[i])} bytes, but record 0 has {length}; cut, pad or"
             " tokenise them to one length in a transform"
         )
-    joined = bytearray().join(
-        values
-    )  # a bytearray, so that the batch may be written to without one more copy
+    # Into a bytearray, so that the batch may be written to without one more copy.
+    joined = bytearray().join(values)
     return np.frombuffer(joined, np.uint8).reshape(len(values), length)
 
 
