@@ -1,1 +1,40 @@
+"""Which record stands at which position: order, schedule and digest, as pure integer maths on NumPy vectors.
 
+Read `order.py` first, then `permutation.py`. Nothing here touches JAX, files, threads or a process index.
+"""
+
+from datarax.order.digest import DIGEST_VERSION as DIGEST_VERSION
+from datarax.order.digest import Digest as Digest
+from datarax.order.digest import key_hashes as key_hashes
+from datarax.order.digest import row_hashes as row_hashes
+from datarax.order.order import ORDER_VERSION as ORDER_VERSION
+from datarax.order.order import Order as Order
+from datarax.order.order import OrderConfig as OrderConfig
+from datarax.order.order import OrderPolicy as OrderPolicy
+from datarax.order.order import RecordKeys as RecordKeys
+from datarax.order.positions import MAX_POSITION as MAX_POSITION
+from datarax.order.schedule import Remainder as Remainder
+from datarax.order.schedule import Schedule as Schedule
+from datarax.order.seeds import derive_seed as derive_seed
+from datarax.order.seeds import id64 as id64
+from datarax.order.seeds import mix64 as mix64
+from datarax.order.seeds import row_seeds as row_seeds
+
+__all__ = [
+    "DIGEST_VERSION",
+    "MAX_POSITION",
+    "ORDER_VERSION",
+    "Digest",
+    "Order",
+    "OrderConfig",
+    "OrderPolicy",
+    "RecordKeys",
+    "Remainder",
+    "Schedule",
+    "derive_seed",
+    "id64",
+    "key_hashes",
+    "mix64",
+    "row_hashes",
+    "row_seeds",
+]

@@ -1,0 +1,270 @@
+"""The digest of what was delivered: sums over rows of a hash of the key and a hash of the bytes.
+
+Sums modulo 2^64 add up across steps and processes and do not change under re-sharding. A fingerprint says
+*same recipe*; a digest says *same deliveries*. `DIGEST_VERSION` names the hashes; golden files pin them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datarax.core.errors import InputError
+from datarax.order.positions import checked_positions
+from datarax.order.seeds import GOLDEN, derive_seed, mix64
+
+DIGEST_VERSION = 1
+"""Raise this when any hash changes, keep the old reader, and add a golden file."""
+
+SEGMENT_WORDS = 1024
+"""Words of 8 bytes of a row that share one set of coefficients; 8 KiB, so that these stay in the cache."""
+
+# Rows are hashed in chunks so that the shifted copy of a chunk stays in the second-level cache.
+_CHUNK_BYTES = 1 << 18
+_KEY_CHUNK = 8192  # rows per pass over the key hash's work vectors
+
+_SHIFT_32 = np.uint64(32)
+_WRAP = (1 << 64) - 1
+_POSITION_SALT = np.uint64(derive_seed("digest", DIGEST_VERSION, "position"))
+
+# Odd multipliers of the key hash and the coefficients of the row hash, all from one splitmix64 stream.
+_WORDS = mix64(
+    np.uint64(derive_seed("digest", DIGEST_VERSION, "coefficients"))
+    + np.arange(1, 2 * SEGMENT_WORDS + 5, dtype=np.uint64) * np.uint64(GOLDEN)
+)
+_BY_POSITION, _BY_EPOCH, _BY_INDEX, _BY_SUM = (word | np.uint64(1) for word in _WORDS[:4])
+_WHOLE, _UPPER = _WORDS[4 : 4 + SEGMENT_WORDS], _WORDS[4 + SEGMENT_WORDS :]
+
+
+def key_hashes(
+    position: np.ndarray,
+    source_id: np.ndarray,
+    index: np.ndarray,
+    epoch: np.ndarray,
+    *,
+    part: np.ndarray | int = 0,
+    start: np.ndarray | int = 0,
+    length: np.ndarray | int = -1,
+) -> np.ndarray:
+    """One hash per delivered part of a record; a few ns per row in blocks of thousands.
+
+    With odd 64-bit constants P, E, I, M and rest = mix64(mix64(mix64(part) ^ start) ^ length), modulo 2^64:
+    x = P * position + E * epoch + source_id; x ^= x >> 32; hash = mix64(M * x + I * index + rest).
+
+    Args:
+        position: int64[n]; -1 is a pad slot, whose hash is 0.
+        source_id: uint64[n] or scalar, `id64` of the source's name.
+        index: int64[n], the record in its source.
+        epoch: int64[n], the pass over the source.
+        part: Which part of the record, int64[n] or scalar.
+        start: Where the part starts in the record, int64[n] or scalar.
+        length: Its length; -1 is the whole record.
+
+    Returns:
+        uint64[n].
+    """
+    position = checked_positions(position)
+    given = {
+        "source_id": source_id,
+        "index": index,
+        "epoch": epoch,
+        "part": part,
+        "start": start,
+        "length": length,
+    }
+    fields = [_words(name, field, len(position)) for name, field in given.items()]
+    rest = mix64(mix64(mix64(fields[3]) ^ fields[4]) ^ fields[5])
+    hashes = np.empty(len(position), np.uint64)
+    for first in range(0, len(position), _KEY_CHUNK):
+        chunk = slice(first, first + _KEY_CHUNK)
+        source, record, passes, tail = (
+            field if len(field) == 1 else field[chunk] for field in (*fields[:3], rest)
+        )
+        x = position[chunk].view(np.uint64) * _BY_POSITION
+        x += passes * _BY_EPOCH
+        x += source
+        x ^= x >> _SHIFT_32
+        x *= _BY_SUM
+        x += record * _BY_INDEX
+        x += tail
+        hashes[chunk] = mix64(x)
+    hashes[position < 0] = 0
+    return hashes
+
+
+def row_hashes(position: np.ndarray, leaves: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
+    """One hash per delivered row: a sum over its leaves of a hash of position, path, dtype, shape, bytes.
+
+    A leaf's row is its bytes, little-endian, filled with zeros to words w of 64 bits and cut into segments of
+    `SEGMENT_WORDS`. With fixed random 64-bit coefficients c and d, modulo 2^64:
+
+        sum = Σ_j c[j] * w[j] + d[j] * (w[j] >> 32)          per segment s
+        key = seed(path, dtype, row shape) + s * GOLDEN
+        row hash = Σ_leaf Σ_s mix64((sum + key) ^ mix64(position ^ salt))
+
+    The sum is a multilinear hash of the 32-bit halves with independent 64-bit coefficients (Carter and
+    Wegman), so any two different segments have different sums but for at most one choice of coefficients in
+    2^33. Without the second term two flips of top bits would cancel: negating two float64 of a row would
+    pass unseen.
+
+    Args:
+        position: int64[n]; -1 is a pad slot, whose hash is 0.
+        leaves: (path, array[n, ...]) of a batch, each path once, in any order and memory layout.
+
+    Returns:
+        uint64[n], the same on every machine.
+
+    Raises:
+        InputError: if a leaf has another number of rows, a path comes twice, or a dtype has no bytes that are
+            the same everywhere (objects, variable-width strings, records with fields, long double).
+    """
+    position = checked_positions(position)
+    hashes = np.zeros(len(position), np.uint64)
+    by_position = mix64(position.view(np.uint64) ^ _POSITION_SALT)
+    paths = set()
+    for path, leaf in leaves:
+        if path in paths:
+            raise InputError(f"two leaves of the batch have the path {path!r}")
+        paths.add(path)
+        array = np.asarray(leaf)
+        if array.ndim == 0 or len(array) != len(position):
+            raise InputError(f"leaf {path!r} has the shape {array.shape}; {len(position)} rows were expected")
+        hashes += _leaf_hashes(path, array, by_position)
+    hashes[position < 0] = 0
+    return hashes
+
+
+def _leaf_hashes(path: str, array: np.ndarray, by_position: np.ndarray) -> np.ndarray:
+    seed = _leaf_seed(path, array.dtype, array.shape[1:])
+    words_of_rows = _as_words(array)  # uint64[n, words]
+    num_words = words_of_rows.shape[1]
+    hashes = np.zeros(len(array), np.uint64)
+    whole = num_words // SEGMENT_WORDS
+    if whole:
+        keys = np.uint64(seed) + np.arange(whole, dtype=np.uint64) * np.uint64(GOLDEN)
+        sums = _segment_sums(
+            words_of_rows[:, : whole * SEGMENT_WORDS].reshape(len(array), whole, SEGMENT_WORDS)
+        )
+        hashes += mix64((sums + keys) ^ by_position[:, np.newaxis]).sum(axis=1, dtype=np.uint64)
+    if num_words % SEGMENT_WORDS or not num_words:
+        key = np.uint64((seed + whole * GOLDEN) & _WRAP)
+        sums = _segment_sums(words_of_rows[:, np.newaxis, whole * SEGMENT_WORDS :])[:, 0]
+        sums += key
+        sums ^= by_position
+        hashes += mix64(sums)
+    return hashes
+
+
+def _segment_sums(segments: np.ndarray) -> np.ndarray:
+    """uint64[n, segments, words] -> uint64[n, segments]."""
+    num_rows, num_segments, num_words = segments.shape
+    sums = np.empty((num_rows, num_segments), np.uint64)
+    rows = max(1, _CHUNK_BYTES // max(1, 8 * num_segments * num_words))
+    for first in range(0, num_rows, rows):
+        chunk = segments[first : first + rows]
+        np.einsum("nsw,w->ns", chunk, _WHOLE[:num_words], out=sums[first : first + rows])
+        sums[first : first + rows] += np.einsum("nsw,w->ns", chunk >> _SHIFT_32, _UPPER[:num_words])
+    return sums
+
+
+def _as_words(array: np.ndarray) -> np.ndarray:
+    """The rows' bytes as little-endian words, filled with zeros: uint64[n, words]."""
+    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
+        array = array.astype(array.dtype.newbyteorder("<"))
+    num_rows, row_bytes = len(array), int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
+    as_bytes = np.ascontiguousarray(array).reshape(num_rows, -1).view(np.uint8) if array.size else None
+    if as_bytes is None:
+        return np.zeros((num_rows, -(-row_bytes // 8)), np.uint64)
+    if row_bytes % 8 or as_bytes.ctypes.data % 8:
+        filled = np.zeros((num_rows, -(-row_bytes // 8) * 8), np.uint8)
+        filled[:, :row_bytes] = as_bytes
+        as_bytes = filled
+    words = as_bytes.view("<u8")
+    return words if sys.byteorder == "little" else words.astype(np.uint64)
+
+
+@functools.lru_cache(maxsize=256)
+def _leaf_seed(path: str, dtype: np.dtype, row_shape: tuple[int, ...]) -> int:
+    fixed_width_bytes = dtype.kind in "biufcmMSU" or (dtype.kind == "V" and dtype.names is None)
+    if dtype.hasobject or not fixed_width_bytes or dtype.char in "gG" or dtype.subdtype is not None:
+        raise InputError(
+            f"leaf {path!r} has the dtype {dtype}, whose bytes are not the same everywhere; deliver "
+            "numbers or fixed-width strings (one leaf per field), or switch the bytes digest off"
+        )
+    # The name, because bfloat16 and its kin all spell their `str` as raw bytes of a width.
+    return derive_seed(
+        "digest", DIGEST_VERSION, "leaf", path, dtype.name, len(row_shape), *map(int, row_shape)
+    )
+
+
+def _words(name: str, field: np.ndarray | int, num_rows: int) -> np.ndarray:
+    """An integer field as words (two's complement): uint64[n], or uint64[1] for a scalar."""
+    array = np.asarray(field)
+    if array.dtype.kind not in "iu" or array.ndim > 1 or (array.ndim == 1 and len(array) != num_rows):
+        raise InputError(f"{name} must be int[{num_rows}] or one int, got {array.dtype}{list(array.shape)}")
+    return np.atleast_1d(array).astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Digest:
+    """The digest of a run so far: plain Python ints, exact at any size."""
+
+    rows: int
+    """Rows delivered, pads not counted."""
+    keys: int
+    """Sum of the key hashes modulo 2^64."""
+    bytes: int | None
+    """Sum of the row hashes modulo 2^64; None if bytes are not hashed."""
+
+    @classmethod
+    def zero(cls, with_bytes: bool) -> Digest:
+        """The digest of nothing delivered yet."""
+        return cls(0, 0, 0 if with_bytes else None)
+
+    def add(self, keys_sum: int, bytes_sum: int | None, rows: int) -> Digest:
+        """With more rows, or another process's share, added.
+
+        Raises:
+            ValueError: if one side has hashed bytes and the other has not.
+        """
+        if (self.bytes is None) != (bytes_sum is None):
+            raise ValueError("a digest with hashed bytes and one without do not add up")
+        keys = (self.keys + int(keys_sum)) & _WRAP
+        hashed = None if self.bytes is None or bytes_sum is None else (self.bytes + int(bytes_sum)) & _WRAP
+        return Digest(self.rows + int(rows), keys, hashed)
+
+    def to_state(self) -> dict[str, Any]:
+        """{"version", "rows", "keys": 16 hex digits, "bytes": 16 hex digits or None}."""
+        hashed = None if self.bytes is None else f"{self.bytes:016x}"
+        return {"version": DIGEST_VERSION, "rows": self.rows, "keys": f"{self.keys:016x}", "bytes": hashed}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Digest:
+        """The digest that `to_state` wrote.
+
+        Raises:
+            ValueError: if a field is missing, unknown, of another version or not as `to_state` writes it.
+        """
+        fields = {"version", "rows", "keys", "bytes"}
+        if not isinstance(state, Mapping) or set(state) != fields:
+            raise ValueError(f"a digest has the fields {sorted(fields)}, got {state!r}")
+        if type(state["version"]) is not int or state["version"] != DIGEST_VERSION:
+            raise ValueError(
+                f"digest version {state['version']!r} is not {DIGEST_VERSION}, the one known here"
+            )
+        if type(state["rows"]) is not int or state["rows"] < 0:
+            raise ValueError(f"digest.rows is {state['rows']!r}, not an int >= 0")
+        hashed = None if state["bytes"] is None else _parse_hex("bytes", state["bytes"])
+        return cls(state["rows"], _parse_hex("keys", state["keys"]), hashed)
+
+
+def _parse_hex(field: str, text: Any) -> int:
+    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{16}", text):
+        raise ValueError(f"digest.{field} is {text!r}, not 16 lower-case hex digits")
+    return int(text, 16)

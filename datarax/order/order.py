@@ -1,0 +1,203 @@
+"""The order: an endless, addressable sequence of record keys, pure in seed, policy and sources' lengths.
+
+It reads no data, keeps no cursor and does not know which process it runs on. The key at a position never
+depends on which other positions are asked for. `ORDER_VERSION` names the algorithms of this package; golden
+files under `checkpoints/golden/order/` pin them, and a change to any key needs a new version and a new
+golden file.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datarax.core.errors import ConfigError, InputError
+from datarax.order.permutation import FeistelPermutations, Identity, Permutations
+from datarax.order.positions import MAX_POSITION, checked_positions
+from datarax.order.seeds import derive_seed, id64
+
+ORDER_VERSION = 1
+"""Raise this when any policy gives another key for any position, and add a golden file."""
+
+_EPOCHS_KEPT = 4  # epochs whose round keys are kept: a run reads from one or two at a time
+
+
+class OrderPolicy(enum.StrEnum):
+    """How the records of one epoch are arranged."""
+
+    NONE = "none"
+    """As they stand in the source, every epoch alike."""
+    GLOBAL = "global"
+    """A keyed permutation of all records, another one each epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderConfig:
+    """Which order, with its seed; every field that matters for the policy is identity."""
+
+    policy: OrderPolicy = OrderPolicy.GLOBAL
+    """How the records of one epoch are arranged."""
+    seed: int = 0
+    """0 <= seed < 2^63. The key of the shuffle, hashed with the source's name and the epoch; never added."""
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "policy", OrderPolicy(self.policy))
+        except ValueError:
+            known = ", ".join(policy.value for policy in OrderPolicy)
+            raise ConfigError(f"order.policy is {self.policy!r}; choose one of: {known}") from None
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise ConfigError(f"order.seed is {self.seed!r}; give an int from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True, eq=False)
+class RecordKeys:
+    """The keys of n rows; a pad slot has the key (-1, -1, -1)."""
+
+    source: np.ndarray
+    """int32[n], which source, an index into the order's `source_names`."""
+    index: np.ndarray
+    """int64[n], which record of that source."""
+    epoch: np.ndarray
+    """int64[n], which pass over that source."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> RecordKeys:
+        """The keys of some rows, by slice, int array or bool mask."""
+        return RecordKeys(self.source[rows], self.index[rows], self.epoch[rows])
+
+    def rows(self) -> Iterator[tuple[int, int, int]]:
+        """(source, index, epoch) of each row as Python ints."""
+        return zip(self.source.tolist(), self.index.tolist(), self.epoch.tolist(), strict=True)
+
+
+class Order:
+    """Record keys by position, and positions by record key.
+
+    Immutable, so calls from several threads at once are safe.
+
+    Args:
+        config: The policy and its seed.
+        sources: Source name -> number of records; one source for now.
+
+    Raises:
+        ConfigError: if there is not exactly one source.
+        InputError: if the source is empty.
+    """
+
+    def __init__(self, config: OrderConfig, sources: Mapping[str, int]) -> None:
+        if len(sources) != 1:
+            raise ConfigError(
+                f"an order needs exactly one source, got {len(sources)} ({', '.join(map(repr, sources))}); "
+                "mixtures of several sources are not available yet"
+            )
+        self.config = config
+        self.source_names = tuple(sources)
+        self.source_ids = np.array([id64(name) for name in sources], np.uint64)
+        """uint64[k], the `id64` of each source name."""
+        self.num_records = _checked_length(*next(iter(sources.items())))
+        """Number of records in one epoch."""
+        # lru_cache is safe to call from several threads; at worst two of them build the same keys.
+        self._kept = functools.lru_cache(maxsize=_EPOCHS_KEPT)(self._build)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Order, (self.config, dict(zip(self.source_names, [self.num_records], strict=True)))
+
+    def keys(self, positions: np.ndarray) -> RecordKeys:
+        """The record keys at some positions, in any order and across any epochs.
+
+        Args:
+            positions: int64[n], each from 0 to 2^63 - 1, or -1 for a pad slot.
+
+        Returns:
+            n keys.
+
+        Raises:
+            TypeError: if the positions are not integers.
+            InputError: if one is below -1 or beyond 2^63 - 1.
+        """
+        positions = checked_positions(positions)
+        pads = positions < 0
+        if not pads.any():
+            return self._keys(positions)
+        keys = RecordKeys(*(np.full(len(positions), -1, dtype) for dtype in (np.int32, np.int64, np.int64)))
+        real = self._keys(positions[~pads])
+        keys.source[~pads], keys.index[~pads], keys.epoch[~pads] = real.source, real.index, real.epoch
+        return keys
+
+    def positions(self, source: str, index: int, epoch: int) -> list[int]:
+        """Where a record stands in one epoch: the inverse of `keys`.
+
+        Returns:
+            Ascending positions; exactly one, except under the `grain` policy at lengths where Grain's
+            shuffle is not a permutation (none or two).
+
+        Raises:
+            InputError: if there is no such source, record or epoch, or the position would pass 2^63 - 1.
+        """
+        if source not in self.source_names:
+            raise InputError(f"no source is called {source!r}; this order has {', '.join(self.source_names)}")
+        if not 0 <= index < self.num_records:
+            raise InputError(f"source {source!r} has records 0 to {self.num_records - 1}, not {index}")
+        if not 0 <= epoch <= MAX_POSITION // self.num_records:
+            raise InputError(f"epoch {epoch} does not exist: give 0 to {MAX_POSITION // self.num_records}")
+        first = epoch * self.num_records
+        found = [first + offset for offset in self._permutations((epoch,)).preimages(index)]
+        if found and found[-1] > MAX_POSITION:
+            raise InputError(f"record {index} of epoch {epoch} stands beyond the last position, 2^63 - 1")
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the key at every position, as a JSON-able tree."""
+        tree: dict[str, Any] = {
+            "version": ORDER_VERSION,
+            "policy": self.config.policy.value,
+            "sources": {self.source_names[0]: self.num_records},
+        }
+        if self.config.policy is not OrderPolicy.NONE:
+            tree["seed"] = self.config.seed
+        return tree
+
+    def warnings(self) -> list[str]:
+        """What a user of this order should know before a run, one sentence each."""
+        return []
+
+    def _keys(self, positions: np.ndarray) -> RecordKeys:
+        epoch = positions // self.num_records
+        offset = positions - epoch * self.num_records
+        return RecordKeys(np.zeros(len(positions), np.int32), self._shuffled(offset, epoch), epoch)
+
+    def _shuffled(self, offset: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        if not len(epoch):
+            return offset
+        if epoch[0] == epoch[-1] and (epoch == epoch[0]).all():
+            return self._permutations((int(epoch[0]),))(offset)
+        epochs, member = np.unique(epoch, return_inverse=True)
+        return self._permutations(tuple(epochs.tolist()))(offset, member)
+
+    def _permutations(self, epochs: tuple[int, ...]) -> Permutations:
+        if self.num_records == 1 or self.config.policy is OrderPolicy.NONE:
+            return Identity()
+        return self._kept(epochs) if len(epochs) <= _EPOCHS_KEPT else self._build(epochs)
+
+    def _build(self, epochs: tuple[int, ...]) -> Permutations:
+        return FeistelPermutations(self.num_records, self._seeds("shuffle", epochs))
+
+    def _seeds(self, purpose: str, epochs: tuple[int, ...]) -> np.ndarray:
+        name, seed = self.source_names[0], self.config.seed
+        return np.array([derive_seed(seed, purpose, name, epoch) for epoch in epochs], np.uint64)
+
+
+def _checked_length(name: str, length: int) -> int:
+    if length < 1:
+        raise InputError(f"source {name!r} has {length} records; an order needs at least one")
+    if length > MAX_POSITION:
+        raise InputError(f"source {name!r} has {length} records; at most 2^63 - 1 can be addressed")
+    return int(length)
