@@ -1,0 +1,357 @@
+"""The base of all datarax modules: state, statistics, counters, cache, copies.
+
+`DataraxModule` is an `nnx.Module` whose Variables are its state: `get_state` takes them out as plain values
+and `set_state` puts them back, all or nothing. `CheckpointableIteratorModule` adds a place in an iteration.
+Knows nothing of files, orders or batches. Read next: `datarax.core.restore` (what a state must look like) and
+`datarax.core.variables` (what counts and positions are made of).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from datarax.core.cache_key import cache_key
+from datarax.core.config import DataraxModuleConfig
+from datarax.core.errors import MismatchError
+from datarax.core.restore import detached, match_state, read_state, write
+from datarax.core.variables import HostFlag, HostInt, IterationCount
+
+__all__ = ["CheckpointableIteratorModule", "DataraxModule", "HostFlag", "HostInt", "IterationCount"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+# Caches live beside their modules, not in them: as an attribute a dict would be static metadata of NNX,
+# compared at every call of a jitted function and shared by every clone. A module inside a transform has an
+# empty cache of its own.
+_caches: weakref.WeakKeyDictionary[DataraxModule, dict[int, Any]] = weakref.WeakKeyDictionary()
+
+
+class DataraxModule(nnx.Module):
+    """Base class of all datarax modules: statistics, cache, operation counters, copies, checkpoint state.
+
+    Args:
+        config: The module's settings, kept as the given object.
+        rngs: Random number streams, kept as the given object; part of the state.
+        name: Name of the module.
+
+    Attributes:
+        config: The config.
+        rngs: The streams, or None.
+        name: The name, or None.
+        _computed_stats: Variable with the statistics that were set or computed last, or None.
+        _applied_count: IterationCount, int32 of shape ().
+        _skipped_count: IterationCount, int32 of shape ().
+
+    Raises:
+        TypeError: if `config`, `rngs` or `name` is of another type.
+    """
+
+    free_state: ClassVar[frozenset[str]] = frozenset()
+    """Attributes that hold a Variable whose content may change kind from one state to the next."""
+
+    config: DataraxModuleConfig
+    rngs: nnx.Rngs | None
+    name: str | None
+
+    def __init__(
+        self, config: DataraxModuleConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
+    ) -> None:
+        _check_type("config", config, DataraxModuleConfig)
+        if rngs is not None:
+            _check_type("rngs", rngs, nnx.Rngs)
+        if name is not None:
+            _check_type("name", name, str)
+        self.config = config
+        self.rngs = nnx.data(rngs)
+        self.name = name
+        self._computed_stats: nnx.Variable[Any] = nnx.Variable(None)
+        self._is_stats_reset = HostFlag(False)
+        self._applied_count = IterationCount(jnp.zeros((), jnp.int32))
+        self._skipped_count = IterationCount(jnp.zeros((), jnp.int32))
+
+    def __repr__(self) -> str:
+        told = [f"name={self.name!r}"] if self.name else []
+        told += ["cacheable=True"] if self.config.cacheable else []
+        return f"{type(self).__name__}({', '.join(told)})"
+
+    # Operation statistics
+
+    def get_operation_stats(self) -> dict[str, int]:
+        """How many items were applied and skipped: `{"applied_count": int, "skipped_count": int}`. Host only."""
+        return {
+            "applied_count": int(self._applied_count.get_value()),
+            "skipped_count": int(self._skipped_count.get_value()),
+        }
+
+    def reset_operation_stats(self) -> None:
+        """Set both counters to zero, in the same Variables and of the same shape and dtype."""
+        for count in (self._applied_count, self._skipped_count):
+            value = count.get_value()
+            count.set_value(np.zeros_like(value) if isinstance(value, np.ndarray) else jnp.zeros_like(value))
+
+    def _increment_applied_count(self) -> None:
+        """Count one applied item; works inside transforms."""
+        self._applied_count[...] += 1
+
+    def _increment_skipped_count(self) -> None:
+        """Count one skipped item; works inside transforms."""
+        self._skipped_count[...] += 1
+
+    # Statistics
+
+    def compute_statistics(self, data: Any) -> dict[str, Any] | None:
+        """Compute statistics of `data` with the config's `batch_stats_fn`, and keep them.
+
+        Returns:
+            What the function returned; None, and nothing changes, if no function is configured.
+        """
+        if self.config.batch_stats_fn is None:
+            return None
+        stats = cast(Any, self.config.batch_stats_fn)(data)
+        self.set_statistics(stats)
+        return stats
+
+    def get_statistics(self) -> dict[str, Any] | None:
+        """The statistics that were set or computed last; without any, the config's `precomputed_stats`.
+
+        After `reset_statistics` there are none, `precomputed_stats` included, until some are set or computed.
+        """
+        kept = self._computed_stats.get_value()
+        if kept is not None:
+            return kept
+        return None if self._is_stats_reset else self.config.precomputed_stats
+
+    def set_statistics(self, stats: dict[str, Any] | None) -> None:
+        """Keep `stats`; they hide computed and precomputed ones. None goes back to the precomputed."""
+        self._computed_stats.set_value(stats)
+        self._is_stats_reset.set_value(False)
+
+    def reset_statistics(self) -> None:
+        """Have no statistics, `precomputed_stats` included, until some are set or computed."""
+        self._computed_stats.set_value(None)
+        self._is_stats_reset.set_value(True)
+
+    # Cache
+
+    @property
+    def _cache(self) -> dict[int, Any] | None:
+        """This object's own cache: a plain dict if the config says cacheable, else None. Never state."""
+        return _caches.setdefault(self, {}) if self.config.cacheable else None
+
+    def _compute_cache_key(self, value: Any) -> int:
+        """A key under which a result for `value` can be cached: see `datarax.core.cache_key`."""
+        return cache_key(value)
+
+    def reset_cache(self) -> None:
+        """Empty the cache, if there is one."""
+        if self._cache is not None:
+            self._cache.clear()
+
+    # Copies
+
+    def copy(
+        self,
+        *,
+        config: DataraxModuleConfig | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ) -> DataraxModule:
+        """A new module of this class in its initial state, with what is not given taken over from this one.
+
+        It carries no state: counters, statistics and Variables start anew. The config and the rngs are
+        shared. Subclasses whose constructor takes something else override this.
+
+        Args:
+            config: Another config.
+            rngs: Other random number streams.
+            name: Another name; "" is a name too.
+
+        Raises:
+            TypeError: if the class has another constructor.
+        """
+        return type(self)(
+            config=self.config if config is None else config,
+            rngs=self.rngs if rngs is None else rngs,
+            name=self.name if name is None else name,
+        )
+
+    def clone(self) -> DataraxModule:
+        """A new module with the same state, that shares nothing with this one that either could change.
+
+        Variables, random streams and lists, dicts and sets in attributes are its own, and its cache starts
+        empty. The config is shared, and so are plain array attributes, which are data and not state.
+        """
+        clone = nnx.clone(self, graph=True)
+        for _, node in list(nnx.iter_graph(clone, graph=True)):
+            if isinstance(node, nnx.Variable):
+                if not node.ref:
+                    node.set_raw_value(detached(node.get_raw_value()))
+            elif isinstance(node, DataraxModule):
+                node._detach_static_attributes()
+        return clone
+
+    def _detach_static_attributes(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, (list, dict, set, bytearray)) and not self._pytree__nodes.get(name):
+                object.__setattr__(self, name, _with_own_containers(value))
+
+    # State
+
+    def get_state(self) -> dict[str, Any]:
+        """The module's state: nested dicts of what its Variables hold, sharing nothing that can change later.
+
+        Python values stay Python values, integers of any size are exact, arrays are `jax.Array` or NumPy
+        arrays as held, random streams are `{"count": uint32, "key": typed key}`. Config, name, cache and
+        plain array attributes are not in it.
+        """
+        return read_state(self)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore a state that `get_state` gave, strictly: either all of it is taken over or nothing is.
+
+        Args:
+            state: A state with the same keys, kinds, shapes and dtypes at every depth: see
+            `restore.match_state`.
+
+        Raises:
+            TypeError: if `state` is not a dict.
+            MismatchError: (a ValueError) if it does not fit; its cause names the path and both sides.
+            ValueError: if a module's own check (`_validate_state`) refuses it.
+        """
+        if not isinstance(state, dict):
+            raise TypeError(f"State must be a dict, got {type(state)}")
+        modules = _modules_below(self)
+        free = [vars(module)[name] for _, module in modules for name in module.free_state]
+        try:
+            changes = match_state(self, state, free=free)
+        except ValueError as error:
+            raise MismatchError(
+                "Checkpoint state is structurally incompatible with module state. "
+                "Regenerate checkpoints after architecture/config changes."
+            ) from error
+        for path, module in modules:
+            module._validate_state(_at(state, path))
+        for variable, value in changes:
+            write(variable, value)
+        for _, module in modules:
+            module._state_restored()
+
+    def _validate_state(self, state: dict[str, Any]) -> None:
+        """Refuse a state whose structure is right and whose values are not, by raising ValueError.
+
+        Called by `set_state` of this module or of one that contains it, before anything is changed; `state`
+        is this module's part. The default accepts everything.
+        """
+
+    def _state_restored(self) -> None:
+        """Called after `set_state` has written all Variables, of this module or of one that contains it.
+
+        For what is derived from them. It must not raise. The default does nothing.
+        """
+
+    # Random number streams
+
+    def requires_rng_streams(self) -> list[str] | None:
+        """Names of the random number streams that the module needs, or None. Subclasses override this."""
+        return None
+
+    def ensure_rng_streams(self, stream_names: list[str]) -> None:
+        """Check that the required random number streams are available.
+
+        Args:
+            stream_names: Names of the available streams.
+
+        Raises:
+            TypeError: if `stream_names` is a single string.
+            ValueError: if a required stream is not among them.
+        """
+        if isinstance(stream_names, str):
+            raise TypeError(f"stream_names must be a list of names, got the string {stream_names!r}")
+        available = list(stream_names)
+        for name in self.requires_rng_streams() or ():
+            if name not in available:
+                raise ValueError(
+                    f"RNG stream {name!r} is required but not available. Available streams: {available}"
+                )
+
+
+class CheckpointableIteratorModule(DataraxModule, Generic[T_co]):
+    """Base class of modules that iterate and can be stopped and continued: sources, loaders, your own.
+
+    Args:
+        config: The module's settings.
+        rngs: Random number streams.
+        name: Name of the module.
+
+    Attributes:
+        epoch: HostInt, None until set.
+        position: HostInt, None until set.
+        idx: HostInt, None until set.
+        current: Variable with the item at hand, None until set; anything may follow anything in it.
+    """
+
+    state_scope: ClassVar[str] = "process"
+    """"process" if each process has a state of its own, "global" if the state is the same on all."""
+
+    free_state: ClassVar[frozenset[str]] = frozenset({"current"})
+
+    def __init__(
+        self, config: DataraxModuleConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(config, rngs=rngs, name=name)
+        self.epoch = HostInt(None)
+        self.position = HostInt(None)
+        self.idx = HostInt(None)
+        self.current: nnx.Variable[Any] = nnx.Variable(None)
+
+    def __iter__(self) -> Iterator[T_co]:
+        return self
+
+    def __next__(self) -> T_co:
+        raise NotImplementedError("Subclasses must implement __next__")
+
+    def __len__(self) -> int:
+        raise NotImplementedError("Subclasses must implement __len__")
+
+    def reset(self) -> None:
+        """Set `epoch`, `position`, `idx` and `current` to None; counters, statistics and streams stay.
+
+        Subclasses extend this with what they need to start over.
+        """
+        for variable in (self.epoch, self.position, self.idx, self.current):
+            variable.set_value(None)
+
+
+def _check_type(what: str, value: Any, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"{what} must be a {expected.__name__}, got {type(value).__name__} {value!r}")
+
+
+def _modules_below(module: DataraxModule) -> list[tuple[tuple[Any, ...], DataraxModule]]:
+    """The datarax modules in the graph of `module` with their paths, children before parents, itself last."""
+    return [
+        (path, node) for path, node in nnx.iter_graph(module, graph=True) if isinstance(node, DataraxModule)
+    ]
+
+
+def _at(state: dict[Any, Any], path: tuple[Any, ...]) -> Any:
+    for key in path:
+        state = state[key]
+    return state
+
+
+def _with_own_containers(value: Any) -> Any:
+    """Containers of exactly these types anew, what they contain otherwise shared."""
+    if type(value) in (list, tuple):
+        return type(value)(map(_with_own_containers, value))
+    if type(value) is dict:
+        return {key: _with_own_containers(item) for key, item in value.items()}
+    if type(value) in (set, bytearray):
+        return type(value)(value)
+    return value

@@ -1,0 +1,239 @@
+"""The kinds of `nnx.Variable` that modules count and remember with.
+
+`IterationCount` is an array that transforms may change. `HostInt` is an exact integer of any size that only
+the host may change, and `HostFlag` a bool that stays a Python bool inside transforms. Knows nothing of
+modules. Read next: `datarax.core.module`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.errors import TraceContextError
+from flax.nnx import reprlib
+from flax.typing import MISSING
+from jax.extend.core import get_opaque_trace_state
+
+__all__ = ["HostFlag", "HostInt", "IterationCount"]
+
+
+class IterationCount(nnx.Variable[Any]):
+    """A count that can be changed inside transforms: as a rule an int32 `jax.Array` of shape ().
+
+    A Python int would be static for NNX and could not be changed inside `nnx.jit` or `nnx.vmap`; an array is
+    data. The type lets `nnx.StateAxes` say what a transform does with counts; the `...` entry is required::
+
+        shared = nnx.StateAxes({IterationCount: None, ...: None})
+        nnx.vmap(f, in_axes=(shared, 0))  # += 1 counts once for all rows
+        carried = nnx.StateAxes({IterationCount: nnx.Carry, ...: None})
+        nnx.scan(f, in_axes=(carried, 0))  # += 1 counts once for each step
+
+    A count never wraps. Set on the host past the largest value of its dtype (2**31 - 1 for int32), or below
+    zero, it raises OverflowError and keeps its value. A transform cannot raise; there it stays at the largest
+    value.
+    """
+
+    def set_value(self, value: Any, *, index: Any = MISSING) -> None:
+        """Set the count, or with `index` a part of it.
+
+        Raises:
+            OverflowError: on the host, if a count has wrapped or would be negative; nothing has changed.
+        """
+        before = self.get_raw_value()
+        if isinstance(before, np.ndarray):
+            before = before.copy()  # the assignment below writes into it
+        super().set_value(value, index=index)
+        after = self.get_raw_value()
+        if isinstance(after, jax.core.Tracer):
+            if jnp.issubdtype(after.dtype, jnp.signedinteger):
+                self.set_raw_value(jnp.where(after < 0, jnp.iinfo(after.dtype).max, after))
+        elif _is_negative(after):
+            self.set_raw_value(before)
+            raise OverflowError(
+                f"{type(self).__name__} was set to {after}: a count is at least 0, and one of dtype "
+                f"{getattr(after, 'dtype', 'int')} wraps past its largest value. It keeps {before}; "
+                "reset it (reset_operation_stats) to count on"
+            )
+
+
+def _is_negative(count: Any) -> bool:
+    if isinstance(count, jax.Array) and not (count.is_fully_addressable or count.is_fully_replicated):
+        return False  # no process can look at all of it
+    if isinstance(count, (jax.Array, np.ndarray, np.generic, int)):
+        return bool(np.any(np.asarray(count) < 0))
+    return False
+
+
+# What jax reports while nothing is being traced; the same in every thread.
+_HOST = get_opaque_trace_state(convention="nnx")
+
+_WORD_BITS = 32
+_LEAST_WORDS = 2  # so that an integer below 2**64 never changes the structure that jit caches by
+
+
+@jax.tree_util.register_pytree_node_class
+class _Words:
+    """An exact integer to Python; to jax a node with uint32 scalars, the least significant word first.
+
+    uint32 is the widest integer that jax keeps without x64. As data the words pass through transforms
+    unchanged, and a jitted function is not traced anew for each new value, as it would be for static
+    metadata.
+    """
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: int | tuple[Any, ...]) -> None:
+        self._content = content
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        if isinstance(self._content, tuple):
+            return self._content, None
+        count = max(_LEAST_WORDS, -(-self._content.bit_length() // _WORD_BITS))
+        words = (self._content >> (_WORD_BITS * i) & 0xFFFFFFFF for i in range(count))
+        return tuple(np.array(word, np.uint32) for word in words), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, words: Any) -> _Words:
+        return cls(tuple(words))
+
+    def exact(self) -> int:
+        """The integer.
+
+        Raises:
+            TraceContextError: inside a transform, where it has no value.
+            ValueError: if something has changed the words' dtype or shape.
+        """
+        if isinstance(self._content, tuple):
+            self._content = _join(self._content)
+        return self._content
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._content})"
+
+
+def _join(words: tuple[Any, ...]) -> int:
+    if any(isinstance(word, jax.core.Tracer) for word in words):
+        raise TraceContextError(
+            "the value of a HostInt (epoch, position or idx) is known to the host only and cannot be read inside "
+            "a jax transform; read it before the call and pass what is needed as an argument"
+        )
+    if any(getattr(word, "dtype", None) != np.uint32 or word.shape != () for word in words):
+        raise ValueError(f"a HostInt holds {words} instead of uint32 words; what touched it is not exact")
+    return sum(int(word) << (_WORD_BITS * i) for i, word in enumerate(words))
+
+
+class HostInt(nnx.Variable[int | None]):
+    """None or a Python int >= 0 of any size, exact on the host and through every transform.
+
+    `get_value()` and `[...]` give the Python int. Inside a transform it can be neither changed nor read (both
+    raise flax's TraceContextError): the value passes through as data, so no new value makes jit trace again.
+    """
+
+    def __init__(self, value: int | None = None, **metadata: Any) -> None:
+        # Neither a mutable array nor a hijax value could hold None.
+        super().__init__(value, **{"ref": False, "hijax": False} | metadata)
+
+    def create_value(self, value: Any) -> Any:
+        """Called by NNX with the constructor's value."""
+        return _packed(value)
+
+    def get_value(self, *, index: Any = ...) -> int | None:
+        """The integer, or None.
+
+        Raises:
+            TraceContextError: inside a transform, unless it is None.
+        """
+        _check_whole(index)
+        raw: Any = self.get_raw_value()
+        return raw.exact() if isinstance(raw, _Words) else raw
+
+    def set_value(self, value: int | None, *, index: Any = ...) -> None:
+        """Set the integer, on the host only.
+
+        Raises:
+            TypeError: unless it is None, an int or a NumPy integer; a bool is refused.
+            ValueError: if it is negative.
+            TraceContextError: inside a transform.
+        """
+        _check_whole(index)
+        if get_opaque_trace_state(convention="nnx") != _HOST:
+            raise TraceContextError(f"cannot set a {type(self).__name__} to {value!r} inside a jax transform")
+        super().set_raw_value(_packed(value))
+
+    def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
+        """Like `set_value`, and the way back for what NNX took out of the Variable."""
+        super().set_raw_value(_packed(value), _unsafe_bypass_check=_unsafe_bypass_check)
+
+    def __nnx_repr__(self) -> Iterator[Any]:
+        yield reprlib.Object(type=type(self).__name__)
+        try:
+            yield reprlib.Attr("value", self.get_value())
+        except (TraceContextError, ValueError):
+            yield reprlib.Attr("value", self.get_raw_value())
+
+
+def _check_whole(index: Any) -> None:
+    if index is not ... and index is not MISSING:
+        raise TypeError(f"a HostInt is one integer and has no element {index!r}; use [...] or get_value()")
+
+
+def _packed(value: Any) -> _Words | None:
+    if value is None or isinstance(value, _Words):
+        return value
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"expected None or an int >= 0, got {type(value).__name__} {value!r}")
+    if value < 0:
+        raise ValueError(f"expected None or an int >= 0, got {value}")
+    return _Words(int(value))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Static:
+    """A bool that jax sees as structure: a transform is traced once for each of its two values."""
+
+    value: bool
+
+
+class HostFlag(nnx.Variable[bool]):
+    """A bool that stays a Python bool inside transforms, where it may be read, changed and branched on."""
+
+    def __init__(self, value: bool, **metadata: Any) -> None:
+        super().__init__(value, **{"ref": False, "hijax": False} | metadata)
+
+    def create_value(self, value: Any) -> Any:
+        """Called by NNX with the constructor's value."""
+        return _flag(value)
+
+    def get_value(self, *, index: Any = ...) -> bool:
+        """The bool."""
+        return self.get_raw_value().value  # type: ignore[attr-defined]
+
+    def set_value(self, value: bool, *, index: Any = ...) -> None:
+        """Set the bool.
+
+        Raises:
+            TypeError: unless it is a bool.
+        """
+        self.set_raw_value(value)
+
+    def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
+        """Like `set_value`, and the way back for what NNX took out of the Variable."""
+        super().set_raw_value(_flag(value), _unsafe_bypass_check=_unsafe_bypass_check)
+
+    def __bool__(self) -> bool:
+        return self.get_value()
+
+
+def _flag(value: Any) -> _Static:
+    if isinstance(value, _Static):
+        return value
+    if not isinstance(value, bool):
+        raise TypeError(f"expected a bool, got {type(value).__name__} {value!r}")
+    return _Static(value)
