@@ -9,9 +9,10 @@ from datarax.order.digest import key_hashes as key_hashes
 from datarax.order.digest import row_hashes as row_hashes
 from datarax.order.order import ORDER_VERSION as ORDER_VERSION
 from datarax.order.order import Order as Order
-from datarax.order.order import OrderConfig as OrderConfig
-from datarax.order.order import OrderPolicy as OrderPolicy
 from datarax.order.order import RecordKeys as RecordKeys
+from datarax.order.policy import GrainStyle as GrainStyle
+from datarax.order.policy import OrderConfig as OrderConfig
+from datarax.order.policy import OrderPolicy as OrderPolicy
 from datarax.order.positions import MAX_POSITION as MAX_POSITION
 from datarax.order.schedule import Remainder as Remainder
 from datarax.order.schedule import Schedule as Schedule
@@ -25,6 +26,7 @@ __all__ = [
     "MAX_POSITION",
     "ORDER_VERSION",
     "Digest",
+    "GrainStyle",
     "Order",
     "OrderConfig",
     "OrderPolicy",

@@ -8,7 +8,6 @@ golden file.
 
 from __future__ import annotations
 
-import enum
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from datarax.core.errors import ConfigError, InputError
-from datarax.order.permutation import FeistelPermutations, Identity, Permutations
+from datarax.order.block import BlockPermutations
+from datarax.order.grain import GrainPermutations, derived_shuffle_seed, epoch_seeds, num_repeated
+from datarax.order.permutation import Identity, Permutations, keyed_permutations
+from datarax.order.policy import GrainStyle, OrderConfig, OrderPolicy
 from datarax.order.positions import MAX_POSITION, checked_positions
 from datarax.order.seeds import derive_seed, id64
 
@@ -25,34 +27,6 @@ ORDER_VERSION = 1
 """Raise this when any policy gives another key for any position, and add a golden file."""
 
 _EPOCHS_KEPT = 4  # epochs whose round keys are kept: a run reads from one or two at a time
-
-
-class OrderPolicy(enum.StrEnum):
-    """How the records of one epoch are arranged."""
-
-    NONE = "none"
-    """As they stand in the source, every epoch alike."""
-    GLOBAL = "global"
-    """A keyed permutation of all records, another one each epoch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OrderConfig:
-    """Which order, with its seed; every field that matters for the policy is identity."""
-
-    policy: OrderPolicy = OrderPolicy.GLOBAL
-    """How the records of one epoch are arranged."""
-    seed: int = 0
-    """0 <= seed < 2^63. The key of the shuffle, hashed with the source's name and the epoch; never added."""
-
-    def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "policy", OrderPolicy(self.policy))
-        except ValueError:
-            known = ", ".join(policy.value for policy in OrderPolicy)
-            raise ConfigError(f"order.policy is {self.policy!r}; choose one of: {known}") from None
-        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
-            raise ConfigError(f"order.seed is {self.seed!r}; give an int from 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,18 +130,33 @@ class Order:
 
     def identity(self) -> dict[str, Any]:
         """What decides the key at every position, as a JSON-able tree."""
+        config = self.config
         tree: dict[str, Any] = {
             "version": ORDER_VERSION,
-            "policy": self.config.policy.value,
-            "sources": {self.source_names[0]: self.num_records},
+            "policy": config.policy.value,
+            "sources": dict(zip(self.source_names, [self.num_records], strict=True)),
         }
-        if self.config.policy is not OrderPolicy.NONE:
-            tree["seed"] = self.config.seed
+        if config.policy is not OrderPolicy.NONE:
+            tree["seed"] = config.seed
+        if config.policy is OrderPolicy.BLOCK:
+            tree |= {"block_size": config.block_size, "window_blocks": config.window_blocks}
+        if config.grain_style is not None:
+            tree["grain_style"] = config.grain_style.value
+        if config.grain_style is GrainStyle.MAP_DATASET:
+            tree["grain_ops_between"] = config.grain_ops_between or 0
         return tree
 
     def warnings(self) -> list[str]:
         """What a user of this order should know before a run, one sentence each."""
-        return []
+        repeated = num_repeated(self.num_records) if self.config.policy is OrderPolicy.GRAIN else 0
+        if not repeated:
+            return []
+        last = self.num_records - 1
+        missing = f"record {last} is" if repeated == 1 else f"records {last - repeated + 1} to {last} are"
+        return [
+            f"the grain policy reproduces Grain's shuffle, which is no permutation of {self.num_records} "
+            f"records: in every epoch {missing} never delivered and as many others are delivered twice"
+        ]
 
     def _keys(self, positions: np.ndarray) -> RecordKeys:
         epoch = positions // self.num_records
@@ -188,7 +177,23 @@ class Order:
         return self._kept(epochs) if len(epochs) <= _EPOCHS_KEPT else self._build(epochs)
 
     def _build(self, epochs: tuple[int, ...]) -> Permutations:
-        return FeistelPermutations(self.num_records, self._seeds("shuffle", epochs))
+        config = self.config
+        if config.policy is OrderPolicy.GRAIN:
+            seed = config.seed
+            if config.grain_style is GrainStyle.MAP_DATASET:
+                seed = derived_shuffle_seed(seed, config.grain_ops_between or 0)
+            return GrainPermutations(self.num_records, epoch_seeds(seed, epochs))
+        if config.policy is OrderPolicy.BLOCK:
+            assert config.block_size is not None
+            assert config.window_blocks is not None
+            return BlockPermutations(
+                self.num_records,
+                config.block_size,
+                config.window_blocks,
+                block_seeds=self._seeds("shuffle blocks", epochs),
+                window_seeds=self._seeds("shuffle windows", epochs),
+            )
+        return keyed_permutations(self.num_records, self._seeds("shuffle", epochs))
 
     def _seeds(self, purpose: str, epochs: tuple[int, ...]) -> np.ndarray:
         name, seed = self.source_names[0], self.config.seed

@@ -1,20 +1,24 @@
-"""Keyed pseudo-random permutations of range(n), evaluated at any index on whole vectors: nothing is stored.
+"""Keyed pseudo-random permutations of range(n), evaluated at any index on whole vectors, in constant memory.
 
-A Feistel network permutes a grid that is hardly larger than n; cycle walking (apply it again until the
-value is below n) makes that a permutation of range(n). Knows nothing of epochs, sources or policies; see
-`order.py`. A change to what any index maps to needs a new `ORDER_VERSION`.
+Small ranges are sorted by random words; large ones go through a Feistel network, which permutes a grid hardly
+larger than n, and cycle walking (apply it again until the value is below n). Knows nothing of epochs, sources
+or policies; see `order.py`. A change to what any index maps to needs a new `ORDER_VERSION`.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from datarax.order.seeds import splitmix_stream
 
+LARGEST_SORTED = 256
+"""Up to this n a permutation is sorted: networks of fewer bits are measurably not uniform."""
+
 ROUNDS = 8
-MIN_LEFT, MIN_RIGHT_BITS = 4, 2  # a 4 x 4 grid for tiny n: smaller halves have too few round functions
 
 # Constants of the 32-bit mixer "lowbias32" (found by search for low bias by Chris Wellons).
 _MULTIPLY_1 = np.uint32(0x7FEB352D)
@@ -22,6 +26,7 @@ _MULTIPLY_2 = np.uint32(0x846CA68B)
 _SHIFT_15, _SHIFT_16, _SHIFT_32 = np.uint32(15), np.uint32(16), np.uint64(32)
 
 _CHUNK = 16384  # lanes per pass: the work vectors stay in a core's second-level cache
+_TABLES_AT_ONCE = 4096  # sorted together; bounds the work space at 16 MiB
 
 
 class Permutations(Protocol):
@@ -39,6 +44,24 @@ class Permutations(Protocol):
         ...
 
 
+class KeyedPermutations(Permutations, Protocol):
+    """k permutations of range(n) with their inverses."""
+
+    def inverse(self, value: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
+        """Which index goes to each value: the inverse of calling, same shapes."""
+        ...
+
+
+def keyed_permutations(n: int, seeds: np.ndarray) -> KeyedPermutations:
+    """A permutation of range(n) for each seed: `SortedPermutations` to n = 256, then `FeistelPermutations`.
+
+    Args:
+        n: Number of values, 1 <= n < 2^63.
+        seeds: uint64[k].
+    """
+    return SortedPermutations(n, seeds) if n <= LARGEST_SORTED else FeistelPermutations(n, seeds)
+
+
 class Identity:
     """The map that leaves every index where it is."""
 
@@ -51,13 +74,75 @@ class Identity:
         return [value]
 
 
+class SortedPermutations:
+    """Permutations of range(n), n <= 256, one for each of k seeds: exactly uniform over random words.
+
+    Index i goes to j where word j + 1 of the seed's splitmix64 stream is the i-th smallest (from 0) of its
+    first n words, which are all different.
+
+    Args:
+        n: Number of values, 1 <= n <= 256.
+        seeds: uint64[k], one per permutation.
+    """
+
+    def __init__(self, n: int, seeds: np.ndarray) -> None:
+        assert 1 <= n <= LARGEST_SORTED, n
+        seeds = np.asarray(seeds, np.uint64)
+        self._table = np.empty((len(seeds), n), np.uint8)
+        for first in range(0, len(seeds), _TABLES_AT_ONCE):
+            words = splitmix_stream(seeds[first : first + _TABLES_AT_ONCE], n)
+            self._table[first : first + _TABLES_AT_ONCE] = words.argsort(axis=0).T
+
+    def __call__(self, index: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
+        """Where each index goes: int64[m] -> int64[m]; `member` says which of the k permutations."""
+        return self._table[0 if member is None else member, index].astype(np.int64)
+
+    def inverse(self, value: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
+        """Which index goes to each value: the inverse of calling, same shapes."""
+        return self._inverse_table[0 if member is None else member, value].astype(np.int64)
+
+    def preimages(self, value: int) -> list[int]:
+        """The one index that the first permutation sends to `value`."""
+        return self.inverse(np.array([value])).tolist()
+
+    @functools.cached_property
+    def _inverse_table(self) -> np.ndarray:
+        return self._table.argsort(axis=1).astype(np.uint8)
+
+
+def walk_below(
+    n: int,
+    x: np.ndarray,
+    member: np.ndarray | None,
+    evaluate: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+) -> np.ndarray:
+    """Cycle walking, uint64[m] -> uint64[m]: apply `evaluate`, then again to the lanes that are not below n.
+
+    Args:
+        n: The limit that each lane has to come below.
+        x: uint64[m], where each lane starts.
+        member: int[m] or None, handed to `evaluate` with the lanes that remain.
+        evaluate: A permutation of a domain that holds x; every cycle through x goes below n.
+    """
+    limit = np.uint64(n)
+    value = evaluate(x, member)
+    outside = np.flatnonzero(value >= limit)
+    again = value[outside]
+    while len(outside):
+        again = evaluate(again, None if member is None else member[outside])
+        value[outside] = again
+        left_over = again >= limit
+        outside, again = outside[left_over], again[left_over]
+    return value
+
+
 class FeistelPermutations:
     """Permutations of range(n), one for each of k seeds.
 
-    With b = max(4, bits of n - 1), an index is right + 2^c * left: the right half has c = b - b // 2 bits,
-    the left half is in range(A) with A = max(4, ceil(n / 2^c)), so the grid of 2^c * A values exceeds n by
-    less than one part in 2^(b // 2 - 1) and hardly any lane is ever evaluated twice. Round r of 8 changes
-    the left half if r is even, else the right half:
+    With b = bits of n - 1, an index is right + 2^c * left: the right half has c = b - b // 2 bits, the left
+    half is in range(A) with A = ceil(n / 2^c), so the grid of 2^c * A values exceeds n by less than one
+    part in 2^(b // 2 - 1) and hardly any lane is evaluated twice. Round r of 8 changes the left half if r
+    is even, else the right half:
 
         t = (other half + k1[r]) * 0x7FEB352D mod 2^32;  t ^= t >> 15
         t = (t + k2[r]) * 0x846CA68B mod 2^32;           t ^= t >> 16
@@ -66,18 +151,18 @@ class FeistelPermutations:
     k1[r] and k2[r] are the lower and the upper 32 bits of word r + 1 of the seed's splitmix64 stream.
 
     Args:
-        n: Number of values, 1 <= n < 2^63.
+        n: Number of values, 256 < n < 2^63.
         seeds: uint64[k], one per permutation.
     """
 
     def __init__(self, n: int, seeds: np.ndarray) -> None:
-        assert 1 <= n < 2**63, n
+        assert LARGEST_SORTED < n < 2**63, n
         bits = (n - 1).bit_length()
-        right_bits = max(MIN_RIGHT_BITS, bits - bits // 2)
-        self.n = n
+        right_bits = bits - bits // 2
+        self._n = n
         self._right_bits = np.uint64(right_bits)
         self._right_mask = np.uint32((1 << right_bits) - 1)
-        self._left_size = max(MIN_LEFT, -(-n >> right_bits))
+        self._left_size = -(-n >> right_bits)  # at most 2^31: a sum of two stays in 32 bits
         words = splitmix_stream(np.asarray(seeds, np.uint64), ROUNDS)
         lower, upper = words.astype(np.uint32), (words >> _SHIFT_32).astype(np.uint32)
         self._keys = np.stack([lower, upper], axis=1)  # uint32[ROUNDS, 2, k]
@@ -100,23 +185,11 @@ class FeistelPermutations:
 
     def preimages(self, value: int) -> list[int]:
         """The one index that the first permutation sends to `value`."""
-        return self.inverse(np.array([value], np.int64), np.zeros(1, np.intp)).tolist()
+        return self.inverse(np.array([value])).tolist()
 
     def _walk(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
-        if self.n == 1:
-            return np.zeros(len(index), np.int64)
-        limit = np.uint64(self.n)
-        value = self._network(np.asarray(index, np.int64).view(np.uint64), member, inverse)
-        # Only lanes that are still outside go through the network again.
-        outside = np.flatnonzero(value >= limit)
-        again = value[outside]
-        while len(outside):
-            lanes = None if member is None else member[outside]
-            again = self._network(again, lanes, inverse)
-            value[outside] = again
-            left_over = again >= limit
-            outside, again = outside[left_over], again[left_over]
-        return value.view(np.int64)
+        start = np.asarray(index, np.int64).view(np.uint64)
+        return walk_below(self._n, start, member, lambda x, of: self._network(x, of, inverse)).view(np.int64)
 
     def _network(self, x: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
         """One pass over the power-of-two domain: uint64[m] -> uint64[m]."""

@@ -1,0 +1,159 @@
+"""Grain's global shuffle, bit for bit, on whole vectors: so that a Grain run can move over in mid-epoch.
+
+Grain 0.2 permutes the indices of an epoch with a cipher of Simon's round function, four rounds, round keys
+from C++'s `std::seed_seq`, cycle walking, under the seed (seed + epoch) mod 2^32. Written from these facts
+and held to Grain's own `index_shuffle` by tests. Two of its properties are kept because they are what a
+Grain run had: epoch 1 of seed 5 is epoch 0 of seed 6, and at some lengths it is not a permutation
+(`num_repeated`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+
+from datarax.order.permutation import walk_below
+
+ROUNDS = 4
+MIN_BLOCK_BITS = 16
+
+
+def epoch_seeds(seed: int, epochs: tuple[int, ...]) -> np.ndarray:
+    """Grain's seed of each epoch, (seed + epoch) mod 2^32: uint32[k]."""
+    return np.array([(seed + epoch) % 2**32 for epoch in epochs], np.uint32)
+
+
+def derived_shuffle_seed(pipeline_seed: int, ops_between: int) -> int:
+    """The seed that `shuffle()` gets from an earlier `seed(pipeline_seed)`.
+
+    Args:
+        pipeline_seed: The argument of `MapDataset.seed`.
+        ops_between: Number of operations between `seed` and `shuffle`; Grain hashes the distance.
+    """
+    return int(np.random.SeedSequence([pipeline_seed, ops_between + 1]).generate_state(1, np.uint32)[0])
+
+
+def num_repeated(n: int) -> int:
+    """Number of records of range(n) that Grain delivers twice an epoch; as many others never come."""
+    return max(0, n - (1 << _block_bits(n)))
+
+
+class GrainPermutations:
+    """What Grain's shuffle makes of range(n), under each of k seeds.
+
+    Args:
+        n: Number of records, 1 <= n < 2^63.
+        seeds: uint32[k], `epoch_seeds`.
+    """
+
+    def __init__(self, n: int, seeds: np.ndarray) -> None:
+        self._n = n
+        self._bits = _block_bits(n)
+        self._keys = _round_keys(np.asarray(seeds, np.uint32)) & np.uint32((1 << self._bits // 2) - 1)
+        # In the least domain up to 65 walks a record are usual: there, one table of the epoch is cheaper.
+        small = self._bits == MIN_BLOCK_BITS and n <= 1 << MIN_BLOCK_BITS
+        self._table = np.stack([self._build_table(k) for k in range(len(seeds))]) if small else None
+
+    def __call__(self, index: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
+        """Where each index goes: int64[m] -> int64[m]; `member` says which of the k maps."""
+        if self._table is not None:
+            return self._table[0 if member is None else member, index].astype(np.int64)
+        # Grain's words drop the bits above the block, so a position beyond it repeats an earlier one.
+        start = np.asarray(index, np.int64).view(np.uint64) & np.uint64((1 << self._bits) - 1)
+        return walk_below(self._n, start, member, self._encrypt).view(np.int64)
+
+    def preimages(self, value: int) -> list[int]:
+        """Every index that the first map sends to `value`: none or two at lengths with `num_repeated`."""
+        if self._table is not None:
+            return np.flatnonzero(self._table[0] == value).tolist()
+        if value >> self._bits:
+            return []
+        start = walk_below(self._n, np.array([value], np.uint64), None, self._decrypt)
+        first = int(start[0])
+        return list(range(first, self._n, 1 << self._bits))
+
+    def _encrypt(self, x: np.ndarray, member: np.ndarray | None) -> np.ndarray:
+        return self._cipher(x, member, range(ROUNDS))
+
+    def _decrypt(self, x: np.ndarray, member: np.ndarray | None) -> np.ndarray:
+        return self._cipher(x, member, range(ROUNDS - 1, -1, -1))
+
+    def _cipher(self, x: np.ndarray, member: np.ndarray | None, rounds: range) -> np.ndarray:
+        """The rounds in the given order, each of which undoes itself: uint64[m] -> uint64[m]."""
+        half_bits = self._bits // 2
+        mask = np.uint64((1 << half_bits) - 1)
+        halves = [(x >> np.uint64(half_bits)).astype(np.uint32), (x & mask).astype(np.uint32)]  # left, right
+        for r in rounds:
+            changed, other = halves[r % 2], halves[1 - r % 2]
+            changed ^= _simon(other, half_bits)
+            changed ^= self._keys[r, 0] if member is None else self._keys[r].take(member)
+        result = halves[0].astype(np.uint64)
+        result <<= np.uint64(half_bits)
+        result |= halves[1]
+        return result
+
+    def _build_table(self, k: int) -> np.ndarray:
+        """All records of one epoch, uint16[n]: every walk at once, by following two steps as one."""
+        domain = np.arange(1 << self._bits, dtype=np.uint64)
+        once = self._encrypt(domain, np.full(len(domain), k)).astype(np.uint16)
+        onward = np.where(domain < self._n, domain, once).astype(np.uint16)
+        reached = once[: self._n]
+        while (reached >= self._n).any():
+            reached = onward[reached]
+            onward = onward[onward]
+        return reached
+
+
+def _block_bits(n: int) -> int:
+    # Grain takes the log2 of n - 1, not n, and as a double: too few bits at 2^(2k) + 1 and near large powers.
+    bits = math.ceil(math.log2(n - 1)) if n > 2 else 0
+    return max(MIN_BLOCK_BITS, bits + bits % 2)
+
+
+def _simon(x: np.ndarray, half_bits: int) -> np.ndarray:
+    """Simon's round function, (x <<< 1 & x <<< 8) ^ x <<< 2, on words of half_bits: uint32[m]."""
+    if half_bits <= 16:
+        return _simon_table(half_bits).take(x)
+    return (_rotated(x, 1, half_bits) & _rotated(x, 8, half_bits)) ^ _rotated(x, 2, half_bits)
+
+
+@functools.lru_cache(maxsize=16)
+def _simon_table(half_bits: int) -> np.ndarray:
+    x = np.arange(1 << half_bits, dtype=np.uint32)
+    return (_rotated(x, 1, half_bits) & _rotated(x, 8, half_bits)) ^ _rotated(x, 2, half_bits)
+
+
+def _rotated(x: np.ndarray, by: int, half_bits: int) -> np.ndarray:
+    mask = np.uint32((1 << half_bits) - 1)
+    return ((x << np.uint32(by)) | (x >> np.uint32(half_bits - by))) & mask
+
+
+def _round_keys(seeds: np.ndarray) -> np.ndarray:
+    """`std::seed_seq{seed}.generate` of ROUNDS words for each seed: uint32[k] -> uint32[ROUNDS, k].
+
+    The algorithm of [rand.util.seedseq] with one seed word, on vectors of k seeds.
+    """
+    size, given = ROUNDS, 1
+    t = (size - 1) // 2  # the standard's choice for fewer than 7 words
+    p = (size - t) // 2
+    q = p + t
+    b = np.full((size, len(seeds)), 0x8B8B8B8B, np.uint32)
+    steps = max(given + 1, size)
+    for k in range(steps):
+        x = b[k % size] ^ b[(k + p) % size] ^ b[(k - 1) % size]
+        r1 = (x ^ (x >> np.uint32(27))) * np.uint32(1664525)
+        added = np.uint32(given) if k == 0 else np.uint32(k % size) + (seeds if k <= given else np.uint32(0))
+        r2 = r1 + added
+        b[(k + p) % size] += r1
+        b[(k + q) % size] += r2
+        b[k % size] = r2
+    for k in range(steps, steps + size):
+        x = b[k % size] + b[(k + p) % size] + b[(k - 1) % size]
+        r3 = (x ^ (x >> np.uint32(27))) * np.uint32(1566083941)
+        r4 = r3 - np.uint32(k % size)
+        b[(k + p) % size] ^= r3
+        b[(k + q) % size] ^= r4
+        b[k % size] = r4
+    return b

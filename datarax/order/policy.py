@@ -1,0 +1,104 @@
+"""Which order: the policies, and the config that chooses one. Every field here is identity.
+
+Knows nothing of sources or positions; `order.py` makes an order of a config.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from datarax.core.errors import ConfigError
+
+
+class OrderPolicy(enum.StrEnum):
+    """How the records of one epoch are arranged."""
+
+    NONE = "none"
+    """As they stand in the source, every epoch alike."""
+    GLOBAL = "global"
+    """A keyed permutation of all records, another one each epoch."""
+    BLOCK = "block"
+    """Storage blocks in a permuted order, their records mixed inside windows of blocks: reads stay long."""
+    GRAIN = "grain"
+    """What Grain's global shuffle makes of it, bit for bit; for runs that move over from Grain."""
+
+
+class GrainStyle(enum.StrEnum):
+    """How the Grain run that is moved over was given its seed."""
+
+    INDEX_SAMPLER = "index_sampler"
+    """`IndexSampler(shuffle=True, seed=seed)`, and also `MapDataset.shuffle(seed=seed)`."""
+    MAP_DATASET = "map_dataset"
+    """`MapDataset.seed(seed)` and later `.shuffle()`, which hashes the seed with its distance from `seed`."""
+
+
+_FIELD_OF_POLICY = {
+    "block_size": OrderPolicy.BLOCK,
+    "window_blocks": OrderPolicy.BLOCK,
+    "grain_style": OrderPolicy.GRAIN,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderConfig:
+    """Which order, with its seed; every field that matters for the policy is identity."""
+
+    policy: OrderPolicy = OrderPolicy.GLOBAL
+    """How the records of one epoch are arranged."""
+    seed: int = 0
+    """0 <= seed < 2^63. The key of the shuffle, hashed with the source's name and the epoch; never added."""
+
+    block_size: int | None = None
+    """Consecutive records that stay together in storage; needed for, and only for, the block policy."""
+    window_blocks: int | None = None
+    """Blocks whose records are mixed with each other; needed for, and only for, the block policy."""
+    grain_style: GrainStyle | None = None
+    """How the Grain run got its seed; needed for, and only for, the grain policy."""
+    grain_ops_between: int | None = None
+    """Operations between `seed` and `shuffle` of the Grain pipeline (None: 0); only for `map_dataset`."""
+
+    def __post_init__(self) -> None:
+        self._as_enum("policy", OrderPolicy)
+        if self.grain_style is not None:
+            self._as_enum("grain_style", GrainStyle)
+        self._check_fields_fit_policy()
+        self._check_int("seed", self.seed, 0, self._seed_limit())
+        if self.policy is OrderPolicy.BLOCK:
+            self._check_int("block_size", self.block_size, 1, 2**63)
+            self._check_int("window_blocks", self.window_blocks, 1, 2**63)
+        if self.grain_ops_between is not None:
+            self._check_int("grain_ops_between", self.grain_ops_between, 0, 2**31)
+
+    def _as_enum(self, field: str, kind: type[enum.StrEnum]) -> None:
+        try:
+            object.__setattr__(self, field, kind(getattr(self, field)))
+        except ValueError:
+            known = ", ".join(member.value for member in kind)
+            raise ConfigError(f"order.{field} is {getattr(self, field)!r}; choose one of: {known}") from None
+
+    def _check_fields_fit_policy(self) -> None:
+        for field, policy in _FIELD_OF_POLICY.items():
+            value = getattr(self, field)
+            if self.policy is policy and value is None:
+                choices = f", one of: {', '.join(GrainStyle)}" if field == "grain_style" else ""
+                raise ConfigError(f"order.policy {policy.value!r} needs order.{field}{choices}")
+            if self.policy is not policy and value is not None:
+                raise ConfigError(
+                    f"order.{field} is {value!r} but order.policy is {self.policy.value!r}; it is for "
+                    f"{policy.value!r} only: leave it out or change the policy"
+                )
+        if self.grain_ops_between is not None and self.grain_style is not GrainStyle.MAP_DATASET:
+            raise ConfigError(
+                f"order.grain_ops_between is {self.grain_ops_between!r}; it is for order.grain_style "
+                "'map_dataset' only: leave it out or change the style"
+            )
+
+    def _seed_limit(self) -> int:
+        # Grain takes 32 bits there; everywhere else the limit is TOML's.
+        return 2**32 if self.grain_style is GrainStyle.INDEX_SAMPLER else 2**63
+
+    def _check_int(self, field: str, value: object, low: int, limit: int) -> None:
+        if type(value) is not int or not low <= value < limit:
+            bits = limit.bit_length() - 1
+            raise ConfigError(f"order.{field} is {value!r}; give an int from {low} to 2^{bits} - 1")
