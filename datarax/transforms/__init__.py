@@ -1,10 +1,15 @@
 """Records to rows: functions on records and on batches, with randomness keyed by the record.
 
 Read `transform.py` first (what a transform is), then `apply.py` (how rows go through a pipeline), `stack.py`
-(records into columns) and `randomness.py` (what a random transform draws from).
+(records into columns), `randomness.py` (what a random transform draws from) and `identity.py` (what makes two
+transforms the same).
 """
 
 from datarax.transforms.apply import apply_transforms as apply_transforms
+from datarax.transforms.identity import IDENTITY_VERSION as IDENTITY_VERSION
+from datarax.transforms.identity import pipeline_identity as pipeline_identity
+from datarax.transforms.identity import transform_identity as transform_identity
+from datarax.transforms.load import load_transform as load_transform
 from datarax.transforms.randomness import generator_from_seed as generator_from_seed
 from datarax.transforms.randomness import keys_from_seeds as keys_from_seeds
 from datarax.transforms.randomness import random_bits as random_bits
@@ -22,6 +27,7 @@ from datarax.transforms.transform import random_map_batch as random_map_batch
 from datarax.transforms.transform import random_map_records as random_map_records
 
 __all__ = [
+    "IDENTITY_VERSION",
     "Level",
     "Randomness",
     "Transform",
@@ -29,13 +35,16 @@ __all__ = [
     "check_pipeline",
     "generator_from_seed",
     "keys_from_seeds",
+    "load_transform",
     "map_batch",
     "map_records",
+    "pipeline_identity",
     "random_bits",
     "random_integers",
     "random_map_batch",
     "random_map_records",
     "random_uniform",
     "stack",
+    "transform_identity",
     "unstack",
 ]

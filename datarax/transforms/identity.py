@@ -1,0 +1,272 @@
+"""What makes two transforms the same: name, parameters, and the user's code and values that it runs.
+
+Comments, docstrings, layout, file and module names do not count; Python and library versions are
+provenance. A function of the same module counts by its source, what an import binds counts by the import
+statement, and data counts by value. What cannot be read is refused unless the transform declares a
+`version`, which then stands for all of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable
+from types import FunctionType, MethodType
+from typing import Any
+
+from datarax.core.errors import ConfigError
+from datarax.core.fingerprint import digest
+from datarax.transforms.source import Source, UnreadableError, source_of
+from datarax.transforms.transform import Transform, check_pipeline
+from datarax.transforms.values import (
+    Definitions,
+    cell_value,
+    described,
+    is_library,
+    is_plain,
+    package_of,
+    reference,
+    shortened,
+    state_of,
+)
+
+IDENTITY_VERSION = 1
+"""How identities are made. Raise it when the same transform would get another one."""
+
+# Set by the import system; where a file lies is nobody's identity.
+_MODULE_NAMES = {
+    *("__builtins__", "__cached__", "__doc__", "__file__", "__loader__"),
+    *("__name__", "__package__", "__path__", "__spec__"),
+}
+
+
+def transform_identity(transform: Transform) -> dict[str, Any]:
+    """The identity of one transform, a tree for canonical JSON whose keys are the same for every transform.
+
+    `name`, `level`, `randomness`, `version`, `parameters`; and, each None or empty if a version is declared:
+    `source_sha256` of the function's tokens, `bound` (what partials, methods and objects hold), `defaults`,
+    `closure`, `attributes` (of the class of a callable object), `names` (global names that the function
+    uses: data by value, imports by statement), and `helpers` (one digest for each function or class that it
+    reaches, of that one's source, defaults, closure and names). Data that is long stands as its digest.
+
+    Raises:
+        ConfigError: if something that counts can neither be read nor described and no version is declared, or
+            if a stream of random numbers is among it; names it.
+    """
+    declared = transform.version is not None
+    read = _Reader(transform)
+    tree: dict[str, Any] = dict.fromkeys(("source_sha256",))
+    tree.update(bound=[], defaults={}, closure={}, attributes={}, names={})
+    if not declared:
+        tree.update(read.root(transform.fn))
+    return {
+        "name": transform.name,
+        "level": str(transform.level),
+        "randomness": str(transform.randomness),
+        "version": transform.version,
+        "parameters": {
+            key: read.value(transform.parameters[key], f"the parameter {key!r}")
+            for key in sorted(transform.parameters)
+        },
+        **tree,
+        "helpers": read.helpers,
+    }
+
+
+def pipeline_identity(transforms: Iterable[Transform]) -> dict[str, Any]:
+    """The identities of a pipeline's transforms in their order, with the version of the rules.
+
+    Raises:
+        ConfigError: as `transform_identity` and `check_pipeline` do.
+    """
+    checked = check_pipeline(transforms)
+    return {"version": IDENTITY_VERSION, "transforms": [transform_identity(each) for each in checked]}
+
+
+class _Reader(Definitions):
+    """Reads one transform, collecting every function and class on the way."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.helpers: dict[str, str | None] = {}
+        self._transform = transform.name
+        self._declared = (
+            transform.version is not None
+        )  # then nothing is read, parameters count by value or name
+        self._package = ""  # of the transform's own function
+        self._keys: dict[int, str] = {}
+        self._kept: list[Any] = []  # an id stands for its object only while that lives
+
+    def root(self, fn: Any) -> dict[str, Any]:
+        """The tree of the transform's own function, inside partials, methods, wrappers and objects."""
+        bound: list[Any] = []
+        self._package = package_of(_innermost(fn))
+        while not isinstance(fn, FunctionType) or self._is_library_wrapper(fn):
+            if isinstance(fn, functools.partial):
+                held = {"args": list(fn.args), "keywords": fn.keywords}
+                bound.append({"partial": self.value(held, "what its partial holds")})
+                fn = fn.func
+            elif isinstance(fn, MethodType):
+                bound.append({"method_of": self.value(fn.__self__, "the object it is a method of")})
+                fn = fn.__func__
+            elif hasattr(fn, "__wrapped__"):
+                bound.append({"wrapper": package_of(fn if isinstance(fn, FunctionType) else type(fn))})
+                fn = fn.__wrapped__
+            elif not isinstance(fn, type) and isinstance(type(fn).__call__, FunctionType):
+                bound.append({"object": self.value(state_of(fn), "the attributes of its object")})
+                fn = type(fn)
+                break
+            else:
+                raise self.refused(f"its function {fn!r}", "it is not written in Python")
+        if package_of(fn) in sys.stdlib_module_names - {"__main__"}:
+            raise self.refused(
+                f"its function {reference(fn)}", "it is Python's own and changes with its version"
+            )
+        self._keys[id(fn)] = "(itself)"
+        return {"bound": bound, **self._tree(fn, "")}
+
+    def value(self, value: Any, what: str) -> Any:
+        """A described value, short enough for a record."""
+        return shortened(described(value, what, self, opaque=self._declared))
+
+    def define(self, definition: FunctionType | type, what: str) -> str:
+        """The key of a function or class among the helpers; reads it at first sight."""
+        if id(definition) in self._keys:
+            return self._keys[id(definition)]
+        key = base = definition.__qualname__
+        count = 1
+        while key in self.helpers:
+            count += 1
+            key = f"{base}#{count}"
+        self._keys[id(definition)] = key
+        self._kept.append(definition)
+        self.helpers[key] = None  # taken, so that a recursion finds it
+        self.helpers[key] = digest(self._tree(definition, what))
+        return key
+
+    def refused(self, what: str, why: str) -> ConfigError:
+        """The error for what cannot be part of an identity."""
+        return ConfigError(
+            f"transform {self._transform!r} has no identity: {what} cannot be read, since {why}. Give the"
+            " transform a version (version=1), to be raised whenever what it does changes"
+        )
+
+    def by_name(self, definition: FunctionType | type) -> bool:
+        """Whether the definition is a library's; refuses a wrapper that `_is_library_wrapper` refuses."""
+        if self._declared:
+            return True
+        if not is_library(definition, self._package):
+            return False
+        if isinstance(definition, FunctionType):
+            self._is_library_wrapper(definition)
+        return True
+
+    def _is_library_wrapper(self, fn: FunctionType) -> bool:
+        """Whether `fn` is a library's wrapper around a function of the user's.
+
+        It is not read, for its text changes with the library's version: the decorator in the user's text
+        stands for it. One that was made by a call is refused, for no text says what it was called with.
+        """
+        inner = _innermost(fn)
+        if inner is fn or not is_library(fn, self._package) or is_library(inner, self._package):
+            return False
+        if isinstance(inner, FunctionType) and self._source(inner, "the function inside").decorated:
+            return True
+        raise self.refused(
+            f"what {package_of(fn)} was called with to wrap {reference(inner)}",
+            "it is in no text; use it as a decorator or call it within a function of your own",
+        )
+
+    def _source(self, definition: FunctionType | type, what: str) -> Source:
+        try:
+            return source_of(definition)
+        except UnreadableError as error:
+            name = f"{what or 'its function'} ({definition.__qualname__})"
+            raise self.refused(name, str(error)) from None
+
+    def _tree(self, definition: FunctionType | type, what: str) -> dict[str, Any]:
+        source = self._source(definition, what)
+        if isinstance(definition, type):
+            return self._class_tree(definition, source)
+        closure = {
+            name: self.value(cell_value(cell), f"{name!r} in the closure of {definition.__qualname__}")
+            for name, cell in zip(definition.__code__.co_freevars, definition.__closure__ or (), strict=True)
+        }
+        return {
+            "source_sha256": source.sha256,
+            "defaults": self._defaults(definition),
+            "closure": closure,
+            "names": self._names(source, definition.__globals__, set(closure), definition.__qualname__),
+        }
+
+    def _defaults(self, fn: FunctionType) -> dict[str, Any]:
+        positional = fn.__code__.co_varnames[: fn.__code__.co_argcount]
+        values = fn.__defaults__ or ()
+        given = dict(zip(positional[len(positional) - len(values) :], values, strict=True))
+        given.update(fn.__kwdefaults__ or {})
+        return {
+            name: self.value(given[name], f"the default of {name!r} of {fn.__qualname__}")
+            for name in sorted(given)
+        }
+
+    def _class_tree(self, cls: type, source: Source) -> dict[str, Any]:
+        # Those of the text: what a decorator such as dataclass adds is made of the text and of the library.
+        methods = [m for m in map(_function_in, vars(cls).values()) if m and source.file.holds(m.__code__)]
+        cells: dict[str, Any] = {}
+        for method in methods:
+            cells.update(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
+        cells.pop("__class__", None)
+        name = cls.__qualname__
+        data = {
+            each: vars(cls)[each]
+            for each in sorted(source.class_assignments() & vars(cls).keys())
+            if not (each.startswith("__") or hasattr(type(vars(cls)[each]), "__get__"))
+        }
+        module_globals = vars(sys.modules[cls.__module__])
+        return {
+            "source_sha256": source.sha256,
+            "defaults": {method.__name__: self._defaults(method) for method in methods},
+            "closure": {
+                each: self.value(cell_value(cells[each]), f"{each!r} around {name}") for each in sorted(cells)
+            },
+            "attributes": {each: self.value(data[each], f"{name}.{each}") for each in data},
+            "names": self._names(source, module_globals, set(cells), name),
+        }
+
+    def _names(
+        self, source: Source, module_globals: dict[str, Any], local: set[str], owner: str
+    ) -> dict[str, Any]:
+        names = sorted(source.global_names() - local - _MODULE_NAMES)
+        return {
+            name: self._name(source, name, module_globals[name], owner)
+            for name in names
+            if name in module_globals
+        }
+
+    def _name(self, source: Source, name: str, value: Any, owner: str) -> Any:
+        imports = source.file.imports(name)
+        if not imports:
+            return self.value(value, f"the name {name!r} that {owner} uses")
+        if is_plain(value):  # a constant is what it is, wherever it comes from
+            return {"$import": imports, "value": self.value(value, f"the name {name!r} that {owner} uses")}
+        return {"$import": imports}
+
+
+def _function_in(member: Any) -> FunctionType | None:
+    if isinstance(member, (staticmethod, classmethod)):
+        member = member.__func__
+    if isinstance(member, property):
+        member = member.fget
+    return member if isinstance(member, FunctionType) else None
+
+
+def _innermost(fn: Any) -> Any:
+    """The function or class inside partials, methods and wrappers."""
+    while True:
+        if isinstance(fn, functools.partial):
+            fn = fn.func
+        elif isinstance(fn, MethodType):
+            fn = fn.__func__
+        elif hasattr(fn, "__wrapped__"):
+            fn = fn.__wrapped__
+        else:
+            return fn if isinstance(fn, (FunctionType, type)) or package_of(fn) == "builtins" else type(fn)

@@ -1,0 +1,92 @@
+"""Transforms by name: what a config's `use = "module:attribute"` stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from datarax.core.errors import ConfigError
+from datarax.transforms.transform import Level, Randomness, Transform, function_name
+
+
+def load_transform(
+    use: str,
+    *,
+    name: str | None = None,
+    level: Level | str | None = None,
+    randomness: Randomness | str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    version: str | int | None = None,
+) -> Transform:
+    """The transform that `use` names, with what is given in place of its own.
+
+    Args:
+        use: `module:attribute`, importable; the attribute (`Class.method` too) is a `Transform` or a
+            function.
+        name: Of the transform; its own, or the function's name, if None.
+        level: Needed for a function; for a `Transform` it must be the one that it has.
+        randomness: As `level`, but a function has none if None.
+        parameters: Added to a `Transform`'s own, replacing those of the same name.
+        version: Declared version; a `Transform`'s own if None.
+
+    Raises:
+        ConfigError: if it cannot be imported or found, saying what is there; if a level or randomness is
+            missing or contradicts; or as `Transform` does.
+    """
+    found = _attribute(use)
+    if isinstance(found, Transform):
+        for what, asked, has in (("level", level, found.level), ("randomness", randomness, found.randomness)):
+            if asked is not None and asked != has:
+                raise ConfigError(
+                    f"{use} is a transform with {what} {str(has)!r}; the config asks for {str(asked)!r}"
+                )
+        return dataclasses.replace(
+            found,
+            name=found.name if name is None else name,
+            parameters={**found.parameters, **(parameters or {})},
+            version=found.version if version is None else version,
+        )
+    if not callable(found):
+        raise ConfigError(f"{use} is {found!r}, neither a Transform nor a function")
+    if level is None:
+        choices = " or ".join(repr(str(each)) for each in Level)
+        raise ConfigError(f"{use} is a plain function; say at which level it works: level = {choices}")
+    return Transform(
+        fn=found,
+        name=function_name(found) if name is None else name,
+        level=level,  # type: ignore[arg-type]  # text becomes a member, or an error that lists them
+        randomness=Randomness.NONE if randomness is None else randomness,  # type: ignore[arg-type]
+        parameters=parameters or {},
+        version=version,
+    )
+
+
+def _attribute(use: str) -> Any:
+    module_name, colon, path = use.partition(":") if isinstance(use, str) else ("", "", "")
+    if not (module_name and colon and path):
+        raise ConfigError(f"a transform is named as 'module:attribute', not as {use!r}")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # the module's own code runs here and may raise anything
+        raise ConfigError(
+            f"{use}: importing {module_name!r} raised {type(error).__name__}: {error}"
+        ) from error
+    at = module_name
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(f"{use}: {at!r} has no attribute {part!r}; {_what_is_there(found, part)}")
+        found, at = getattr(found, part), f"{at}.{part}"
+    return found
+
+
+def _what_is_there(owner: Any, missing: str) -> str:
+    names = [each for each in dir(owner) if not each.startswith("_") and callable(getattr(owner, each, None))]
+    names += [each for each in dir(owner) if isinstance(getattr(owner, each, None), Transform)]
+    if not names:
+        return "it has no public functions or transforms"
+    near = difflib.get_close_matches(missing, names, n=1)
+    listed = ", ".join(sorted(set(names))[:20]) + (", …" if len(names) > 20 else "")
+    return f"did you mean {near[0]!r}? It has {listed}" if near else f"it has {listed}"

@@ -1,0 +1,271 @@
+"""Values as trees for canonical JSON, so that two of them are the same exactly if their trees are.
+
+Plain data stands for itself; everything else becomes a mapping with one key that begins with `$`. Functions
+and classes are named here and read by whoever implements `Definitions` (`identity.py`).
+"""
+
+from __future__ import annotations
+
+import abc
+import datetime
+import decimal
+import enum
+import fractions
+import functools
+import hashlib
+import logging
+import math
+import random
+import re
+import sys
+import types
+import typing
+import uuid
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from datarax.core.errors import ConfigError
+from datarax.core.fingerprint import canonical_json
+
+_LONGEST = 1000  # bytes of one described value in an identity; beyond that its digest says enough
+_TEXTUAL = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID)
+_STREAMS = (np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
+
+
+class Definitions(abc.ABC):
+    """Reads functions and classes for `described`."""
+
+    @abc.abstractmethod
+    def define(self, definition: FunctionType | type, what: str) -> str:
+        """The key under which the definition is part of the identity."""
+
+    @abc.abstractmethod
+    def by_name(self, definition: FunctionType | type) -> bool:
+        """Whether the definition is a library's, which counts by its name."""
+
+    @abc.abstractmethod
+    def refused(self, what: str, why: str) -> ConfigError:
+        """The error for a value that cannot be described."""
+
+
+def described(
+    value: Any, what: str, definitions: Definitions, *, opaque: bool = False, above: tuple[int, ...] = ()
+) -> Any:
+    """The tree of a value.
+
+    Args:
+        value: Anything.
+        what: What it is called in an error.
+        definitions: Reads the functions and classes that it holds.
+        opaque: Whether an object that cannot be described may stand as its class alone.
+        above: Ids of the containers it lies in.
+
+    Raises:
+        ConfigError: if it cannot be described.
+    """
+    below = functools.partial(described, definitions=definitions, opaque=opaque, above=(*above, id(value)))
+    if id(value) in above:
+        return {"$cycle": len(above) - above.index(id(value))}
+    if isinstance(value, enum.Enum):
+        return {"$enum": f"{type(value).__qualname__}.{value.name}", "value": below(value.value, what)}
+    for simple in (_scalar, _array, _container, _text):
+        tree = simple(value, what, below)
+        if tree is not None:
+            return tree
+    if value is None:
+        return None
+    if isinstance(value, _STREAMS):
+        raise ConfigError(
+            f"{what} is a stream of random numbers ({type(value).__name__}), so a row would depend on all rows"
+            " before it; draw from the row's own seed (random_map_records, random_map_batch)"
+        )
+    tree = _definition(value, what, definitions, below)
+    if tree is not None:
+        return tree
+    state = state_of(value)
+    if state is not None:
+        of = _class(type(value), what, definitions)
+        return {"$object": of, "state": below(state, f"the state of {what}")}
+    if opaque:
+        return {"$opaque": reference(type(value))}
+    raise definitions.refused(what, f"a {type(value).__module__}.{type(value).__qualname__} shows no content")
+
+
+def shortened(tree: Any) -> Any:
+    """The tree, or its digest if it is long; a mapping keeps its keys."""
+    text = canonical_json(tree)
+    if len(text) <= _LONGEST:
+        return tree
+    if isinstance(tree, dict) and len(tree) <= 20 and max(map(len, tree)) <= 50:
+        return {key: shortened(value) for key, value in tree.items()}
+    return {"$sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is data through and through: numbers, text, arrays and containers of them."""
+    if isinstance(value, Mapping):
+        return all(map(is_plain, value.keys())) and all(map(is_plain, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(is_plain, value))
+    kinds = (type(None), bool, int, float, complex, str, bytes, bytearray, np.generic, np.ndarray, enum.Enum)
+    return isinstance(value, kinds)
+
+
+def state_of(value: Any) -> Any:
+    """What an object holds, as pickle would ask for it; None if it holds nothing that can be seen."""
+    kind = type(value)
+    if kind.__getstate__ is object.__getstate__ and not (hasattr(value, "__dict__") or _has_slots(kind)):
+        return None
+    state = value.__getstate__()
+    return {} if state is None else state
+
+
+def reference(value: Any) -> str:
+    """A library's function or class by package and name; the module within the package may move."""
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", type(value).__qualname__)
+    return f"{package_of(value)}:{name}"
+
+
+def package_of(value: Any) -> str:
+    """The top-level package of a function, class or object."""
+    return _module_of(value).split(".")[0]
+
+
+def is_library(value: Any, own_package: str) -> bool:
+    """Whether a function or class is Python's own or an installed package's, other than `own_package`.
+
+    What is nobody's own is not read: its text changes with its version, which is provenance.
+    """
+    package = package_of(value)
+    if package == own_package:
+        return False
+    if package in sys.stdlib_module_names and package != "__main__":
+        return True
+    file = getattr(sys.modules.get(_module_of(value)), "__file__", None)
+    return file is not None and not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+
+
+def _module_of(value: Any) -> str:
+    if isinstance(value, FunctionType):  # functools.wraps copies __module__ onto wrappers, but not this
+        return str(value.__globals__.get("__name__", "__main__"))
+    named = value if isinstance(getattr(value, "__module__", None), str) else type(value)
+    return str(named.__module__)
+
+
+def cell_value(cell: types.CellType) -> Any:
+    """What a closure's cell holds; `...` while it is empty."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return ...
+
+
+def _scalar(value: Any, what: str, below: Any) -> Any:
+    kind = type(value)
+    if kind in (bool, int):
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": repr(value)}
+    if kind is complex:
+        return {"$complex": repr(value)}
+    if kind is str:
+        return (
+            value if value.isascii() or not re.search("[\ud800-\udfff]", value) else {"$text": ascii(value)}
+        )
+    if kind in (bytes, bytearray):
+        return {"$bytes": hashlib.sha256(value).hexdigest(), "length": len(value)}
+    return None
+
+
+def _array(value: Any, what: str, below: Any) -> Any:
+    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return {"$key": str(jax.random.key_impl(value)), "data": below(jax.random.key_data(value), what)}
+    if not isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return None
+    array = np.asarray(value)
+    if array.dtype.hasobject or array.dtype.kind == "T":
+        return {"$array": "object", "shape": list(array.shape), "values": below(array.ravel().tolist(), what)}
+    # Little-endian, so that one array has one digest everywhere; by name, since bfloat16 has no str.
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    dtype = str(array.dtype.descr) if array.dtype.names else array.dtype.name
+    tree = {"$array": dtype, "shape": list(array.shape)}
+    if array.ndim == 0 and array.dtype.kind in "biuf" and array.dtype.itemsize <= 8:
+        return {**tree, "value": below(array.item(), what)}
+    return {**tree, "sha256": hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()}
+
+
+def _container(value: Any, what: str, below: Any) -> Any:
+    if isinstance(value, Mapping):
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {key: below(value[key], f"{what}, at {key!r}") for key in sorted(value)}
+        items = [[below(key, what), below(value[key], f"{what}, at {key!r}")] for key in value]
+        return {"$mapping": sorted(items, key=canonical_json)}
+    if isinstance(value, (list, tuple, deque)):
+        return [below(each, f"{what}, at {i}") for i, each in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return {"$set": sorted((below(each, what) for each in value), key=canonical_json)}
+    return None
+
+
+def _text(value: Any, what: str, below: Any) -> Any:
+    kind = type(value)
+    if isinstance(value, PurePath):
+        return {"$path": str(value)}
+    if isinstance(value, _TEXTUAL):
+        return {f"${kind.__name__}": str(value)}
+    if isinstance(value, re.Pattern):
+        return {"$pattern": below(value.pattern, what), "flags": int(value.flags)}
+    if isinstance(value, (range, slice, np.dtype)):
+        return {f"${'dtype' if isinstance(value, np.dtype) else kind.__name__}": str(value)}
+    if value is Ellipsis:
+        return {"$ellipsis": True}
+    if isinstance(value, ModuleType):
+        return {"$module": value.__name__}
+    if isinstance(value, logging.Logger):
+        return {"$logger": True}
+    if isinstance(value, (typing.TypeVar, types.GenericAlias, types.UnionType)):
+        return {"$typing": True}  # says nothing at run time
+    if kind.__module__ == "typing":
+        return {"$typing": True}
+    return None
+
+
+def _definition(value: Any, what: str, definitions: Definitions, below: Any) -> Any:
+    if isinstance(value, functools.partial):
+        held = {"args": list(value.args), "keywords": dict(value.keywords)}
+        return {"$partial": below(value.func, what), "held": below(held, f"what the partial {what} holds")}
+    if isinstance(value, MethodType):
+        return {
+            "$method": below(value.__func__, what),
+            "self": below(value.__self__, f"the object of {what}"),
+        }
+    if isinstance(value, type):
+        return {"$class": _class(value, what, definitions)}
+    if isinstance(value, FunctionType):
+        by_name = definitions.by_name(value)
+        if by_name and hasattr(value, "__wrapped__"):
+            return {"$wrapper": package_of(value), "wrapped": below(value.__wrapped__, what)}
+        return {"$function": reference(value) if by_name else definitions.define(value, what)}
+    if hasattr(value, "__wrapped__"):
+        return {"$wrapper": package_of(type(value)), "wrapped": below(value.__wrapped__, what)}
+    if isinstance(value, types.BuiltinMethodType) and not isinstance(
+        value.__self__, (ModuleType, type(None))
+    ):
+        return {"$method": value.__name__, "self": below(value.__self__, f"the object of {what}")}
+    if isinstance(value, (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType)):
+        return {"$function": reference(value)}
+    return None
+
+
+def _class(cls: type, what: str, definitions: Definitions) -> str:
+    return reference(cls) if definitions.by_name(cls) else definitions.define(cls, what)
+
+
+def _has_slots(kind: type) -> bool:
+    return any("__slots__" in vars(each) for each in kind.__mro__)
