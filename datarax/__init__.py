@@ -1,1 +1,89 @@
-"""datarax."""
+"""Data loading for JAX that resumes exactly, and proves it.
+
+The model in twenty lines:
+
+1. An *order* is an endless, addressable sequence of record keys: a pure function of seed, source and policy.
+2. Step s takes a slice of its positions; a *source* reads those records; *transforms* turn them into rows.
+3. A `DataLoader` hands the batches over and counts what the training loop has received: that count is its state.
+4. A `Checkpointer` writes model and data state in one Orbax commit, with a digest of what was delivered.
+5. A `TrainingSession` restores strictly, trains, saves, and leaves on a signal: run again = continue exactly.
+6. `datarax verify` restores in a fresh process, replays, and compares.
+
+    source = MemorySource(MemoryConfig(), {"x": x, "y": y})
+    loader = DataLoader(DataLoaderConfig(batch_size=256, seed=1, num_epochs=10), source)
+    TrainingSession("runs/first", loader=loader, task=MyTask()).run()
+
+Names here load on first use, so that importing datarax costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datarax.checkpoint import Checkpointer as Checkpointer
+    from datarax.checkpoint import SaveConfig as SaveConfig
+    from datarax.core.config import DataraxModuleConfig as DataraxModuleConfig
+    from datarax.core.errors import DataraxError as DataraxError
+    from datarax.core.module import CheckpointableIteratorModule as CheckpointableIteratorModule
+    from datarax.core.module import DataraxModule as DataraxModule
+    from datarax.loader import DataLoader as DataLoader
+    from datarax.loader import DataLoaderConfig as DataLoaderConfig
+    from datarax.order import OrderPolicy as OrderPolicy
+    from datarax.order import Remainder as Remainder
+    from datarax.sources import ArrayRecordConfig as ArrayRecordConfig
+    from datarax.sources import ArrayRecordSource as ArrayRecordSource
+    from datarax.sources import GrainConfig as GrainConfig
+    from datarax.sources import GrainSource as GrainSource
+    from datarax.sources import MemoryConfig as MemoryConfig
+    from datarax.sources import MemorySource as MemorySource
+    from datarax.sources import RangeConfig as RangeConfig
+    from datarax.sources import RangeSource as RangeSource
+    from datarax.sources import TensorStoreConfig as TensorStoreConfig
+    from datarax.sources import TensorStoreSource as TensorStoreSource
+    from datarax.training import TrainingSession as TrainingSession
+    from datarax.transforms import map_batch as map_batch
+    from datarax.transforms import map_records as map_records
+    from datarax.transforms import random_map_batch as random_map_batch
+    from datarax.transforms import random_map_records as random_map_records
+
+_HOMES = {
+    "ArrayRecordSource": "sources",
+    "ArrayRecordConfig": "sources",
+    "CheckpointableIteratorModule": "core.module",
+    "Checkpointer": "checkpoint",
+    "DataLoader": "loader",
+    "DataLoaderConfig": "loader",
+    "DataraxError": "core.errors",
+    "DataraxModule": "core.module",
+    "DataraxModuleConfig": "core.config",
+    "GrainSource": "sources",
+    "GrainConfig": "sources",
+    "MemorySource": "sources",
+    "MemoryConfig": "sources",
+    "OrderPolicy": "order",
+    "RangeSource": "sources",
+    "RangeConfig": "sources",
+    "Remainder": "order",
+    "SaveConfig": "checkpoint",
+    "TensorStoreSource": "sources",
+    "TensorStoreConfig": "sources",
+    "TrainingSession": "training",
+    "map_batch": "transforms",
+    "map_records": "transforms",
+    "random_map_batch": "transforms",
+    "random_map_records": "transforms",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'datarax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"datarax.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,1 +1,7 @@
+"""From an order and a source to batches: `plan.py` (step to keys), `reader.py` (keys to rows), `prefetch.py`, `loader.py`."""
 
+from datarax.loader.config import DataLoaderConfig as DataLoaderConfig
+from datarax.loader.loader import DataLoader as DataLoader
+from datarax.loader.reader import ROW_MASK as ROW_MASK
+
+__all__ = ["ROW_MASK", "DataLoader", "DataLoaderConfig"]

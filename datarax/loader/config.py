@@ -1,0 +1,82 @@
+"""What a loader is told: which rows make a batch, and how they are read ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datarax.core.config import DataraxModuleConfig
+from datarax.core.errors import ConfigError
+from datarax.order import OrderConfig, OrderPolicy, Remainder
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataLoaderConfig(DataraxModuleConfig):
+    """Settings of a `DataLoader`.
+
+    `batch_size`, `seed` and the order fields, and whether batches carry a row mask, are identity: they decide which
+    records are in batch N. The rest may change between any two starts of a run.
+
+    Raises:
+        ConfigError: if a field has the wrong kind or range.
+    """
+
+    batch_size: int
+    """Rows of a global batch, over all processes."""
+    seed: int = 0
+    """Seed of the order and of all randomness in transforms; any int of 64 bits."""
+    order: OrderPolicy = OrderPolicy.GLOBAL
+    """How records are shuffled."""
+    block_size: int | None = None
+    """Records per block; for the block order only."""
+    window_blocks: int | None = None
+    """Blocks that are shuffled together; for the block order only."""
+    grain_style: str | None = None
+    """Which of Grain's shuffles to reproduce; for the grain order only."""
+    num_epochs: int | None = None
+    """Passes over the data in the whole run, however often it is interrupted; None goes on for ever."""
+    remainder: Remainder = Remainder.DROP
+    """What happens to the rows after the last full batch of the last epoch."""
+    read_ahead: int = 2
+    """Batches prepared ahead of the training loop; 0 prepares each one when it is asked for."""
+    num_threads: int = 1
+    """Threads that prepare batches."""
+    byte_digest: bool = False
+    """Also hash every delivered byte (2 GB/s and more per core), so that `verify` proves contents, not only keys."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_int("batch_size", self.batch_size, at_least=1)
+        _require_int("seed", self.seed, at_least=-(1 << 63))
+        _require_int("read_ahead", self.read_ahead, at_least=0)
+        _require_int("num_threads", self.num_threads, at_least=1)
+        if self.num_epochs is not None:
+            _require_int("num_epochs", self.num_epochs, at_least=1)
+        if not isinstance(self.byte_digest, bool):
+            raise ConfigError(f"byte_digest must be true or false, got {self.byte_digest!r}")
+        object.__setattr__(self, "order", _member(OrderPolicy, "order", self.order))
+        object.__setattr__(self, "remainder", _member(Remainder, "remainder", self.remainder))
+        self.order_config()
+
+    def order_config(self) -> OrderConfig:
+        """The part that defines the order."""
+        extra = {} if self.grain_style is None else {"grain_style": self.grain_style}
+        return OrderConfig(
+            policy=self.order,
+            seed=self.seed,
+            block_size=self.block_size,
+            window_blocks=self.window_blocks,
+            **extra,
+        )
+
+
+def _require_int(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 1 << 64:
+        raise ConfigError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def _member(family: type, name: str, value: object) -> object:
+    try:
+        return family(value)
+    except ValueError:
+        choices = ", ".join(repr(str(member)) for member in family)  # type: ignore[attr-defined]
+        raise ConfigError(f"{name} must be one of {choices}, got {value!r}") from None

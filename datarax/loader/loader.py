@@ -1,0 +1,487 @@
+"""Order + source + transforms -> batches, with a state that counts what the training loop has received.
+
+Owns: where a run is. Read-ahead, order and content are pure functions of the step and live in `prefetch.py`,
+`plan.py` and `reader.py`; this file decides only when a batch counts as delivered. Knows nothing of files,
+snapshots or processes: which rows are read here is an argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax.core.config import DataraxModuleConfig
+from datarax.core.errors import ConfigError
+from datarax.core.fingerprint import digest as tree_digest
+from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
+from datarax.loader.config import DataLoaderConfig
+from datarax.loader.plan import BatchPlan
+from datarax.loader.prefetch import ReadAhead
+from datarax.loader.reader import BatchReader, PreparedBatch
+from datarax.loader.statistics import RunningMeans
+from datarax.loader.step_log import StepLog
+from datarax.metrics import LoaderMetrics
+from datarax.order import Digest, Order, RecordKeys, Remainder, Schedule
+from datarax.sources import DataSource
+from datarax.transforms import Transform, check_pipeline, transform_identity
+
+
+@dataclasses.dataclass(frozen=True)
+class Delivered:
+    """What the training loop has received so far. Plain Python ints: exact at any size."""
+
+    idx: int
+    """Batches handed over; the step of the next batch."""
+    position: int
+    """Global rows handed over; the first slot of the next batch."""
+    applied: int
+    """Rows handed over by this process."""
+    skipped: int
+    """Rows that a stage left out on this process."""
+    digest: Digest
+    """Digest of the rows handed over by this process."""
+
+    def after(self, schedule: Schedule, batch: PreparedBatch) -> Delivered:
+        """The state once `batch` has been handed over."""
+        position = self.position + schedule.batch_size
+        if schedule.num_rows is not None:
+            position = min(position, schedule.num_rows)
+        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
+        hashed = self.digest.bytes is not None and batch.bytes_digest is not None
+        digest = self.digest if hashed else dataclasses.replace(self.digest, bytes=None)
+        digest = digest.add(batch.keys_digest, batch.bytes_digest if hashed else None, batch.rows)
+        return Delivered(self.idx + 1, position, self.applied + batch.rows, self.skipped, digest)
+
+
+class _Runtime:
+    """Data, threads and the true position of one loader. NNX sees it as static and compares it by identity."""
+
+    def __init__(
+        self,
+        config: DataLoaderConfig,
+        source: DataSource,
+        transforms: tuple[Transform, ...],
+        rows: np.ndarray,
+        sharding: jax.sharding.Sharding | None,
+    ) -> None:
+        self.source = source
+        self.transforms = transforms
+        self.rows = rows
+        self.sharding = sharding
+        self.order = Order(config.order_config(), {source.name: len(source)})
+        self.metrics = LoaderMetrics()
+        self.log = StepLog()
+        self.means = RunningMeans()
+        self.delivered = Delivered(0, 0, 0, 0, Digest.zero(config.byte_digest))
+        self.config = config
+        self.open_at(0, 0)
+
+    def open_at(self, base_step: int, base_position: int) -> None:
+        """(Re)builds what depends on where the schedule starts; drops the read-ahead."""
+        config = self.config
+        num_rows = None if config.num_epochs is None else config.num_epochs * self.order.num_records
+        schedule = Schedule(
+            batch_size=config.batch_size,
+            num_rows=num_rows,
+            remainder=config.remainder,
+            base_step=base_step,
+            base_position=base_position,
+        )
+        self.reader = BatchReader(
+            plan=BatchPlan(self.order, schedule, self.rows),
+            source=self.source,
+            transforms=self.transforms,
+            seed=config.seed,
+            byte_digest=config.byte_digest,
+            sharding=self.sharding,
+        )
+        if hasattr(self, "read_ahead"):
+            self.read_ahead.close()
+        self.read_ahead = ReadAhead(
+            self.reader.prepare, depth=config.read_ahead, num_threads=config.num_threads
+        )
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.reader.plan.schedule
+
+
+class DataLoader(CheckpointableIteratorModule[Any]):
+    """Batches of transformed records in a resumable, addressable order.
+
+    Batch `s` is a pure function of `s`: it never depends on read-ahead, threads, or what was run before. The state
+    (`get_state`, `set_state`) counts what was handed over, so a snapshot taken at any moment loses and repeats nothing.
+    `position` is the number of global rows handed over, `idx` the number of batches, `epoch` the epoch of the next row,
+    `current` the last batch (host arrays).
+
+    Args:
+        config: batch size, seed, order, epochs, read-ahead.
+        source: where the records are; it stays open when the loader is closed.
+        transforms: stages applied in turn, see `datarax.transforms`.
+        rows: int64[rows], sorted slots of the global batch [0, batch_size) to read here; None for all of them.
+        sharding: if given, batches are global `jax.Array`s under it; else NumPy arrays.
+        rngs: NNX random streams; part of the state, not used by the loader itself.
+        name: used in messages.
+
+    Raises:
+        ConfigError: if the settings contradict each other or the source, for instance a batch larger than the source.
+    """
+
+    state_scope: ClassVar[str] = "global"
+
+    def __init__(
+        self,
+        config: DataLoaderConfig,
+        source: DataSource,
+        *,
+        transforms: Sequence[Transform] = (),
+        rows: np.ndarray | Sequence[int] | None = None,
+        sharding: jax.sharding.Sharding | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(config, DataLoaderConfig):
+            raise TypeError(f"config must be a DataLoaderConfig, got {type(config).__name__}")
+        if not isinstance(source, DataSource):
+            raise TypeError(
+                f"source must be a datarax source (wrap other random-access objects in GrainSource), "
+                f"got {type(source).__name__}"
+            )
+        if config.batch_size > len(source):
+            raise ConfigError(
+                f"batch_size is {config.batch_size}, but source {source.name!r} has only {len(source)} records; "
+                f"a batch may not hold a record twice"
+            )
+        super().__init__(config, rngs=rngs, name=name)
+        stages = check_pipeline(transforms)
+        self._runtime = _Runtime(config, source, stages, _checked_rows(rows, config.batch_size), sharding)
+        self._applied_count = IterationCount(np.asarray(0, np.int64))
+        self._skipped_count = IterationCount(np.asarray(0, np.int64))
+        self.digest_rows = HostInt(0)
+        self.digest_keys = HostInt(0)
+        self.digest_bytes = HostInt(None)
+        self.stats_rows = HostInt(0)
+        self._write_mirrors()
+
+    # Iteration.
+
+    def __iter__(self) -> DataLoader:
+        return self
+
+    def __len__(self) -> int:
+        """Batches in the whole run.
+
+        Raises:
+            TypeError: if `num_epochs` is None: the stream has no end, only steps.
+        """
+        steps = self._runtime.schedule.num_steps
+        if steps is None:
+            raise TypeError("this loader has no length: num_epochs is None, so it goes on for ever")
+        return steps
+
+    def __next__(self) -> Any:
+        """The next batch; only now does the state count it.
+
+        Raises:
+            StopIteration: after the last batch of the last epoch.
+            Exception: what a read or a transform raised, with notes naming step and record; the state has not moved,
+                so the same batch may be asked for again.
+        """
+        runtime = self._runtime
+        self._check_mirrors()
+        step, stop = runtime.delivered.idx, runtime.schedule.num_steps
+        if stop is not None and step >= stop:
+            raise StopIteration
+        asked = time.perf_counter()
+        batch = runtime.read_ahead.take(step, stop)
+        runtime.metrics.wait_seconds += time.perf_counter() - asked
+        self._update_statistics(batch)
+        self._hand_over(batch)
+        return batch.placed
+
+    def _hand_over(self, batch: PreparedBatch) -> None:
+        runtime = self._runtime
+        step = runtime.delivered.idx
+        runtime.delivered = runtime.delivered.after(runtime.schedule, batch)
+        runtime.log.append(step, batch.keys_digest, batch.bytes_digest)
+        runtime.metrics.batches += 1
+        runtime.metrics.rows += batch.rows
+        self.current.set_raw_value(batch.host)
+        self._write_mirrors()
+
+    def _update_statistics(self, batch: PreparedBatch) -> None:
+        if self.config.batch_stats_fn is None or batch.rows == 0:
+            return
+        means = self._runtime.means
+        means.update(self.config.batch_stats_fn(batch.host), batch.rows)
+        self.set_statistics(means.values())
+        self.stats_rows.set_value(means.rows)
+
+    # Random access.
+
+    def batch_at(self, step: int) -> Any:
+        """The batch of any step, in this loader's form; the state does not move.
+
+        Raises:
+            IndexError: if there is no such step.
+        """
+        return self._runtime.reader.prepare(_checked_step(step)).placed
+
+    def record_keys(self, step: int) -> RecordKeys:
+        """Which record each row of `step` is: source int32[rows], index int64[rows], epoch int64[rows].
+
+        Padding has (-1, -1, -1). Reads no data.
+
+        Raises:
+            IndexError: if there is no such step.
+        """
+        return self._runtime.reader.plan.step(_checked_step(step)).keys
+
+    def step_digest(self, step: int, *, with_bytes: bool = False) -> tuple[int, int | None, int]:
+        """Digest of one step: sum of key hashes, sum of row hashes (None without `with_bytes`), and rows.
+
+        With `with_bytes` the batch is read and transformed.
+        """
+        runtime = self._runtime
+        if not with_bytes:
+            step_keys = runtime.reader.plan.step(_checked_step(step))
+            return step_keys.digest, None, int(np.count_nonzero(step_keys.positions >= 0))
+        reader = dataclasses.replace(runtime.reader, byte_digest=True, sharding=None)
+        batch = reader.prepare(_checked_step(step))
+        return batch.keys_digest, batch.bytes_digest, batch.rows
+
+    def seek(self, step: int) -> None:
+        """Continues with the batch of `step`; counters and digest stay what was really delivered.
+
+        Raises:
+            IndexError: if `step` is negative or beyond the end (the end itself is allowed).
+        """
+        runtime, schedule = self._runtime, self._runtime.schedule
+        step = _checked_step(step)
+        if step < schedule.base_step or (schedule.num_steps is not None and step > schedule.num_steps):
+            raise IndexError(
+                f"step {step} is outside this loader's steps {schedule.base_step} … {schedule.num_steps}"
+            )
+        position = schedule.base_position + (step - schedule.base_step) * schedule.batch_size
+        if schedule.num_rows is not None:
+            position = min(position, schedule.num_rows)
+        runtime.delivered = dataclasses.replace(runtime.delivered, idx=step, position=position)
+        runtime.log.restart(step)
+        runtime.read_ahead.drop()
+        self.current.set_raw_value(None)
+        self._write_mirrors()
+
+    # What it is, and what it did.
+
+    @property
+    def source(self) -> DataSource:
+        """The source that this loader reads."""
+        return self._runtime.source
+
+    @property
+    def order(self) -> Order:
+        """The order of this loader's records."""
+        return self._runtime.order
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which positions each step covers."""
+        return self._runtime.schedule
+
+    @property
+    def metrics(self) -> LoaderMetrics:
+        """Live counters: batches, rows, seconds waited."""
+        return self._runtime.metrics
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of everything handed over by this process since the start of the run."""
+        return self._runtime.delivered.digest
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change a batch, as a tree of named values; nothing that cannot."""
+        runtime, config = self._runtime, self.config
+        identity: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "order": runtime.order.identity(),
+            "row_mask": config.remainder is Remainder.PAD,
+            "seed": config.seed,
+            "sources": {runtime.source.name: dict(runtime.source.identity())},
+            "transforms": {
+                f"{i}": transform_identity(transform) for i, transform in enumerate(runtime.transforms)
+            },
+        }
+        if config.precomputed_stats is not None:
+            identity["precomputed_stats"] = _statistics_identity(config.precomputed_stats)
+        return identity
+
+    def take_step_digests(self) -> tuple[int, np.ndarray, np.ndarray, bool]:
+        """Per-step digests since the last committed snapshot.
+
+        Returns:
+            The first step, uint64[steps] sums of key hashes, uint64[steps] sums of row hashes (0 where bytes were not
+            digested), and whether every one of the steps has its bytes digested.
+        """
+        return self._runtime.log.arrays()
+
+    def committed(self, step: int) -> None:
+        """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
+        self._runtime.log.forget_before(step)
+
+    # State.
+
+    def get_state(self) -> dict[str, Any]:
+        """The state of what was handed over; never the read-ahead, never data."""
+        self._check_mirrors()
+        # Counters may have been through a transform, which would have narrowed them; the truth is in the runtime.
+        self._write_mirrors()
+        return {**super().get_state(), "current": None}
+
+    def _validate_state(self, state: dict[str, Any]) -> None:
+        schedule, order = self._runtime.schedule, self._runtime.order
+        idx, position, epoch = state["idx"], state["position"], state["epoch"]
+        if state["current"] is not None:
+            raise ValueError("current: a loader's state holds no batch; expected None")
+        for field in ("idx", "position", "epoch", "digest_rows", "digest_keys", "stats_rows"):
+            if state[field] is None:
+                raise ValueError(f"{field}: expected an int, got None")
+        if epoch != position // order.num_records:
+            raise ValueError(
+                f"epoch: {epoch} does not belong to position {position} of a source with {order.num_records} records"
+            )
+        if schedule.num_rows is not None and position > schedule.num_rows:
+            raise ValueError(f"position: {position} is beyond the {schedule.num_rows} rows of this run")
+        for field in ("digest_keys", "digest_bytes"):
+            if (state[field] or 0) >= 1 << 64:
+                raise ValueError(f"{field}: {state[field]} does not fit 64 bits")
+        if idx == 0 and position != 0:
+            raise ValueError(f"idx: 0 batches cannot have handed over {position} rows")
+        self._base_for(idx, position)
+
+    def _base_for(self, idx: int, position: int) -> tuple[int, int]:
+        """Where the schedule must start so that step `idx` begins at `position`."""
+        batch_size = self.config.batch_size
+        end = self._runtime.schedule.num_rows
+        on_grid = position == idx * batch_size
+        padded_end = end is not None and position == end and idx == -(-end // batch_size)
+        return (0, 0) if on_grid or padded_end else (idx, position)
+
+    def _state_restored(self) -> None:
+        runtime = self._runtime
+        idx, position = self.idx.get_value(), self.position.get_value()
+        with_bytes = self.digest_bytes.get_value() if self.config.byte_digest else None
+        digest = Digest(self.digest_rows.get_value(), self.digest_keys.get_value(), with_bytes)
+        runtime.delivered = Delivered(
+            idx, position, int(self._applied_count.get_value()), int(self._skipped_count.get_value()), digest
+        )
+        base = self._base_for(idx, position)
+        if base != (runtime.schedule.base_step, runtime.schedule.base_position):
+            runtime.open_at(*base)
+        runtime.read_ahead.drop()
+        runtime.log.restart(idx)
+        runtime.means.restore(self._computed_stats.get_value(), self.stats_rows.get_value())
+        self.current.set_raw_value(None)
+        self._write_mirrors()
+
+    def _write_mirrors(self) -> None:
+        now = self._runtime.delivered
+        self.idx.set_raw_value(now.idx)
+        self.position.set_raw_value(now.position)
+        self.epoch.set_raw_value(now.position // self._runtime.order.num_records)
+        self._applied_count.set_raw_value(np.asarray(now.applied, np.int64))
+        self._skipped_count.set_raw_value(np.asarray(now.skipped, np.int64))
+        self.digest_rows.set_raw_value(now.digest.rows)
+        self.digest_keys.set_raw_value(now.digest.keys)
+        self.digest_bytes.set_raw_value(now.digest.bytes)
+
+    def _check_mirrors(self) -> None:
+        now = self._runtime.delivered
+        if self.idx.get_value() != now.idx or self.position.get_value() != now.position:
+            raise RuntimeError(
+                f"this loader has handed over {now.idx} batches, but its variables say {self.idx.get_value()}: they were "
+                f"written from outside, or a merged copy shares this loader; use seek(), set_state() or clone()"
+            )
+
+    # Lifecycle.
+
+    def reset(self) -> None:
+        """Back to the first batch; drops the read-ahead. Counters, statistics and digest stay, as in the base class."""
+        self._runtime.open_at(0, 0)
+        self.seek(0)
+
+    def clone(self) -> DataLoader:
+        """An independent loader at the same position, with threads of its own; the source is shared."""
+        clone = self.copy(rngs=None if self.rngs is None else nnx.clone(self.rngs))
+        clone.set_state(self.get_state())
+        return clone
+
+    def copy(
+        self,
+        *,
+        config: DataraxModuleConfig | None = None,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
+    ) -> DataLoader:
+        """A new loader over the same source at step 0, with optional changes; carries no state."""
+        runtime = self._runtime
+        return type(self)(
+            config if config is not None else self.config,  # type: ignore[arg-type]
+            runtime.source,
+            transforms=runtime.transforms,
+            rows=runtime.rows,
+            sharding=runtime.sharding,
+            rngs=rngs if rngs is not None else self.rngs,
+            name=name if name is not None else self.name,
+        )
+
+    def close(self) -> None:
+        """Ends the read-ahead threads. The source stays open; it belongs to whoever made it."""
+        self._runtime.read_ahead.close()
+
+    def __enter__(self) -> DataLoader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _checked_rows(rows: np.ndarray | Sequence[int] | None, batch_size: int) -> np.ndarray:
+    if rows is None:
+        return np.arange(batch_size, dtype=np.int64)
+    slots = np.asarray(rows)
+    if slots.ndim != 1 or len(slots) == 0 or slots.dtype.kind not in "iu":
+        raise ConfigError(f"rows must be a non-empty list of slots of the global batch, got {rows!r}")
+    slots = slots.astype(np.int64)
+    if slots[0] < 0 or slots[-1] >= batch_size or np.any(np.diff(slots) <= 0):
+        raise ConfigError(f"rows must be sorted, distinct and in [0, {batch_size}), got {slots}")
+    return slots
+
+
+def _checked_step(step: int) -> int:
+    if isinstance(step, bool) or not isinstance(step, (int, np.integer)):
+        raise TypeError(f"a step is an int, got {step!r}")
+    if step < 0:
+        raise IndexError(f"step {step} is negative; steps count from 0")
+    return int(step)
+
+
+def _statistics_identity(statistics: Mapping[str, Any]) -> str:
+    """Digest of precomputed statistics: they may hold arrays, which have no canonical JSON of their own."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+            array = np.asarray(value)
+            return {"dtype": str(array.dtype), "shape": list(array.shape), "bytes": array.tobytes().hex()}
+        return value
+
+    return tree_digest(plain(statistics))

@@ -1,0 +1,66 @@
+"""Row-weighted means of what `batch_stats_fn` returns, in float64.
+
+Reported beside a run; outside digest and identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from datarax.core.errors import ConfigError
+
+_MAX_BYTES = 1024
+
+
+class RunningMeans:
+    """The mean of each statistic over all rows so far."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._means: dict[str, np.ndarray] = {}
+
+    def update(self, statistics: Mapping[str, Any], rows: int) -> None:
+        """Weighs in the statistics of one batch of `rows` rows.
+
+        Raises:
+            ConfigError: if a statistic is not a number or an array of at most 1 KB, or the keys change in mid-run.
+        """
+        if not isinstance(statistics, Mapping):
+            raise ConfigError(
+                f"batch_stats_fn must return a dict of numbers, got {type(statistics).__name__}"
+            )
+        arrays = {key: _as_float64(key, value) for key, value in statistics.items()}
+        if self.rows and arrays.keys() != self._means.keys():
+            raise ConfigError(
+                f"batch_stats_fn returned the keys {sorted(arrays)}, but {sorted(self._means)} before; "
+                f"a mean needs every key in every batch"
+            )
+        total = self.rows + rows
+        for key, value in arrays.items():
+            mean = self._means.get(key, np.zeros_like(value))
+            self._means[key] = mean + (value - mean) * (rows / total)
+        self.rows = total
+
+    def values(self) -> dict[str, Any]:
+        """Means so far: Python floats for scalars, float64 arrays otherwise."""
+        return {key: float(mean) if mean.ndim == 0 else mean.copy() for key, mean in self._means.items()}
+
+    def restore(self, means: Mapping[str, Any] | None, rows: int) -> None:
+        """Continues from a snapshot's means over `rows` rows."""
+        self.rows = rows
+        self._means = (
+            {key: np.asarray(value, np.float64) for key, value in (means or {}).items()} if rows else {}
+        )
+
+
+def _as_float64(key: str, value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.size * 8 > _MAX_BYTES:
+        raise ConfigError(
+            f"batch_stats_fn: {key!r} is {array.dtype} {array.shape}; "
+            f"a statistic is a number or a numeric array of at most {_MAX_BYTES // 8} values"
+        )
+    return array.astype(np.float64)

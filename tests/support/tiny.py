@@ -1,0 +1,55 @@
+"""A training job small enough to be killed dozens of times: a jitted model with momentum and a random stream."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from datarax.transforms import map_batch, random_map_batch
+
+
+def decode(records):
+    return {"x": np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1)}
+
+
+def jitter(batch, seeds):
+    return {"x": batch["x"], "noise": (seeds >> np.uint64(40)).astype(np.float32) / 2**24}
+
+
+to_rows = map_batch(decode, name="decode")
+add_noise = random_map_batch(jitter, name="jitter")
+
+
+class TinyTask:
+    def init(self, config, mesh):
+        self.pause = config.get("pause", 0.0)
+        width = config.get("width", 16)
+        return {
+            "w": jnp.zeros(width, jnp.float32),
+            "momentum": jnp.zeros(width, jnp.float32),
+            "key": jax.random.key(config.get("seed", 0)),
+        }
+
+    def step(self, state, batch):
+        time.sleep(self.pause)
+        state, loss = _train(state, batch["x"], batch["noise"])
+        return state, {"loss": loss}
+
+
+def _train_step(state, x, noise):
+    key, draw = jax.random.split(state["key"])
+    features = x.astype(jnp.float32)[:, : state["w"].shape[0]] / 255
+
+    def loss_of(w):
+        target = noise + 0.01 * jax.random.normal(draw, noise.shape)
+        return jnp.mean((features @ w - target) ** 2)
+
+    loss, gradient = jax.value_and_grad(loss_of)(state["w"])
+    momentum = 0.9 * state["momentum"] + gradient
+    return {"w": state["w"] - 0.05 * momentum, "momentum": momentum, "key": key}, loss
+
+
+_train = jax.jit(_train_step, donate_argnums=0)
+
+task = TinyTask()
