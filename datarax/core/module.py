@@ -19,7 +19,7 @@ from flax import nnx
 from datarax.core.cache_key import cache_key
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
-from datarax.core.restore import detached, match_state, read_state, write
+from datarax.core.restore import detached, match_state, read_state, variables_below, write
 from datarax.core.variables import HostFlag, HostInt, IterationCount
 
 __all__ = ["CheckpointableIteratorModule", "DataraxModule", "HostFlag", "HostInt", "IterationCount"]
@@ -53,7 +53,10 @@ class DataraxModule(nnx.Module):
     """
 
     free_state: ClassVar[frozenset[str]] = frozenset()
-    """Attributes that hold a Variable whose content may change kind from one state to the next."""
+    """Attributes that hold a Variable whose content may be of another kind in each state."""
+
+    unsaved_state: ClassVar[frozenset[str]] = frozenset()
+    """Attributes that hold a Variable which no state contains: None in each, and anything else is refused."""
 
     config: DataraxModuleConfig
     rngs: nnx.Rngs | None
@@ -83,7 +86,7 @@ class DataraxModule(nnx.Module):
     # Operation statistics
 
     def get_operation_stats(self) -> dict[str, int]:
-        """How many items were applied and skipped: `{"applied_count": int, "skipped_count": int}`. Host only."""
+        """How many items were applied and skipped: applied_count, skipped_count. Host only."""
         return {
             "applied_count": int(self._applied_count.get_value()),
             "skipped_count": int(self._skipped_count.get_value()),
@@ -188,12 +191,11 @@ class DataraxModule(nnx.Module):
         empty. The config is shared, and so are plain array attributes, which are data and not state.
         """
         clone = nnx.clone(self, graph=True)
-        for _, node in list(nnx.iter_graph(clone, graph=True)):
-            if isinstance(node, nnx.Variable):
-                if not node.ref:
-                    node.set_raw_value(detached(node.get_raw_value()))
-            elif isinstance(node, DataraxModule):
-                node._detach_static_attributes()
+        for _, variable in variables_below(clone):
+            if not variable.ref:
+                variable.set_raw_value(detached(variable.get_raw_value()))
+        for _, module in _modules_below(clone):
+            module._detach_static_attributes()
         return clone
 
     def _detach_static_attributes(self) -> None:
@@ -210,7 +212,7 @@ class DataraxModule(nnx.Module):
         arrays as held, random streams are `{"count": uint32, "key": typed key}`. Config, name, cache and
         plain array attributes are not in it.
         """
-        return read_state(self)
+        return read_state(self, unsaved=_named(_modules_below(self), "unsaved_state"))
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `get_state` gave, strictly: either all of it is taken over or nothing is.
@@ -227,9 +229,9 @@ class DataraxModule(nnx.Module):
         if not isinstance(state, dict):
             raise TypeError(f"State must be a dict, got {type(state)}")
         modules = _modules_below(self)
-        free = [vars(module)[name] for _, module in modules for name in module.free_state]
+        free, unsaved = _named(modules, "free_state"), _named(modules, "unsaved_state")
         try:
-            changes = match_state(self, state, free=free)
+            changes = match_state(self, state, free=free, unsaved=unsaved)
         except ValueError as error:
             raise MismatchError(
                 "Checkpoint state is structurally incompatible with module state. "
@@ -310,6 +312,13 @@ class CheckpointableIteratorModule(DataraxModule, Generic[T_co]):
         self.idx = HostInt(None)
         self.current: nnx.Variable[Any] = nnx.Variable(None)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("epoch", "position", "idx") and type(value) is nnx.Variable:
+            # `self.position = nnx.Variable(0)` in a subclass would wrap at 2**31 in the first jitted
+            # function.
+            value = HostInt(value.get_value())
+        super().__setattr__(name, value)
+
     def __iter__(self) -> Iterator[T_co]:
         return self
 
@@ -334,10 +343,23 @@ def _check_type(what: str, value: Any, expected: type) -> None:
 
 
 def _modules_below(module: DataraxModule) -> list[tuple[tuple[Any, ...], DataraxModule]]:
-    """The datarax modules in the graph of `module` with their paths, children before parents, itself last."""
-    return [
-        (path, node) for path, node in nnx.iter_graph(module, graph=True) if isinstance(node, DataraxModule)
-    ]
+    """The datarax modules in the graph of `module` with their paths, children before parents, itself last.
+
+    Found along the paths of Variables, of which every module has some: static attributes can be large.
+    """
+    found: dict[tuple[Any, ...], DataraxModule] = {(): module}
+    for path, _ in variables_below(module):
+        node: Any = module
+        for depth, key in enumerate(path[:-1], start=1):
+            node = getattr(node, str(key)) if isinstance(node, nnx.Pytree) else node[key]
+            if isinstance(node, DataraxModule):
+                found[path[:depth]] = node
+    return sorted(found.items(), key=lambda item: -len(item[0]))
+
+
+def _named(modules: list[tuple[tuple[Any, ...], DataraxModule]], which: str) -> list[nnx.Variable[Any]]:
+    """The Variables that the class attribute `which` of the modules names."""
+    return [vars(module)[name] for _, module in modules for name in getattr(module, which)]
 
 
 def _at(state: dict[Any, Any], path: tuple[Any, ...]) -> Any:

@@ -35,17 +35,44 @@ class IterationCount(nnx.Variable[Any]):
         nnx.scan(f, in_axes=(carried, 0))  # += 1 counts once for each step
 
     A count never wraps. Set on the host past the largest value of its dtype (2**31 - 1 for int32), or below
-    zero, it raises OverflowError and keeps its value. A transform cannot raise; there it stays at the largest
-    value.
+    zero, it raises OverflowError and keeps its value. A transform cannot raise; there it stays at the
+    largest.
+
+    A NumPy int64 of shape () is a count of the host: transforms would cut it to 32 bits, so it passes through
+    them as exact as a `HostInt`, and can be neither read nor changed inside.
     """
+
+    def create_value(self, value: Any) -> Any:
+        """Called by NNX with the constructor's value."""
+        return _packed_count(value)
+
+    def get_value(self, *, index: Any = MISSING) -> Any:
+        """The count, or with `index` a part of it; a count of the host as a NumPy array int64[].
+
+        Raises:
+            TraceContextError: inside a transform, for a count of the host.
+        """
+        raw = self.get_raw_value()
+        if isinstance(raw, _Words):
+            return np.asarray(raw.exact(), np.int64)
+        return super().get_value(index=index)
+
+    def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
+        """Set the count without a look at what it was."""
+        super().set_raw_value(_packed_count(value), _unsafe_bypass_check=_unsafe_bypass_check)
 
     def set_value(self, value: Any, *, index: Any = MISSING) -> None:
         """Set the count, or with `index` a part of it.
 
         Raises:
             OverflowError: on the host, if a count has wrapped or would be negative; nothing has changed.
+            TraceContextError: inside a transform, for a count of the host.
         """
         before = self.get_raw_value()
+        if isinstance(before, _Words):
+            _check_host(self, value)
+            self.set_raw_value(np.asarray(value, np.int64))
+            return
         if isinstance(before, np.ndarray):
             before = before.copy()  # the assignment below writes into it
         super().set_value(value, index=index)
@@ -60,6 +87,14 @@ class IterationCount(nnx.Variable[Any]):
                 f"{getattr(after, 'dtype', 'int')} wraps past its largest value. It keeps {before}; "
                 "reset it (reset_operation_stats) to count on"
             )
+
+
+def _packed_count(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype == np.int64 and value.shape == ():
+        if int(value) < 0:
+            raise OverflowError(f"a count is at least 0 and below 2**63, got {value}")
+        return _Words(int(value))
+    return value
 
 
 def _is_negative(count: Any) -> bool:
@@ -120,8 +155,8 @@ class _Words:
 def _join(words: tuple[Any, ...]) -> int:
     if any(isinstance(word, jax.core.Tracer) for word in words):
         raise TraceContextError(
-            "the value of a HostInt (epoch, position or idx) is known to the host only and cannot be read inside "
-            "a jax transform; read it before the call and pass what is needed as an argument"
+            "an integer of the host (epoch, position, idx, a 64-bit count) has no value inside a jax "
+            "transform; read it before the call and pass what is needed as an argument"
         )
     if any(getattr(word, "dtype", None) != np.uint32 or word.shape != () for word in words):
         raise ValueError(f"a HostInt holds {words} instead of uint32 words; what touched it is not exact")
@@ -162,8 +197,7 @@ class HostInt(nnx.Variable[int | None]):
             TraceContextError: inside a transform.
         """
         _check_whole(index)
-        if get_opaque_trace_state(convention="nnx") != _HOST:
-            raise TraceContextError(f"cannot set a {type(self).__name__} to {value!r} inside a jax transform")
+        _check_host(self, value)
         super().set_raw_value(_packed(value))
 
     def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
@@ -176,6 +210,13 @@ class HostInt(nnx.Variable[int | None]):
             yield reprlib.Attr("value", self.get_value())
         except (TraceContextError, ValueError):
             yield reprlib.Attr("value", self.get_raw_value())
+
+
+def _check_host(variable: nnx.Variable[Any], value: Any) -> None:
+    if get_opaque_trace_state(convention="nnx") != _HOST:
+        raise TraceContextError(
+            f"cannot set a {type(variable).__name__} of the host to {value!r} inside a jax transform"
+        )
 
 
 def _check_whole(index: Any) -> None:
