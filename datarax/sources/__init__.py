@@ -1,1 +1,38 @@
+"""Sources of records: random access by index, batched reads, fingerprints, and a place to continue from."""
 
+from datarax.sources.array_record import ArrayRecordConfig, ArrayRecordSource
+from datarax.sources.build import (
+    BuildConfig,
+    BuildError,
+    BuildProgress,
+    BuildResult,
+    build_dataset,
+)
+from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind
+from datarax.sources.manifest import FileEntry, Manifest, load_manifest
+from datarax.sources.manifest_writer import write_manifest
+from datarax.sources.memory import MemoryConfig, MemorySource
+from datarax.sources.range import RangeConfig, RangeSource
+from datarax.sources.source import DataSource, SourceConfig
+
+__all__ = [
+    "PYTHON_STDLIB",
+    "ArrayRecordConfig",
+    "ArrayRecordSource",
+    "BuildConfig",
+    "BuildError",
+    "BuildProgress",
+    "BuildResult",
+    "DataSource",
+    "FileEntry",
+    "InputKind",
+    "Manifest",
+    "MemoryConfig",
+    "MemorySource",
+    "RangeConfig",
+    "RangeSource",
+    "SourceConfig",
+    "build_dataset",
+    "load_manifest",
+    "write_manifest",
+]

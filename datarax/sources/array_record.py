@@ -1,0 +1,264 @@
+"""Records from ArrayRecord files: which files, how many records in each, and what is known of their content.
+
+With a manifest beside the files, counts come from it and no file is opened before it is read. Reading itself is in
+`array_record_files.py`, the manifest in `manifest.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from datarax.core.errors import ConfigError, InputError, ReadError
+from datarax.core.fingerprint import digest
+from datarax.sources.array_record_files import ArrayRecordFiles, Shard, count_records
+from datarax.sources.build_stamp import BUILD_STAMP_NAME
+from datarax.sources.content_check import changed_records
+from datarax.sources.local_files import find_files, relative_names
+from datarax.sources.manifest import (
+    MANIFEST_NAME,
+    RECORD_HASHES_NAME,
+    FileEntry,
+    Manifest,
+    entries_by_name,
+    file_sha256,
+    load_manifest,
+)
+from datarax.sources.sampling import SAMPLE_VERSION, records_digest, sample_positions
+from datarax.sources.source import DataSource, SourceConfig
+
+_NUM_SAMPLED_FILES = 4
+_NUM_SAMPLED_RECORDS_PER_FILE = 4
+# Up to here an identity lists its files, so that a difference names one; beyond, their digest keeps it small.
+_NUM_LISTED_FILES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayRecordConfig(SourceConfig):
+    """Which files an `ArrayRecordSource` reads.
+
+    Raises:
+        ConfigError: if no file is named, or `max_open_files` is not positive.
+    """
+
+    files: str | tuple[str, ...]
+    """Paths, globs, or directories with a manifest. The files are ordered by their names, whatever the order here."""
+    max_open_files: int = 256
+    """Files kept open between reads; more are opened and closed as they are needed."""
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        super().__post_init__()
+        files = self.files if isinstance(self.files, (str, os.PathLike)) else tuple(self.files)
+        object.__setattr__(self, "files", os.fspath(files) if isinstance(files, os.PathLike) else files)
+        if not self.files:
+            raise ConfigError("files of an ArrayRecord source must name at least one path")
+        if type(self.max_open_files) is not int or self.max_open_files < 1:
+            raise ConfigError(f"max_open_files must be a positive integer, got {self.max_open_files!r}")
+
+
+class ArrayRecordSource(DataSource):
+    """Records (bytes) from ArrayRecord files, as one sequence: the files in the order of their names.
+
+    Names are relative to the deepest directory that holds all files, so a moved dataset is the same dataset. A
+    `manifest.json` in that directory (written by `build_dataset` or `write_manifest`) gives the counts and becomes
+    part of the identity; without one every file is opened once to count its records.
+
+    Args:
+        config: the files.
+        rngs: see `DataSource`.
+        name: see `DataSource`.
+
+    Raises:
+        InputError: naming the file, if a file is missing, empty of records, truncated, no ArrayRecord file, not
+            local, or not as large as the manifest says.
+    """
+
+    columnar = False
+
+    def __init__(
+        self, config: ArrayRecordConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(config, rngs=rngs, name=name)
+        self._runtime = _Runtime(_find_dataset(config.files), config.max_open_files)
+        if self._length() == 0:
+            raise InputError(
+                f"source {self.name!r} is empty: its {len(self._runtime.dataset.files)} files in "
+                f"{self._runtime.dataset.base} hold 0 records"
+            )
+
+    def _length(self) -> int:
+        return self._runtime.length
+
+    def _read(self, indices: np.ndarray) -> list[bytes]:
+        return self._runtime.files.__getitems__(indices)
+
+    @property
+    def base_directory(self) -> str:
+        """The directory that the files' names are relative to."""
+        return self._runtime.dataset.base
+
+    @property
+    def file_names(self) -> list[str]:
+        """The files in the order of their records, relative to `base_directory`."""
+        return [file.name for file in self._runtime.dataset.files]
+
+    def identity(self) -> dict[str, Any]:
+        """Kind, name, counts, the files' names and sizes, the manifest's digest, and at most 16 sampled records.
+
+        Raises:
+            InputError: if a sampled record cannot be read.
+        """
+        dataset = self._runtime.dataset
+        listed = [{"name": f.name, "size": f.size, "num_records": f.num_records} for f in dataset.files]
+        return {
+            "kind": "array_record",
+            "name": self.name,
+            "num_records": self._length(),
+            "num_files": len(listed),
+            "files": listed if len(listed) <= _NUM_LISTED_FILES else {"sha256": digest(listed)},
+            "content": dataset.content_digest(),
+            "sample_version": SAMPLE_VERSION,
+            "sample": self._sample_digest(),
+        }
+
+    @property
+    def content_recorded(self) -> bool:
+        """Whether a manifest lies beside the files."""
+        return self._runtime.dataset.manifest is not None
+
+    def check_content(self) -> list[str]:
+        """Compares size and SHA-256 of every file with the manifest, and in files that differ every record's hash."""
+        dataset = self._runtime.dataset
+        if dataset.manifest is None:
+            return []
+        problems: list[str] = []
+        for entry in dataset.entries:
+            path = os.path.join(dataset.base, entry.name)
+            try:
+                size = os.path.getsize(path)
+                if size != entry.size:
+                    problems.append(f"{path} has {size} bytes, the manifest says {entry.size}")
+                elif file_sha256(path) != entry.sha256:
+                    where = changed_records(path, entry, dataset.manifest, dataset.base)
+                    problems.append(f"{path} is not what the manifest says (SHA-256 differs){where}")
+            except OSError as error:
+                problems.append(f"{path} cannot be read: {error.strerror or error}")
+        return problems
+
+    def content_fingerprint(self) -> dict[str, Any] | None:
+        """SHA-256 of the manifest's facts about the files; None without a manifest."""
+        content = self._runtime.dataset.content_digest()
+        return None if content is None else {"num_records": self._length(), "sha256": content}
+
+    def content_stamp(self) -> dict[str, Any]:
+        """{name: [bytes, mtime in ns]} of each file, and of the manifest if there is one."""
+        dataset = self._runtime.dataset
+        names = [file.name for file in dataset.files] + [MANIFEST_NAME] * self.content_recorded
+        found = ((name, os.stat(os.path.join(dataset.base, name))) for name in names)
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found}
+
+    def _close(self) -> None:
+        self._runtime.files.close()
+
+    def _reopened(self) -> object:
+        return _Runtime(self._runtime.dataset, self._runtime.max_open_files)
+
+    def _sample_digest(self) -> str:
+        counts = np.array([file.num_records for file in self._runtime.dataset.files], dtype=np.int64)
+        ends = np.cumsum(counts)
+        holding = np.flatnonzero(counts)  # the files that hold records
+        sampled = [
+            int(ends[k] - counts[k]) + position
+            for k in holding[sample_positions(len(holding), _NUM_SAMPLED_FILES)]
+            for position in sample_positions(int(counts[k]), _NUM_SAMPLED_RECORDS_PER_FILE)
+        ]
+        try:
+            return records_digest(self.read(np.array(sampled, dtype=np.int64)))
+        except ReadError as error:
+            raise InputError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class _File:
+    """What is known of a file before it is opened."""
+
+    name: str
+    size: int
+    num_records: int
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """The files of a source, and their manifest if there is one."""
+
+    base: str
+    files: tuple[_File, ...]
+    manifest: Manifest | None
+    entries: tuple[FileEntry, ...]
+
+    def content_digest(self) -> str | None:
+        """Digest of what the manifest records of these files (not of others that it may list)."""
+        if self.manifest is None:
+            return None
+        return Manifest(self.entries, "").content_digest()
+
+
+class _Runtime:
+    """What an open source holds; compared by identity, and never copied."""
+
+    def __init__(self, dataset: _Dataset, max_open_files: int) -> None:
+        self.dataset = dataset
+        self.max_open_files = max_open_files
+        shards = [Shard(os.path.join(dataset.base, file.name), file.num_records) for file in dataset.files]
+        self.files = ArrayRecordFiles(shards, max_open_files=max_open_files)
+        self.length = len(self.files)
+
+
+def _find_dataset(patterns: str | Sequence[str]) -> _Dataset:
+    paths = find_files(
+        patterns,
+        what="ArrayRecord file",
+        expand_directory=_files_of_directory,
+        ignored_in_globs=frozenset({MANIFEST_NAME, RECORD_HASHES_NAME, BUILD_STAMP_NAME}),
+    )
+    base, names = relative_names(paths)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    names, paths = [names[i] for i in order], [paths[i] for i in order]
+    sizes = [_size(path) for path in paths]
+    manifest = load_manifest(base)
+    if manifest is None:
+        counts = count_records(paths)
+        return _Dataset(base, tuple(map(_File, names, sizes, counts)), None, ())
+    entries = tuple(entries_by_name(manifest, names, base))
+    for path, size, entry in zip(paths, sizes, entries, strict=True):
+        if size != entry.size:
+            raise InputError(
+                f"{path} has {size} bytes, its manifest says {entry.size}: the file is truncated or was replaced; "
+                f"restore it, or build the dataset again"
+            )
+    return _Dataset(base, tuple(_File(e.name, e.size, e.num_records) for e in entries), manifest, entries)
+
+
+def _files_of_directory(directory: str) -> list[str]:
+    manifest = load_manifest(directory)
+    if manifest is None:
+        raise InputError(
+            f"directory {directory} holds no {MANIFEST_NAME}; name its files with a glob ({directory}/*.array_record), "
+            f"or record them with write_manifest"
+        )
+    return [os.path.join(directory, entry.name) for entry in manifest.files]
+
+
+def _size(path: str) -> int:
+    try:
+        if not os.path.isdir(path):
+            return os.stat(path).st_size
+    except OSError as error:
+        raise InputError(f"ArrayRecord file {path} cannot be read: {error.strerror or error}") from error
+    raise InputError(f"{path} is a directory, not an ArrayRecord file")

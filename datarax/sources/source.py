@@ -1,0 +1,251 @@
+"""What every data source is: a number of records, read by index in any order, with an identity and a place.
+
+Reading (`read`, `source[i]`) never changes a source and may be done by several threads. Iterating one hands over its
+records once, first to last, and can be stopped and continued like any iterator module. Sources know nothing of
+orders, batches or processes. Read next: `memory.py`, the smallest kind.
+"""
+
+from __future__ import annotations
+
+import operator
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Self, cast
+
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax.core.config import DataraxModuleConfig
+from datarax.core.errors import ConfigError
+from datarax.core.module import CheckpointableIteratorModule
+from datarax.core.variables import IterationCount
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig(DataraxModuleConfig):
+    """What every source can be told.
+
+    Raises:
+        ConfigError: if the name is empty.
+    """
+
+    name: str = "data"
+    """The source's name in orders, seeds and record keys: another name gives another shuffle. Part of the identity."""
+
+    def __post_init__(self) -> None:
+        """Checks the fields; subclasses call this first."""
+        super().__post_init__()
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigError(f"a source's name must be a non-empty text, got {self.name!r}")
+
+
+class DataSource(CheckpointableIteratorModule[Any]):
+    """Base of all sources: `len(source)` records, each a function of its index in [0, len(source)).
+
+    A kind of source defines `_length`, `_read`, `_close`, `_reopened` and `identity`, and what it can of the content
+    checks; what it has open lives in one plain object, `_runtime`, that is neither state nor compared by value in NNX.
+    Every source meets Grain's `RandomAccessDataSource` protocol.
+
+    Args:
+        config: the source's settings.
+        rngs: kept and passed on to copies; no source draws from it.
+        name: the source's name; `config.name` without it.
+
+    Attributes:
+        position: records handed over by iteration, 0 at first.
+        epoch: 1 once all records are handed over, 0 before.
+        idx: index of the record handed over last, None at first.
+        current: always None; a state never holds data.
+    """
+
+    state_scope: ClassVar[str] = "global"
+    columnar: bool
+    """True: `read` gives a PyTree of arrays [n, ...]. False: it gives a list of n records."""
+    name: str
+
+    def __init__(
+        self, config: SourceConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(config, rngs=rngs, name=config.name if name is None else name)
+        if not self.name:
+            raise ConfigError("a source's name must not be empty")
+        self._applied_count = IterationCount(np.zeros((), np.int64))
+        self._skipped_count = IterationCount(np.zeros((), np.int64))
+        self.position.set_value(0)
+        self.epoch.set_value(0)
+        self._is_closed = False
+
+    # What each kind defines
+
+    @abstractmethod
+    def _length(self) -> int:
+        """Number of records, without reading one."""
+
+    @abstractmethod
+    def _read(self, indices: np.ndarray) -> Any:
+        """The records at int64[n] indices that lie in [0, len(self)); n may be 0, and indices may repeat."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """The quick fingerprint: a JSON-able tree that changes with the kind, the name, and what is in the records.
+
+        It depends on no path, time or setting that leaves the records as they are, and costs a bounded number of
+        reads. Not every changed byte can show in it: see `content_fingerprint`.
+
+        Raises:
+            InputError: if a record that it samples cannot be read.
+        """
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Frees what is open."""
+
+    @abstractmethod
+    def _reopened(self) -> object:
+        """A runtime object of its own for a clone, in place of `_runtime`."""
+
+    _runtime: Any
+
+    # What some kinds define
+
+    @property
+    def content_recorded(self) -> bool:
+        """Whether something was recorded that `check_content` can hold the data against."""
+        return False
+
+    def check_content(self) -> list[str]:
+        """Reads everything and compares it with what was recorded; each problem names the file, and the record if known.
+
+        Without a record to hold it against (`content_recorded` is False) nothing is read and nothing is found.
+        """
+        return []
+
+    def content_fingerprint(self) -> dict[str, Any] | None:
+        """The full fingerprint, which changes with every byte; None if none can be had without a manifest."""
+        return None
+
+    def content_stamp(self) -> dict[str, Any]:
+        """What a file system says of the files: {name: [bytes, mtime in ns]}. Never identity.
+
+        A stamp that moved since the last look is a reason to call `check_content`; one that did not is no proof.
+        """
+        return {}
+
+    # What all kinds share
+
+    def __len__(self) -> int:
+        return self._length()
+
+    def read(self, indices: Any) -> Any:
+        """The records at `indices`, in their order; thread-safe.
+
+        Args:
+            indices: integers, shape [n], each in [0, len(self)); repeats are allowed.
+
+        Returns:
+            A PyTree of new arrays [n, ...] if the source is columnar, else a list of n records.
+
+        Raises:
+            IndexError: if an index is out of range.
+            TypeError: if the indices are not integers in one dimension.
+            ReadError: if the data cannot be read.
+            ValueError: if the source is closed.
+        """
+        if self._is_closed:
+            raise ValueError(f"source {self.name!r} is closed")
+        return self._read(checked_indices(indices, self._length(), self.name))
+
+    def __getitem__(self, index: int) -> Any:
+        """Record `index`, as `read([index])` gives it."""
+        return self.__getitems__([operator.index(index)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """A list of the records at `indices`: the protocol of Grain and PyTorch."""
+        read = self.read(indices)
+        return rows(read, len(indices)) if self.columnar else read
+
+    def __next__(self) -> Any:
+        position = cast(int, self.position.get_value())
+        if position >= self._length():
+            raise StopIteration
+        record = self[position]
+        # Only now, with the record in hand, has the place moved.
+        self.position.set_value(position + 1)
+        self.idx.set_value(position)
+        self.epoch.set_value((position + 1) // self._length())
+        self._applied_count.set_raw_value(np.asarray(int(self._applied_count.get_raw_value()) + 1, np.int64))
+        return record
+
+    def reset(self) -> None:
+        """Starts over: the next record is record 0."""
+        super().reset()
+        self.position.set_value(0)
+        self.epoch.set_value(0)
+
+    def clone(self) -> Self:
+        """A source at the same place, with files of its own."""
+        clone = cast(Self, super().clone())
+        clone._runtime = self._reopened()
+        clone._is_closed = False
+        return clone
+
+    def close(self) -> None:
+        """Frees what is open. Reading is refused afterwards; closing twice does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r}, num_records={self._length()})"
+
+    def _validate_state(self, state: dict[str, Any]) -> None:
+        length, position = self._length(), state["position"]
+        if position is None or position > length:
+            raise ValueError(
+                f"position of source {self.name!r} is {position}, but it has {length} records; the state belongs to "
+                f"other data"
+            )
+        expected = {"idx": position - 1 if position else None, "epoch": position // length, "current": None}
+        for field, value in expected.items():
+            if state[field] != value:
+                raise ValueError(
+                    f"{field} of source {self.name!r} is {state[field]!r}, but at position {position} of {length} "
+                    f"records it is {value!r}; the state is damaged or belongs to other data"
+                )
+
+
+def checked_indices(indices: Any, length: int, name: str) -> np.ndarray:
+    """`indices` as int64[n].
+
+    Raises:
+        IndexError: if one is not in [0, length), naming it; negative ones are not counted from the end.
+        TypeError: if they are not integers in one dimension.
+    """
+    array = np.asarray(indices)
+    if array.size == 0 and array.ndim == 1 and not isinstance(indices, np.ndarray):
+        array = array.astype(np.int64)  # NumPy takes an empty list for floats
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(
+            f"indices into source {name!r} must be integers in one dimension, got {array.dtype}{list(array.shape)}"
+        )
+    outside = (array < 0) | (array >= length)
+    if outside.any():
+        raise IndexError(f"index {array[outside][0]} is out of range for source {name!r} of {length} records")
+    return array.astype(np.int64, copy=False)
+
+
+def rows(columns: Any, count: int) -> list[Any]:
+    """The `count` rows of a PyTree of arrays [count, ...]: a list of PyTrees without the leading axis."""
+    leaves, structure = jax.tree.flatten(columns)
+    return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(count)]
