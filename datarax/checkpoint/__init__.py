@@ -1,1 +1,44 @@
+"""Snapshots: what a module and a model are, on disk, in one commit, and back again.
 
+The only package that imports Orbax. Start with `checkpointer` (the writer) and `snapshot` (the readers);
+`checkpoints/README.md` describes every file. Never imports loaders, sources or orders: any module with `get_state`
+and `set_state` will do.
+"""
+
+from datarax.checkpoint.checkpointer import Checkpointer as Checkpointer
+from datarax.checkpoint.encoding import EncodingError as EncodingError
+from datarax.checkpoint.encoding import decode as decode
+from datarax.checkpoint.encoding import encode as encode
+from datarax.checkpoint.record import SNAPSHOT_FORMAT as SNAPSHOT_FORMAT
+from datarax.checkpoint.record import HistoryEntry as HistoryEntry
+from datarax.checkpoint.record import Record as Record
+from datarax.checkpoint.restore import Restored as Restored
+from datarax.checkpoint.restore import restore_snapshot as restore_snapshot
+from datarax.checkpoint.save_config import SaveConfig as SaveConfig
+from datarax.checkpoint.snapshot import Snapshot as Snapshot
+from datarax.checkpoint.snapshot import ledger_record as ledger_record
+from datarax.checkpoint.snapshot import ledger_steps as ledger_steps
+from datarax.checkpoint.snapshot import list_steps as list_steps
+from datarax.checkpoint.snapshot import newest_good_step as newest_good_step
+from datarax.checkpoint.snapshot import read_config as read_config
+from datarax.checkpoint.snapshot import read_identity as read_identity
+
+__all__ = [
+    "SNAPSHOT_FORMAT",
+    "Checkpointer",
+    "EncodingError",
+    "HistoryEntry",
+    "Record",
+    "Restored",
+    "SaveConfig",
+    "Snapshot",
+    "decode",
+    "encode",
+    "ledger_record",
+    "ledger_steps",
+    "list_steps",
+    "newest_good_step",
+    "read_config",
+    "read_identity",
+    "restore_snapshot",
+]

@@ -1,0 +1,484 @@
+"""The writer of a run: saves, retention, rollback, and restores that later saves continue from.
+
+The background of a save is in `datarax.checkpoint.saver`, the checks of a restore in `datarax.checkpoint.restore`; here is
+what holds them together: the lock, the order of steps, the history. Knows nothing of loaders, batches and signals.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from datarax.checkpoint.encoding import EncodingError, encode
+from datarax.checkpoint.handler import TEMPORARY_SUFFIX
+from datarax.checkpoint.layout import (
+    PROCESSES_NAME,
+    RECORD_NAME,
+    STEPS_NAME,
+    RunLayout,
+    local_directory,
+    sha256_hex,
+    write_addressed,
+)
+from datarax.checkpoint.lock import RunLock
+from datarax.checkpoint.model_item import flatten_model
+from datarax.checkpoint.record import (
+    HistoryEntry,
+    LoaderRecord,
+    Record,
+    StepRange,
+    pack_processes,
+    pack_steps,
+)
+from datarax.checkpoint.restore import Modules, Restored, identities, named_modules, restore_snapshot
+from datarax.checkpoint.retention import clean_up, set_aside
+from datarax.checkpoint.save_config import SaveConfig
+from datarax.checkpoint.saver import SaveJob, Saver, reason
+from datarax.checkpoint.snapshot import Snapshot, newest_good_step
+from datarax.core.errors import ConfigError, DataraxError, InputError, SaveError
+from datarax.core.fingerprint import canonical_json
+from datarax.core.protocols import KeepsDigest, KeepsStepDigests, Stateful
+
+
+class Checkpointer:
+    """Snapshots of model and data in one run directory, one commit per step.
+
+    Use it as a context manager: entering takes the run's lock and removes what killed writers left; leaving waits for
+    the save in progress. Reading (`steps`, `latest_step`, `newest_good_step`, `restore`) works outside as well.
+
+    Args:
+        directory: the run; a local path, relative or absolute.
+        config: when to save and what to keep.
+        identity: identity tree of each data module by name; by default what the modules themselves say.
+        config_text: the fully resolved run config (TOML), stored once and named by each snapshot.
+        allow_changed: fields of the identity that a restore lets differ.
+        provenance: what is recorded of this start: versions, devices.
+        process_index: index of this process.
+        process_count: number of processes; one for now.
+
+    Attributes:
+        config: the settings.
+        notes: sentences that a person should see, oldest first; whoever shows them may clear the list.
+        skipped_directories: numbered directories without a manifest, found on entering; they never were steps.
+
+    Raises:
+        ConfigError: if the directory is not a local path, or there is more than one process.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        config: SaveConfig | None = None,
+        identity: Mapping[str, Any] | None = None,
+        config_text: str | None = None,
+        allow_changed: Sequence[str] = (),
+        provenance: Mapping[str, Any] | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        if process_count != 1 or process_index != 0:
+            raise ConfigError(
+                f"snapshots are saved by one process for now, not by process {process_index} of {process_count}"
+            )
+        if isinstance(allow_changed, str):
+            raise ConfigError(f"allow_changed must be a list of fields, not the text {allow_changed!r}")
+        self.config = config or SaveConfig()
+        self.notes: list[str] = []
+        self.skipped_directories: list[str] = []
+        self._layout = RunLayout(local_directory(directory))
+        self._identity = None if identity is None else dict(identity)
+        self._config_text = config_text
+        self._allow_changed = tuple(allow_changed)
+        self._provenance = provenance
+        self._process = (process_index, process_count)
+        self._lock: RunLock | None = None
+        self._saver: Saver | None = None
+        self._latest: int | None = None
+        self._continues_from: int | None = None
+        self._history: list[HistoryEntry] = []
+        self._change: tuple[int, dict[str, int | None]] | None = None
+        self._failures: list[DataraxError] = []
+        self._committed: list[int] = []
+        self._last_begin = time.monotonic()
+        self._addressed: dict[tuple[str, ...], str] = {}
+
+    @property
+    def directory(self) -> str:
+        """Absolute path of the run."""
+        return str(self._layout.directory)
+
+    @property
+    def start(self) -> int:
+        """Number of this start of the run, 1 for the first."""
+        return self._opened("start")[0].start
+
+    def __enter__(self) -> Checkpointer:
+        if self._lock is not None:
+            raise InputError(f"this Checkpointer of {self.directory} has been entered already")
+        layout = self._layout
+        try:
+            layout.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = RunLock(layout, self._provenance)
+            for name in clean_up(layout, TEMPORARY_SUFFIX):
+                self.notes.append(f"removed {name}, left by a save that was killed before its commit")
+            self._store_texts()
+            self._saver = Saver(layout, self.config, self._lock)
+        except BaseException as error:
+            self._release()
+            if isinstance(error, OSError) and not isinstance(error, DataraxError):
+                raise InputError(
+                    f"the run directory {layout.directory} cannot be used: {reason(error)}"
+                ) from error
+            raise
+        committed = layout.committed()
+        self._latest = committed[-1] if committed else None
+        self.skipped_directories = [str(step) for step in layout.numbered() if step not in committed]
+        for name in self.skipped_directories:
+            self.notes.append(
+                f"{layout.directory / name} has no manifest: it never was a snapshot and is skipped"
+            )
+        self._last_begin = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except DataraxError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))  # the error on its way out matters more
+
+    def close(self) -> None:
+        """Wait for the save in progress and let the next writer in. Closing twice is allowed.
+
+        Raises:
+            SaveError: if a save failed and that has not been reported yet.
+        """
+        if self._saver is not None:
+            self._settle(wait=True)
+        self._release()
+        self._raise_failure()
+
+    def should_save(self, step: int) -> bool:
+        """Whether a save of `step` is due by `SaveConfig.every_steps` or `every_seconds`.
+
+        Never for a step that is not newer than all committed and pending ones.
+        """
+        self._opened("should_save")
+        newest = self._newest()
+        if newest is not None and step <= newest:
+            return False
+        config = self.config
+        if config.every_steps is not None and step % config.every_steps == 0:
+            return True
+        return (
+            config.every_seconds is not None and time.monotonic() - self._last_begin >= config.every_seconds
+        )
+
+    def save(self, step: int, *, model: Any = None, data: Stateful | Modules | None = None) -> None:
+        """Begin to save; what is on the disk later is what `model` and `data` were at this call.
+
+        The save goes on in the background; `poll` says when it is committed. A save in progress is waited for first. If an
+        earlier save has failed and that has not been reported yet, this save begins and then the failure is raised.
+
+        Args:
+            step: number of steps done; greater than every committed and pending step.
+            model: a PyTree or `nnx.State` of arrays, PRNG keys, Python numbers and None.
+            data: one module, recorded as `train`, or a mapping name -> module.
+
+        Raises:
+            InputError: outside the `with` block; if `step` is not a new step; if nothing is given; if the run has snapshots
+                that this save would not continue; if the model holds a leaf that cannot be stored exactly.
+            SaveError: if a state cannot be recorded, this save cannot begin, or an earlier one has failed.
+            RunLockedError: if a later start has taken over the run.
+        """
+        _, saver = self._opened("save")
+        self._settle(wait=True)
+        self._check_step(step)
+        if model is None and data is None:
+            raise InputError(
+                f"save of step {step} was given neither a model nor data; pass model=, data= or both"
+            )
+        job = self._job(step, model, {} if data is None else named_modules(data))
+        self._make_room(step)
+        self._last_begin = time.monotonic()
+        saver.start(job)
+        self._raise_failure()
+
+    def poll(self) -> list[int]:
+        """Look after the save in progress without waiting.
+
+        Returns:
+            The steps committed since the last `poll` or `wait`.
+
+        Raises:
+            SaveError: if a save has failed; once for each. The failed step is not listed by `steps`, and it or a later
+                one can be saved again.
+            RunLockedError: if a later start has taken over the run.
+        """
+        self._opened("poll")
+        self._settle(wait=False)
+        self._raise_failure()
+        committed, self._committed = self._committed, []
+        return committed
+
+    def wait(self) -> list[int]:
+        """Wait for the save in progress; otherwise like `poll`."""
+        self._opened("wait")
+        self._settle(wait=True)
+        return self.poll()
+
+    def restore(
+        self, step: int | None = None, *, model: Any = None, data: Stateful | Modules | None = None
+    ) -> Restored:
+        """Restore from a committed step, all or nothing; later saves continue from there.
+
+        Args:
+            step: which step; by default the newest committed one. There is no fall-back to an older one.
+            model: template of the model, or None to leave the model alone.
+            data: one module, recorded as `train`, or all recorded modules by name; None to leave the data alone.
+
+        Raises:
+            SnapshotNotFoundError: if there is no such committed step.
+            SnapshotDamagedError: if it is not as it was written; names the files and the newest good step.
+            MismatchError: if it does not belong to this identity, these modules or this model, naming every field.
+        """
+        if self._saver is not None:
+            self._settle(wait=True)
+        snapshot = Snapshot.open(self._layout.directory, step)
+        restored = restore_snapshot(
+            snapshot,
+            model=model,
+            data=data,
+            identity=self._identity,
+            allow_changed=self._allow_changed,
+            process_index=self._process[0],
+            process_count=self._process[1],
+        )
+        self._continues_from = restored.step
+        self._history = list(restored.record.history)
+        self._change = None
+        if restored.identity_changed and data is not None:
+            states = {name: module.get_state() for name, module in named_modules(data).items()}
+            self._change = (restored.step, {name: _position(state) for name, state in states.items()})
+        return restored
+
+    def steps(self) -> list[int]:
+        """All committed steps, ascending."""
+        return self._layout.committed()
+
+    def latest_step(self) -> int | None:
+        """The newest committed step, or None."""
+        committed = self._layout.committed()
+        return committed[-1] if committed else None
+
+    def newest_good_step(self, *, below: int | None = None) -> int | None:
+        """The newest committed step whose files are all as they were written; reads them all. None if there is none.
+
+        Args:
+            below: look only at steps smaller than this.
+        """
+        return newest_good_step(self._layout.directory, below=below)
+
+    def set_aside_after(self, step: int | None) -> list[int]:
+        """Move all steps newer than `step` (None: all steps) out of the run, so that they can be saved again.
+
+        They lie in `set_aside/<number>/` with what the ledger held after `step`; nothing is deleted.
+
+        Returns:
+            The committed steps that were moved, ascending.
+
+        Raises:
+            SnapshotNotFoundError: if `step` is not a committed step.
+            SaveError: if a move fails.
+        """
+        lock, saver = self._opened("set_aside_after")
+        self._settle(wait=True)
+        layout = self._layout
+        if step is not None:
+            Snapshot.open(layout.directory, step)
+        newer = [s for s in layout.numbered() if step is None or s > step]
+        moved = [s for s in layout.committed() if s in newer]
+        ledger = RunLayout(layout.directory / "ledger").numbered()
+        paths = [layout.step(s) for s in reversed(newer)]
+        paths += [layout.ledger(s) for s in reversed(ledger) if step is None or s > step]
+        try:
+            set_aside(layout, paths, start=lock.start, reason=f"rolled back to step {step}")
+        except OSError as error:
+            raise SaveError(f"the steps after {step} could not be set aside: {reason(error)}") from error
+        saver.reload()
+        self._latest = step
+        if step is None:
+            self._continues_from, self._history, self._change = None, [], None
+        return moved
+
+    def _opened(self, what: str) -> tuple[RunLock, Saver]:
+        if self._lock is None or self._saver is None:
+            raise InputError(
+                f"{what} was called outside the `with` block of the Checkpointer of {self.directory}; a save begun there could "
+                "be lost at exit. Write `with Checkpointer(...) as checkpointer:` around the training loop"
+            )
+        return self._lock, self._saver
+
+    def _release(self) -> None:
+        saver, self._saver = self._saver, None
+        lock, self._lock = self._lock, None
+        try:
+            if saver is not None:
+                saver.close()
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _settle(self, *, wait: bool) -> None:
+        assert self._saver is not None
+        job = self._saver.take(wait=wait)
+        if job is None:
+            return
+        self.notes += job.notes
+        if job.error is not None:
+            self._failures.append(job.error)
+            return
+        self._latest = self._continues_from = job.step
+        self._committed.append(job.step)
+        for module in job.listeners:
+            module.committed(job.step)
+
+    def _raise_failure(self) -> None:
+        if self._failures:
+            raise self._failures.pop(0)
+
+    def _newest(self) -> int | None:
+        pending = None if self._saver is None else self._saver.pending_step
+        return self._latest if pending is None else pending
+
+    def _check_step(self, step: int) -> None:
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise InputError(f"a step must be an int of at least 0, not {step!r}")
+        if self._latest is not None and step <= self._latest:
+            raise InputError(
+                f"step {step} cannot be saved in {self.directory}: step {self._latest} is committed. To go back, restore an "
+                "older step and call set_aside_after with it"
+            )
+        if self._latest != self._continues_from:
+            raise InputError(
+                f"{self.directory} has snapshots up to step {self._latest}, and saving step {step} would not continue them "
+                f"(this process continues from {self._continues_from}): restore step {self._latest}, or call set_aside_after"
+            )
+
+    def _make_room(self, step: int) -> None:
+        """Move a numbered directory that never was a step out of the way of one that will be."""
+        path = self._layout.step(step)
+        if self._lock is not None and path.exists():
+            place = set_aside(self._layout, [path], start=self._lock.start, reason="it had no manifest")
+            self.notes.append(f"{path} had no manifest and stood in the way of a save; it is now in {place}")
+
+    def _store_texts(self) -> None:
+        if self._config_text is not None:
+            self._store("config", self._config_text.encode())
+        if self._identity is not None:
+            self._store("identity", canonical_json(self._identity))
+
+    def _store(self, kind: str, data: bytes) -> str:
+        sha256 = sha256_hex(data)
+        layout = self._layout
+        write_addressed(layout.identity(sha256) if kind == "identity" else layout.config(sha256), data)
+        self._addressed[(kind,)] = sha256
+        return sha256
+
+    def _identity_digest(self, modules: Modules) -> str:
+        if self._identity is not None:
+            unknown = sorted(set(modules) - set(self._identity))
+            if unknown:
+                raise InputError(
+                    f"no identity was given for the data module {unknown[0]!r}; the Checkpointer has {sorted(self._identity)}"
+                )
+            return self._addressed[("identity",)]
+        # Asked once per set of modules: an identity never changes while a module lives.
+        key = tuple(f"{name}:{id(module)}" for name, module in sorted(modules.items()))
+        if key not in self._addressed:
+            self._addressed[key] = self._store("identity", canonical_json(identities(modules)))
+        return self._addressed[key]
+
+    def _job(self, step: int, model: Any, modules: Modules) -> SaveJob:
+        leaves, arrays = (None, {}) if model is None else flatten_model(model)
+        try:
+            states = {name: (module.get_state(), _scope(module)) for name, module in modules.items()}
+            encoded = {name: encode(state, f"{name}") for name, (state, _) in states.items()}
+        except EncodingError as error:
+            raise SaveError(f"the snapshot of step {step} cannot be made: {error}") from error
+        digests = {
+            name: m.take_step_digests() for name, m in modules.items() if isinstance(m, KeepsStepDigests)
+        }
+        ranges, offset = {}, 0
+        for name, (first, keys, _, has_bytes) in digests.items():
+            ranges[name] = StepRange(first_step=first, count=len(keys), has_bytes=has_bytes, offset=offset)
+            offset += len(keys)
+        loaders = {
+            name: LoaderRecord(
+                scope=scope,
+                state=encoded[name] if scope == "global" else None,
+                digest=_digest(modules[name]),
+                steps=ranges.get(name),
+            )
+            for name, (_, scope) in states.items()
+        }
+        files = {}
+        own = {name: encoded[name] for name, (_, scope) in states.items() if scope == "process"}
+        if own:
+            files[PROCESSES_NAME] = pack_processes({self._process[0]: own}, self._process[1])
+        if digests:
+            files[STEPS_NAME] = pack_steps([(keys, values) for _, keys, values, _ in digests.values()])
+        record = self._record(step, modules, {name: state for name, (state, _) in states.items()}, loaders)
+        files[RECORD_NAME] = record.to_bytes()
+        return SaveJob(
+            step=step,
+            files=files,
+            model=arrays if arrays else None,
+            leaves=leaves,
+            listeners=[m for m in modules.values() if isinstance(m, KeepsStepDigests)],
+        )
+
+    def _record(
+        self, step: int, modules: Modules, states: Mapping[str, Any], loaders: Mapping[str, LoaderRecord]
+    ) -> Record:
+        identity = self._identity_digest(modules)
+        config = self._addressed.get(("config",))
+        if not self._history:
+            zeros = {name: None if _position(state) is None else 0 for name, state in states.items()}
+            self._history = [HistoryEntry(from_step=0, identity=identity, config=config, positions=zeros)]
+        elif self._change is not None:
+            from_step, positions = self._change
+            entry = HistoryEntry(from_step=from_step, identity=identity, config=config, positions=positions)
+            self._history, self._change = [*self._history, entry], None
+        return Record(
+            step=step,
+            previous=self._latest,
+            identity=identity,
+            config=config,
+            start=self.start,
+            history=self._history,
+            loaders=loaders,
+        )
+
+
+def _scope(module: Stateful) -> str:
+    scope = getattr(module, "state_scope", "process")
+    if scope not in ("global", "process"):
+        raise InputError(f"{type(module).__name__}.state_scope must be 'global' or 'process', not {scope!r}")
+    return scope
+
+
+def _position(state: Mapping[str, Any]) -> int | None:
+    position = state.get("position")
+    return position if type(position) is int else None
+
+
+def _digest(module: Stateful) -> Mapping[str, Any] | None:
+    return dict(module.digest.to_state()) if isinstance(module, KeepsDigest) else None

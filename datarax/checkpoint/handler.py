@@ -1,0 +1,241 @@
+"""Orbax: the only file that names its managers, handlers and arguments.
+
+`OrbaxWriter` runs one `CheckpointManager` for a run: a `Composite` of the `data` item, whose bytes we write ourselves, and the
+`model` item, a flat dict of arrays. Orbax keeps every step; which to drop, what counts as committed and what is damaged
+is decided elsewhere. Read next: `datarax.checkpoint.saver`, which calls it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import future as ocp_future
+from orbax.checkpoint import options as ocp_options
+
+from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, fsync_directory, write_new
+from datarax.checkpoint.model_item import LeafSpec
+
+TEMPORARY_SUFFIX: str = ocp.utils.TMP_DIR_SUFFIX
+"""What Orbax appends to the name of a step that it is still writing."""
+
+
+@dataclass
+class DataSave(ocp.args.CheckpointArgs):
+    """The files of the data item, name -> content, fixed when the save begins."""
+
+    files: Mapping[str, bytes]
+
+
+class DataHandler(ocp.AsyncCheckpointHandler):
+    """Writes given bytes in the background, each file durable.
+
+    `JsonSave` would serialise the caller's live objects in the background and so save a later step's state.
+    """
+
+    def __init__(self) -> None:
+        self.item_directory: Path | None = None
+        """The temporary directory of the item now being written."""
+
+    async def async_save(self, directory: Any, args: DataSave) -> list[ocp_future.Future]:
+        """Begin to write; the returned future waits until Orbax has made the directory."""
+        self.item_directory = Path(directory)
+        write = _write_files(self.item_directory, args.files)
+        return [ocp_future.CommitFutureAwaitingContractedSignals(write, name="datarax_data")]
+
+    def save(self, directory: Any, args: DataSave) -> None:
+        """Not used: the manager is asynchronous."""
+        raise NotImplementedError
+
+    def restore(self, directory: Any, args: Any = None) -> Any:
+        """Not used: the data item is read without Orbax."""
+        raise NotImplementedError
+
+    def finalize(self, directory: Any) -> None:
+        """Nothing to do: the files are complete and durable."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+ocp.args.register_with_handler(DataHandler, for_save=True)(DataSave)
+
+
+async def _write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        write_new(directory / name, content)
+    fsync_directory(directory)
+
+
+class OrbaxWriter:
+    """One asynchronous `CheckpointManager`; one save at a time.
+
+    Args:
+        directory: absolute path of the run, which must exist.
+        timeout_seconds: after how long a background save counts as failed.
+        before_commit: called in a background thread with the temporary directory of the step, when all items lie
+            finished in it and before it is renamed; an exception there keeps the step from being committed.
+    """
+
+    def __init__(
+        self, directory: Path, *, timeout_seconds: int, before_commit: Callable[[Path], None]
+    ) -> None:
+        self._directory = directory
+        self._before_commit = before_commit
+        self._data = DataHandler()
+        self._failed = False
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        registry.add(DATA_ITEM, DataSave, self._data)
+        _quiet.acquire()
+        self._manager = ocp.CheckpointManager(
+            str(directory),
+            options=manager_options(timeout_seconds, self._run_before_commit),
+            handler_registry=registry,
+        )
+
+    def start(self, step: int, files: Mapping[str, bytes], model: Mapping[str, Any] | None) -> None:
+        """Begin to save; returns when nothing that the caller may change is referenced any more.
+
+        Args:
+            step: the step, greater than all steps saved since the last `reload`.
+            files: the data item.
+            model: the stored leaves by path, or None for a step without model item.
+
+        Raises:
+            Exception: whatever Orbax raises; then nothing is being saved.
+        """
+        if self._failed:
+            self._drain()
+        items: dict[str, Any] = {DATA_ITEM: DataSave(files)}
+        if model is not None:
+            items[MODEL_ITEM] = ocp.args.PyTreeSave(dict(model))
+        try:
+            # force: whether a save is due is decided by the session; Orbax would skip one in silence.
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def wait(self) -> None:
+        """Wait until the save in progress is committed.
+
+        Raises:
+            BaseException: what made it fail; then the step is not committed and its remains are removed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except BaseException:
+            self._failed = True
+            raise
+
+    def remove_remains(self, step: int) -> None:
+        """Delete what a failed save of `step` left: on a full disk it would keep the disk full."""
+        for path in self._directory.glob(f"{step}{TEMPORARY_SUFFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def reload(self) -> None:
+        """Look at the directory again after steps were moved away behind the manager's back."""
+        self._drain()
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Free the manager's threads. The save in progress must have been waited for."""
+        self._drain()
+        try:
+            self._manager.close()
+        finally:
+            _quiet.release()
+
+    def _drain(self) -> None:
+        # Orbax hands the exception of a failed save to every thread once, and to `save` in place of the next save.
+        for _ in range(2):
+            try:
+                self._manager.wait_until_finished()
+                break
+            except Exception:
+                continue
+        self._failed = False
+
+    def _run_before_commit(self) -> None:
+        assert self._data.item_directory is not None
+        self._before_commit(self._data.item_directory.parent)
+
+
+def manager_options(
+    timeout_seconds: int, before_commit: Callable[[], None] | None
+) -> ocp.CheckpointManagerOptions:
+    """The options under which every save runs; the benchmark of a two-byte handler uses the same."""
+    return ocp.CheckpointManagerOptions(
+        create=False,
+        cleanup_tmp_directories=False,  # done before, with the lock held
+        save_root_metadata=False,
+        lightweight_initialize=True,  # reading the metadata of 200 steps takes 0.4 s, and nothing here needs them
+        enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(
+            timeout_secs=timeout_seconds, post_finalization_callback=before_commit
+        ),
+        # Whether the step exists is checked before; the rename fails on a directory that is not empty.
+        file_options=ocp_options.FileOptions(skip_sync_file_validations=True),
+    )
+
+
+def read_model(
+    directory: Path, specs: Sequence[LeafSpec], shardings: Mapping[str, jax.sharding.Sharding | None]
+) -> dict[str, jax.Array | np.ndarray]:
+    """The stored leaves of a model item, without a manager.
+
+    Args:
+        directory: the item.
+        specs: all leaves of the model.
+        shardings: for each stored leaf its sharding, or None to read it as a NumPy array.
+
+    Raises:
+        Exception: whatever Orbax and TensorStore raise for missing or unreadable files.
+    """
+    restore_args = {spec.path: _restore_args(spec, shardings[spec.path]) for spec in specs if spec.stored}
+    if not restore_args:
+        return {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(
+            str(directory),
+            args=ocp.args.PyTreeRestore(item=dict.fromkeys(restore_args, 0), restore_args=restore_args),
+        )
+
+
+def _restore_args(spec: LeafSpec, sharding: jax.sharding.Sharding | None) -> ocp.RestoreArgs:
+    if sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(
+        restore_type=jax.Array, sharding=sharding, global_shape=spec.shape, strict=True
+    )
+
+
+class _QuietOrbax(logging.Filter):
+    """Keeps Orbax from logging the traceback of a failed save, which is raised as one clear error instead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._users = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    def acquire(self) -> None:
+        self._users += 1
+        if self._users == 1:
+            logging.getLogger("absl").addFilter(self)
+
+    def release(self) -> None:
+        self._users -= 1
+        if self._users == 0:
+            logging.getLogger("absl").removeFilter(self)
+
+
+_quiet = _QuietOrbax()

@@ -1,0 +1,169 @@
+"""Where everything of a run lies on disk, and how a file is written so that a crash leaves all of it or none.
+
+`checkpoints/README.md` describes each file. Knows paths and bytes, not what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from datarax.core.errors import ConfigError
+
+MANIFEST_NAME = "manifest.json"
+DATA_ITEM = "data"
+MODEL_ITEM = "model"
+RECORD_NAME = "record.json"
+STEPS_NAME = "steps.bin"
+PROCESSES_NAME = "processes.json"
+COMMIT_MARK_NAME = "commit_success.txt"
+"""Orbax writes it into each item and step; nothing here reads it."""
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
+_STEP_NAME = re.compile(r"^(0|[1-9][0-9]{0,18})$")
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The paths of one run directory."""
+
+    directory: Path
+    """Absolute path of the run."""
+
+    def step(self, step: int) -> Path:
+        """The directory of a committed step."""
+        return self.directory / str(step)
+
+    def manifest(self, step: int) -> Path:
+        """The manifest whose existence makes the step committed."""
+        return self.step(step) / MANIFEST_NAME
+
+    def identity(self, sha256: str) -> Path:
+        """The identity tree with this digest."""
+        return self.directory / "identity" / f"{sha256}.json"
+
+    def config(self, sha256: str) -> Path:
+        """The resolved run config with this digest."""
+        return self.directory / "configs" / f"{sha256}.toml"
+
+    def ledger(self, step: int) -> Path:
+        """The data item of a step that retention deleted."""
+        return self.directory / "ledger" / str(step)
+
+    @property
+    def lock(self) -> Path:
+        """The file that the one writer holds locked."""
+        return self.directory / "lock"
+
+    @property
+    def starts(self) -> Path:
+        """One numbered file for each time a writer opened the run."""
+        return self.directory / "starts"
+
+    @property
+    def trash(self) -> Path:
+        """Directories on their way out; emptied by the next writer if this one dies."""
+        return self.directory / "trash"
+
+    @property
+    def set_aside(self) -> Path:
+        """Steps that a rollback took out of the run without deleting them."""
+        return self.directory / "set_aside"
+
+    def numbered(self) -> list[int]:
+        """All directories named as a step, committed or not, ascending."""
+        try:
+            entries = list(os.scandir(self.directory))
+        except FileNotFoundError:
+            return []
+        return sorted(
+            int(e.name) for e in entries if _STEP_NAME.match(e.name) and e.is_dir(follow_symlinks=False)
+        )
+
+    def committed(self) -> list[int]:
+        """All committed steps, ascending: numbered directories that hold a manifest."""
+        return [step for step in self.numbered() if self.manifest(step).is_file()]
+
+
+def local_directory(directory: str | os.PathLike[str]) -> Path:
+    """`directory` as an absolute local path.
+
+    Raises:
+        ConfigError: if it is not a local path, such as `gs://bucket/run`.
+    """
+    text = os.fspath(directory)
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"a run directory must be a path in text, not {text!r}")
+    if _SCHEME.match(text):
+        raise ConfigError(
+            f"the run directory {text!r} is not a local path; object stores are not supported yet"
+        )
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def is_step_name(name: str) -> bool:
+    """Whether a directory of this name stands for a step: a canonical decimal number."""
+    return _STEP_NAME.match(name) is not None
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of a file durable that someone else wrote."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that must not exist yet, durable up to its directory entry.
+
+    Raises:
+        FileExistsError: if it exists.
+        OSError: if it cannot be written; what was written is removed.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def write_addressed(path: Path, data: bytes) -> None:
+    """Write a file named by its content, unless it is there already and whole; durable with its directory."""
+    try:
+        if path.read_bytes() == data:
+            return
+    except FileNotFoundError:
+        pass
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    write_new(temporary, data)
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
+    fsync_directory(path.parent.parent)
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,152 @@
+"""One writer at a time: the lock of a run, and the number of each start.
+
+The lock is `flock`: the kernel frees it when its holder dies, however it dies, so a file left behind blocks nobody. Should a
+second writer get in all the same (a deleted lock file, a file system that keeps locks per machine), start numbers stop the
+first: a writer that finds a higher number than its own commits nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datarax.checkpoint.layout import RunLayout, fsync_directory, is_step_name, write_new
+from datarax.core.errors import InputError, RunLockedError
+from datarax.core.fingerprint import canonical_json
+
+_open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+class RunLock:
+    """The right to write to a run, held from construction to `release`.
+
+    Args:
+        layout: the run; its directory must exist.
+        provenance: what is recorded of this start besides host, pid and time.
+
+    Attributes:
+        start: the number of this start, 1 for the first.
+
+    Raises:
+        RunLockedError: if another process, or another lock in this one, holds it; names host, pid and start.
+        InputError: if the lock file cannot be opened or this file system has no locks.
+    """
+
+    def __init__(self, layout: RunLayout, provenance: Mapping[str, Any] | None = None) -> None:
+        self._layout = layout
+        self._descriptor: int | None = _locked_descriptor(layout.lock)
+        _open_locks.add(self)
+        try:
+            self.start = self._take_start(provenance or {})
+            self._write_holder()
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let the next writer in. The file stays; its content says who was last."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def forget_in_child(self) -> None:
+        """Close the descriptor in a forked child, which would otherwise keep the lock after its parent's death."""
+        self.release()
+
+    def superseded_by(self) -> int | None:
+        """The number of a later start, or None if this is the latest."""
+        latest = max(start_numbers(self._layout), default=0)
+        return latest if latest > self.start else None
+
+    def _take_start(self, provenance: Mapping[str, Any]) -> int:
+        self._layout.starts.mkdir(exist_ok=True)
+        while True:
+            number = max(start_numbers(self._layout), default=0) + 1
+            content = {**self._holder(number), "provenance": dict(provenance)}
+            # A number taken in the meantime belongs to a writer that this file system's locks did not stop.
+            with contextlib.suppress(FileExistsError):
+                write_new(self._layout.starts / f"{number}.json", canonical_json(content) + b"\n")
+                fsync_directory(self._layout.starts)
+                return number
+
+    def _holder(self, number: int) -> dict[str, Any]:
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "start": number,
+            "unix_seconds": time.time(),
+        }
+
+    def _write_holder(self) -> None:
+        assert self._descriptor is not None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, canonical_json(self._holder(self.start)) + b"\n", 0)
+
+
+def start_numbers(layout: RunLayout) -> list[int]:
+    """The numbers of all starts of a run, in no order."""
+    try:
+        names = os.listdir(layout.starts)
+    except FileNotFoundError:
+        return []
+    stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
+    return [int(stem) for stem in stems if is_step_name(stem)]
+
+
+def read_holder(path: Path) -> Mapping[str, Any]:
+    """Who wrote the lock file last; empty if it cannot be read."""
+    try:
+        tree = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _locked_descriptor(path: Path) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise InputError(f"cannot open the lock file {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RunLockedError(_held_text(path)) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise InputError(f"cannot lock {path}: {error.strerror}; use a file system with flock") from error
+        if _is_same_file(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # deleted or replaced between open and lock
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _held_text(path: Path) -> str:
+    holder = read_holder(path)
+    who = "another process"
+    if holder:
+        who = f"process {holder.get('pid')} on host {holder.get('host')} (start {holder.get('start')})"
+    return f"the run {path.parent} is being written by {who}; wait for it to end, stop it, or use another directory"
+
+
+def _forget_all_in_child() -> None:
+    for lock in list(_open_locks):
+        lock.forget_in_child()
+
+
+os.register_at_fork(after_in_child=_forget_all_in_child)

@@ -1,0 +1,191 @@
+"""The manifest of a step: what must be there, byte for byte.
+
+Its existence in a numbered directory makes that directory a snapshot; its content says whether it is still the one that
+was written. It also keeps what Orbax does not: the kind, dtype and shape of every leaf of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datarax.checkpoint.layout import fsync_directory, fsync_file
+from datarax.checkpoint.model_item import LeafSpec
+from datarax.core.fingerprint import canonical_json
+
+MANIFEST_FORMAT = 1
+"""Raise this when the meaning of a field of `manifest.json` changes."""
+
+_BLOCK_BYTES = 4 << 20
+_HASH_THREADS = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an item."""
+
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """Hex digits; None if the item was above the digest limit, so that only the size is known."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`."""
+
+    step: int
+    items: Mapping[str, Mapping[str, FileEntry]]
+    """Item name -> path relative to the item directory -> file. Every item of the step is listed."""
+    leaves: Sequence[LeafSpec] | None
+    """All leaves of the model, None leaves included; None if the step holds no model."""
+    written_unix_seconds: float
+    """When the step was committed, by the clock of the writer."""
+
+    @property
+    def unhashed_items(self) -> list[str]:
+        """Items whose files are recorded by size only."""
+        return [name for name, files in self.items.items() if any(f.sha256 is None for f in files.values())]
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON with a checksum over itself."""
+        body = {
+            "format": MANIFEST_FORMAT,
+            "step": self.step,
+            "items": {
+                name: {path: {"size": f.size, "sha256": f.sha256} for path, f in files.items()}
+                for name, files in self.items.items()
+            },
+            "leaves": None if self.leaves is None else [leaf.to_tree() for leaf in self.leaves],
+            "written_unix_seconds": self.written_unix_seconds,
+        }
+        return canonical_json({**body, "checksum": _checksum(body)})
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            ValueError: if a byte of it has changed, or its format is a later one.
+        """
+        tree = json.loads(data)
+        if not isinstance(tree, dict):
+            raise ValueError("it is not a JSON object")
+        if tree.pop("checksum", None) != _checksum(tree):
+            raise ValueError("its checksum does not match its content")
+        if tree["format"] > MANIFEST_FORMAT:
+            raise ValueError(
+                f"its format is {tree['format']}; this version of datarax reads up to {MANIFEST_FORMAT}"
+            )
+        return Manifest(
+            step=tree["step"],
+            items={
+                name: {path: FileEntry(f["size"], f["sha256"]) for path, f in files.items()}
+                for name, files in tree["items"].items()
+            },
+            leaves=None if tree["leaves"] is None else [LeafSpec.from_tree(leaf) for leaf in tree["leaves"]],
+            written_unix_seconds=tree["written_unix_seconds"],
+        )
+
+
+def _checksum(body: Any) -> str:
+    return hashlib.sha256(canonical_json(body)).hexdigest()
+
+
+def seal_item(directory: Path, *, limit_bytes: int | None = None) -> dict[str, FileEntry]:
+    """Make every file and directory of an item durable and measure the files.
+
+    Orbax syncs none of the files that it writes itself, so a power cut after the commit could leave them empty.
+
+    Args:
+        directory: the item.
+        limit_bytes: record only sizes if the files together are larger than this.
+
+    Returns:
+        Path relative to `directory` (with `/`) -> file, in path order.
+    """
+    paths, directories = _walk(directory)
+    sizes = [path.stat().st_size for path in paths]
+    hashed = limit_bytes is None or sum(sizes) <= limit_bytes
+    with ThreadPoolExecutor(_HASH_THREADS, "datarax-seal") as pool:
+        digests: list[str | None] = list(pool.map(_seal_file if hashed else _sync_only, paths))
+    for path in reversed(directories):
+        fsync_directory(path)
+    names = [path.relative_to(directory).as_posix() for path in paths]
+    return {name: FileEntry(size, digest) for name, size, digest in zip(names, sizes, digests, strict=True)}
+
+
+def check_item(directory: Path, files: Mapping[str, FileEntry]) -> list[str]:
+    """Compare the files of an item with the manifest.
+
+    Returns:
+        One sentence per file that is missing, changed or not listed, naming it relative to the step; [] if all match.
+    """
+    with ThreadPoolExecutor(_HASH_THREADS, "datarax-check") as pool:
+        jobs = [pool.submit(_check_file, directory, name, entry) for name, entry in files.items()]
+        problems = [problem for job in jobs if (problem := job.result())]
+    listed = set(files)
+    found = (
+        [path.relative_to(directory).as_posix() for path in _walk(directory)[0]] if directory.is_dir() else []
+    )
+    problems += [f"{directory.name}/{name}: is not in the manifest" for name in found if name not in listed]
+    return problems
+
+
+def check_bytes(name: str, data: bytes, entry: FileEntry | None) -> str | None:
+    """Compare bytes already read with the manifest; a sentence naming the file, or None if they match."""
+    if entry is None:
+        return f"{name}: is not in the manifest"
+    if len(data) != entry.size:
+        return f"{name}: has {len(data)} bytes, was written with {entry.size}"
+    if entry.sha256 is not None and hashlib.sha256(data).hexdigest() != entry.sha256:
+        return f"{name}: its content has changed since it was written (SHA-256 differs)"
+    return None
+
+
+def _check_file(directory: Path, name: str, entry: FileEntry) -> str | None:
+    path, shown = directory / name, f"{directory.name}/{name}"
+    try:
+        size = path.stat().st_size
+        if size != entry.size:
+            return f"{shown}: has {size} bytes, was written with {entry.size}"
+        if entry.sha256 is not None and _hash_file(path) != entry.sha256:
+            return f"{shown}: its content has changed since it was written (SHA-256 differs)"
+    except OSError as error:
+        return f"{shown}: cannot be read ({error.strerror})" if path.exists() else f"{shown}: is missing"
+    return None
+
+
+def _walk(directory: Path) -> tuple[list[Path], list[Path]]:
+    files: list[Path] = []
+    directories: list[Path] = []
+    for parent, _, names in os.walk(directory):
+        directories.append(Path(parent))
+        files += [Path(parent, name) for name in names]
+    return sorted(files), directories
+
+
+def _seal_file(path: Path) -> str:
+    digest = _hash_file(path)
+    fsync_file(path)
+    return digest
+
+
+def _sync_only(path: Path) -> None:
+    fsync_file(path)
+
+
+def _hash_file(path: Path) -> str:
+    # hashlib lets go of the interpreter lock for blocks of this size, so the pool hashes in parallel.
+    digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
+    view = memoryview(block)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(view):
+            digest.update(view[:count])
+    return digest.hexdigest()

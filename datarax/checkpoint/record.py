@@ -1,0 +1,207 @@
+"""What a snapshot says about the data: `record.json`, `steps.bin` and `processes.json`, as values and as bytes.
+
+Knows nothing of directories, Orbax and modules. `checkpoints/README.md` describes the fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from datarax.core.errors import SaveError
+from datarax.core.fingerprint import canonical_json
+
+SNAPSHOT_FORMAT = 1
+"""Raise this when the meaning of a field of `record.json`, `steps.bin` or `processes.json` changes."""
+
+RECORD_LIMIT_BYTES = 4096
+"""A record never grows with the position, the dataset or the number of processes; this is where it would show."""
+
+_STEP_PAIR = np.dtype([("keys", "<u8"), ("bytes", "<u8")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRange:
+    """Which part of `steps.bin` belongs to one loader."""
+
+    first_step: int
+    """The step of the first pair."""
+    count: int
+    """Number of pairs, one per step."""
+    has_bytes: bool
+    """Whether the second number of each pair is a digest, or 0 because none was kept."""
+    offset: int
+    """Index of the first pair in `steps.bin`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryEntry:
+    """From which step on which identity held."""
+
+    from_step: int
+    """The first step of this entry is `from_step + 1`: the state at `from_step` was made by the entry before."""
+    identity: str
+    """Digest of the identity tree."""
+    config: str | None
+    """Digest of the resolved config, or None."""
+    positions: Mapping[str, int | None] = field(default_factory=dict)
+    """Position of each loader at `from_step`, in rows; None for a module without one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderRecord:
+    """What is recorded of one data module."""
+
+    scope: str
+    """`global`: the state is in `state`. `process`: it is in `processes.json`, one part per process."""
+    state: Any
+    """The encoded state, or None where `scope` is `process`."""
+    digest: Mapping[str, Any] | None = None
+    """Digest of everything delivered, if the module keeps one."""
+    steps: StepRange | None = None
+    """Digests of single steps since the last committed snapshot, if the module keeps them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The content of `record.json`."""
+
+    step: int
+    previous: int | None
+    """The newest step that was committed when this one was saved."""
+    identity: str
+    config: str | None
+    start: int
+    """Number of the start (`starts/<number>.json`) that saved this."""
+    history: Sequence[HistoryEntry]
+    loaders: Mapping[str, LoaderRecord]
+    format: int = SNAPSHOT_FORMAT
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON, at most `RECORD_LIMIT_BYTES`.
+
+        Raises:
+            SaveError: if it is larger, naming what is large.
+        """
+        data = canonical_json(
+            {
+                "format": self.format,
+                "step": self.step,
+                "previous": self.previous,
+                "identity": self.identity,
+                "config": self.config,
+                "start": self.start,
+                "history": [vars(entry) for entry in self.history],
+                "loaders": {name: _loader_tree(loader) for name, loader in self.loaders.items()},
+            }
+        )
+        if len(data) > RECORD_LIMIT_BYTES:
+            raise SaveError(self._too_large(len(data)))
+        return data
+
+    def _too_large(self, size: int) -> str:
+        parts = {
+            f"the state of {name!r}": canonical_json(loader.state) for name, loader in self.loaders.items()
+        }
+        parts["the history"] = canonical_json([vars(entry) for entry in self.history])
+        worst = max(parts, key=lambda part: len(parts[part]))
+        return (
+            f"the record of step {self.step} would have {size} bytes, allowed are {RECORD_LIMIT_BYTES}; the largest part is "
+            f"{worst} with {len(parts[worst])} bytes. A module whose state is large belongs in the process part: leave its "
+            'state_scope at "process", and keep data and index lists out of its state'
+        )
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Record:
+        """Read a record of any format up to `SNAPSHOT_FORMAT`.
+
+        Raises:
+            ValueError: if this is not a record, or one of a later format.
+        """
+        tree = json.loads(data)
+        if not isinstance(tree, dict) or type(tree.get("format")) is not int:
+            raise ValueError("it holds no format number")
+        if tree["format"] > SNAPSHOT_FORMAT:
+            raise ValueError(
+                f"its format is {tree['format']}; this version of datarax reads up to {SNAPSHOT_FORMAT}"
+            )
+        try:
+            return Record(
+                **{
+                    **tree,
+                    "history": [HistoryEntry(**entry) for entry in tree["history"]],
+                    "loaders": {name: _loader_from(loader) for name, loader in tree["loaders"].items()},
+                }
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"it has other fields than format {tree['format']}: {error}") from error
+
+
+def _loader_tree(loader: LoaderRecord) -> dict[str, Any]:
+    return {**vars(loader), "steps": None if loader.steps is None else vars(loader.steps)}
+
+
+def _loader_from(tree: Mapping[str, Any]) -> LoaderRecord:
+    steps = tree["steps"]
+    return LoaderRecord(**{**tree, "steps": None if steps is None else StepRange(**steps)})
+
+
+def pack_steps(parts: Sequence[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]) -> bytes:
+    """`steps.bin`: the pairs (keys, bytes) of all loaders, little endian, one after the other.
+
+    Args:
+        parts: for each loader `keys uint64[k]` and `bytes uint64[k]`.
+    """
+    blocks = []
+    for keys, values in parts:
+        block = np.empty(len(keys), _STEP_PAIR)
+        block["keys"], block["bytes"] = keys, values
+        blocks.append(block.tobytes())
+    return b"".join(blocks)
+
+
+def unpack_steps(
+    data: bytes, steps: StepRange
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64] | None]:
+    """The digests of one loader: `keys uint64[count]`, and `bytes uint64[count]` or None if none were kept.
+
+    Raises:
+        ValueError: if `data` is shorter than the range.
+    """
+    end = (steps.offset + steps.count) * _STEP_PAIR.itemsize
+    if len(data) < end:
+        raise ValueError(f"steps.bin has {len(data)} bytes, the record needs {end}")
+    block = np.frombuffer(data, _STEP_PAIR, steps.count, steps.offset * _STEP_PAIR.itemsize)
+    return block["keys"].copy(), block["bytes"].copy() if steps.has_bytes else None
+
+
+def pack_processes(parts: Mapping[int, Mapping[str, Any]], process_count: int) -> bytes:
+    """`processes.json`: for each process the encoded states of the modules whose state is its own."""
+    return canonical_json(
+        {
+            "format": SNAPSHOT_FORMAT,
+            "process_count": process_count,
+            "parts": {str(index): dict(part) for index, part in parts.items()},
+        }
+    )
+
+
+def unpack_processes(data: bytes, process_index: int, process_count: int) -> Mapping[str, Any]:
+    """The encoded states of one process.
+
+    Raises:
+        ValueError: if they were saved by another number of processes.
+    """
+    tree = json.loads(data)
+    saved = tree["process_count"]
+    if saved != process_count:
+        raise ValueError(
+            f"the state of {', '.join(sorted(tree['parts']['0']))} belongs to single processes: it was saved by {saved} "
+            f"and can be restored by {saved}, not by {process_count}"
+        )
+    return tree["parts"][str(process_index)]

@@ -1,0 +1,198 @@
+"""Putting a snapshot back: every check first, then everything or nothing.
+
+Knows neither locks nor managers, so that a verifier can restore from a run that someone else is writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM
+from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
+from datarax.checkpoint.record import Record
+from datarax.checkpoint.snapshot import Snapshot
+from datarax.core.errors import MISSING, Difference, InputError, MismatchError
+from datarax.core.fingerprint import differences
+from datarax.core.protocols import Identified, Stateful
+
+Modules = Mapping[str, Stateful]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restore gave back; the data modules were changed in place."""
+
+    step: int
+    model: Any
+    """The model in the structure and shardings of the template; None if none was asked for."""
+    record: Record
+    identity_changed: tuple[Difference, ...] = ()
+    """Differences of the identity that were allowed."""
+
+
+def restore_snapshot(
+    snapshot: Snapshot,
+    *,
+    model: Any = None,
+    data: Stateful | Modules | None = None,
+    identity: Mapping[str, Any] | None = None,
+    allow_changed: Sequence[str] = (),
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Restored:
+    """Restore a model, data modules, or both from one snapshot.
+
+    Args:
+        snapshot: where from.
+        model: template: a PyTree of arrays, `jax.ShapeDtypeStruct`s (with sharding, if any), PRNG keys, numbers and None.
+        data: one module, recorded as `train`, or all recorded modules by name.
+        identity: identity tree of each module; by default what the modules say.
+        allow_changed: fields of the identity that may differ: a field path, or a prefix of it.
+        process_index: which part of the state of single processes to take.
+        process_count: number of processes.
+
+    Raises:
+        InputError: if neither model nor data is asked for.
+        SnapshotDamagedError: if a file of what is asked for is not as it was written.
+        MismatchError: if the snapshot does not belong to this identity, these modules or this model; nothing has changed.
+    """
+    if model is None and data is None:
+        raise InputError("restore was asked for neither a model nor data; pass model=, data= or both")
+    modules = None if data is None else named_modules(data)
+    wanted = [DATA_ITEM] + (
+        [MODEL_ITEM] if model is not None and MODEL_ITEM in snapshot.manifest.items else []
+    )
+    problems = snapshot.check(wanted)
+    if problems:
+        raise snapshot.damaged(problems)
+    found, allowed = _compare(snapshot, model, modules, identity, allow_changed)
+    if found:
+        raise MismatchError(_mismatch_text(snapshot, found), found)
+    states = _states(snapshot, modules, process_index, process_count)
+    rebuilt = None if model is None else _read_model(snapshot, model)
+    if modules is not None:
+        _apply(snapshot, modules, states)
+    return Restored(snapshot.step, rebuilt, snapshot.record, tuple(allowed))
+
+
+def named_modules(data: Stateful | Modules) -> dict[str, Stateful]:
+    """The modules by name; one module alone is `train`.
+
+    Raises:
+        InputError: if there is none, a name is unusable, or something has no state.
+    """
+    modules = dict(data) if isinstance(data, Mapping) else {"train": data}
+    if not modules:
+        raise InputError("data is an empty mapping; pass at least one module, or leave data out")
+    for name, module in modules.items():
+        if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
+            raise InputError(f"the data module name {name!r} is not made of letters, digits, '_' and '-'")
+        if not isinstance(module, Stateful):
+            raise InputError(
+                f"the data module {name!r} is a {type(module).__name__}, which has no get_state and set_state"
+            )
+    return modules
+
+
+def identities(modules: Modules) -> dict[str, Any]:
+    """The identity tree of each module; of a module that offers none, its class."""
+    return {name: _identity(module) for name, module in modules.items()}
+
+
+def _identity(module: Stateful) -> Any:
+    if isinstance(module, Identified):
+        return module.identity()
+    return {"class": f"{type(module).__module__}.{type(module).__qualname__}"}
+
+
+def is_allowed(path: str, allow_changed: Sequence[str]) -> bool:
+    """Whether a field is one of those listed, or below one: `a.b` covers `a.b`, `a.b.c` and `a.b[0]`."""
+    return any(path == field or path.startswith((f"{field}.", f"{field}[")) for field in allow_changed)
+
+
+def _compare(
+    snapshot: Snapshot,
+    model: Any,
+    modules: Modules | None,
+    identity: Mapping[str, Any] | None,
+    allow_changed: Sequence[str],
+) -> tuple[list[Difference], list[Difference]]:
+    found: list[Difference] = []
+    allowed: list[Difference] = []
+    if modules is not None:
+        recorded = snapshot.record.loaders
+        for name in sorted({*recorded, *modules}):
+            if (name in recorded) != (name in modules):
+                shown = (_Words("a data module") if name in side else MISSING for side in (recorded, modules))
+                found.append(Difference(name, *shown))
+        now = identities(modules) if identity is None else identity
+        common = {name for name in now if name in recorded and name in modules}
+        was = snapshot.identity
+        for difference in differences({n: was.get(n) for n in common}, {n: now[n] for n in common}):
+            (allowed if is_allowed(difference.path, allow_changed) else found).append(difference)
+    if model is not None:
+        if snapshot.leaves is None:
+            found.append(Difference("model", MISSING, _Words("a model")))
+        else:
+            found += compare_template(snapshot.leaves, model)
+    return found, allowed
+
+
+class _Words(str):
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _mismatch_text(snapshot: Snapshot, found: Sequence[Difference]) -> str:
+    count = f"{len(found)} field{'s differ' if len(found) > 1 else ' differs'}"
+    advice = "restore with what the run was made with, or use another run directory"
+    if not all(difference.path.split(".")[0] == "model" for difference in found):
+        advice += "; a deliberate change of the data is allowed field by field in resume.allow_changed"
+    return f"the snapshot of step {snapshot.step} in {snapshot.layout.directory} does not belong here, {count}; {advice}"
+
+
+def _states(
+    snapshot: Snapshot, modules: Modules | None, process_index: int, process_count: int
+) -> dict[str, Any]:
+    if modules is None:
+        return {}
+    try:
+        return snapshot.states(process_index=process_index, process_count=process_count)
+    except ValueError as error:
+        if isinstance(error, (MismatchError, snapshot.damaged([]).__class__)):
+            raise
+        raise MismatchError(
+            f"the snapshot of step {snapshot.step} cannot be restored here: {error}"
+        ) from error
+
+
+def _read_model(snapshot: Snapshot, template: Any) -> Any:
+    leaves = snapshot.leaves
+    assert leaves is not None
+    arrays = snapshot.read_model(wanted_shardings(leaves, template))
+    try:
+        return rebuild_model(leaves, arrays, template)
+    except ValueError as error:
+        raise snapshot.damaged([f"{MODEL_ITEM}: {error}"]) from error
+
+
+def _apply(snapshot: Snapshot, modules: Modules, states: Mapping[str, Any]) -> None:
+    before = {name: module.get_state() for name, module in modules.items()}
+    done: list[str] = []
+    try:
+        for name, module in modules.items():
+            done.append(name)
+            module.set_state(states[name])
+    except BaseException as error:
+        # The refusing module is put back too: its set_state promises not to have changed it, a user's own may not.
+        for name in reversed(done):
+            modules[name].set_state(before[name])
+        if not isinstance(error, (TypeError, ValueError)):
+            raise
+        cause = error.__cause__ or error
+        raise MismatchError(
+            f"the state of {done[-1]!r} in the snapshot of step {snapshot.step} does not fit the module: {cause}; "
+            "nothing was changed"
+        ) from error

@@ -1,0 +1,236 @@
+"""One save at a time, in the background: start it, wait for it, know what became of it.
+
+A step without model is given to Orbax on the background thread, so that it costs the caller no more than a hand-over; a step
+with a model is given to Orbax on the caller's thread, because its arrays must be read before the caller changes them.
+The background thread waits for the commit, makes it durable and applies retention. It takes over the exception of a
+failed save, which Orbax would raise in place of the next save.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datarax.checkpoint import exit_guard
+from datarax.checkpoint.handler import OrbaxWriter
+from datarax.checkpoint.layout import (
+    DATA_ITEM,
+    MANIFEST_NAME,
+    MODEL_ITEM,
+    RunLayout,
+    fsync_directory,
+    write_new,
+)
+from datarax.checkpoint.lock import RunLock
+from datarax.checkpoint.manifest import Manifest, seal_item
+from datarax.checkpoint.model_item import LeafSpec
+from datarax.checkpoint.retention import drop, steps_to_drop, throw_away
+from datarax.checkpoint.save_config import SaveConfig
+from datarax.core.errors import DataraxError, RunLockedError, SaveError
+from datarax.core.protocols import KeepsStepDigests
+
+_RELOAD_EVERY = 256
+
+
+@dataclass(eq=False)
+class SaveJob:
+    """One step on its way to the disk."""
+
+    step: int
+    files: Mapping[str, bytes]
+    """The data item."""
+    model: Mapping[str, Any] | None = None
+    """The stored leaves of the model, or None for a step without a model item."""
+    leaves: Sequence[LeafSpec] | None = None
+    """All leaves of the model, or None if no model was given."""
+    listeners: Sequence[KeepsStepDigests] = ()
+    """Modules to tell of the commit."""
+    notes: list[str] = field(default_factory=list)
+    error: DataraxError | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Saver:
+    """The background of a `Checkpointer`.
+
+    Args:
+        layout: the run, which this process has locked.
+        config: what to keep and check.
+        lock: the lock; its start number is compared before each commit.
+    """
+
+    def __init__(self, layout: RunLayout, config: SaveConfig, lock: RunLock) -> None:
+        self._layout = layout
+        self._config = config
+        self._lock = lock
+        self._job: SaveJob | None = None
+        self._saved = 0
+        self._queue: queue.SimpleQueue[tuple[SaveJob, bool] | None] = queue.SimpleQueue()
+        self._writer = OrbaxWriter(
+            layout.directory, timeout_seconds=config.timeout_seconds, before_commit=self._seal
+        )
+        # A daemon, so that it cannot keep the interpreter from exiting; the exit guard waits for its job instead.
+        self._thread = threading.Thread(target=self._run, name="datarax-save", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending_step(self) -> int | None:
+        """The step that is being saved or was not yet taken."""
+        return None if self._job is None else self._job.step
+
+    def start(self, job: SaveJob) -> None:
+        """Begin a save; there must be none.
+
+        Raises:
+            SaveError: if it cannot even begin; then there is none.
+        """
+        assert self._job is None
+        self._job = job
+        exit_guard.watch(self)
+        begun = job.model is not None
+        if begun:
+            try:
+                self._writer.start(job.step, job.files, job.model)
+            except BaseException as error:
+                self._abandon(job)
+                if not isinstance(error, Exception):
+                    raise
+                raise self._save_error(job.step, error) from error
+            job.model = None
+        self._queue.put((job, begun))
+
+    def take(self, *, wait: bool) -> SaveJob | None:
+        """The save that has ended, once; None if there is none or it goes on.
+
+        Args:
+            wait: wait for one that goes on.
+        """
+        job = self._job
+        if job is None or not (wait or job.done.is_set()):
+            return None
+        job.done.wait()
+        self._forget_job()
+        return job
+
+    def reload(self) -> None:
+        """Steps were moved behind Orbax's back. There must be no save in progress."""
+        self._writer.reload()
+
+    def close(self) -> None:
+        """Wait for the save in progress and free the threads."""
+        if self._job is not None:
+            self._job.done.wait()
+        exit_guard.forget(self)
+        self._queue.put(None)
+        self._thread.join()
+        self._writer.close()
+
+    def finish_at_exit(self) -> str:
+        """See `exit_guard.Pending`."""
+        job = self._job
+        assert job is not None
+        ended = job.done.wait(self._config.timeout_seconds)
+        outcome = "was not finished" if not ended else f"failed: {job.error}" if job.error else "is committed"
+        return (
+            f"the interpreter exited while the snapshot of step {job.step} was being saved in {self._layout.directory}; "
+            f"it {outcome}. Leave the `with` block of the Checkpointer before exiting"
+        )
+
+    def _forget_job(self) -> None:
+        self._job = None
+        exit_guard.forget(self)
+
+    def _abandon(self, job: SaveJob) -> None:
+        with contextlib.suppress(Exception):
+            self._writer.wait()
+        self._writer.remove_remains(job.step)
+        self._forget_job()
+
+    def _run(self) -> None:
+        while (task := self._queue.get()) is not None:
+            job, begun = task
+            try:
+                if not begun:
+                    self._writer.start(job.step, job.files, None)
+                self._writer.wait()
+                self._make_durable(job.step)
+            except RunLockedError as error:
+                job.error = error
+            except BaseException as error:
+                job.error = self._save_error(job.step, error)
+                job.error.__cause__ = error
+            try:
+                if job.error is not None:
+                    self._writer.remove_remains(job.step)
+                else:
+                    self._retain(job)
+            finally:
+                job.done.set()
+
+    def _seal(self, temporary: Path) -> None:
+        """Write the manifest into the finished temporary directory; Orbax renames it next."""
+        job = self._job
+        assert job is not None
+        limits = {DATA_ITEM: None, MODEL_ITEM: self._config.model_digest_limit_bytes}
+        items = {
+            name: seal_item(temporary / name, limit_bytes=limit)
+            for name, limit in limits.items()
+            if (temporary / name).is_dir()
+        }
+        manifest = Manifest(job.step, items, job.leaves, time.time())
+        for name in manifest.unhashed_items:
+            job.notes.append(
+                f"step {job.step}: the {name} item is larger than save.model_digest_limit_bytes "
+                f"({self._config.model_digest_limit_bytes}); its files are recorded by size only"
+            )
+        write_new(temporary / MANIFEST_NAME, manifest.to_bytes())
+        fsync_directory(temporary)
+        later = self._lock.superseded_by()
+        if later is not None:
+            raise RunLockedError(
+                f"start {later} has taken over the run {self._layout.directory} from this one (start {self._lock.start}); the "
+                f"snapshot of step {job.step} was not committed. See starts/{later}.json for who it is"
+            )
+
+    def _make_durable(self, step: int) -> None:
+        try:
+            fsync_directory(self._layout.directory)
+        except OSError:
+            with contextlib.suppress(OSError):
+                throw_away(self._layout, self._layout.step(step))
+            raise
+
+    def _retain(self, job: SaveJob) -> None:
+        config = self._config
+        try:
+            for step in steps_to_drop(
+                self._layout.committed(), keep_latest=config.keep_latest, keep_every=config.keep_every
+            ):
+                drop(self._layout, step)
+            self._saved += 1
+            if self._saved % _RELOAD_EVERY == 0:  # Orbax's list of steps would grow for the whole run
+                self._writer.reload()
+        except Exception as error:
+            job.notes.append(f"step {job.step} is committed, but an old step could not be removed: {error}")
+
+    def _save_error(self, step: int, error: BaseException) -> SaveError:
+        return SaveError(
+            f"the snapshot of step {step} could not be written to {self._layout.directory}: {reason(error)}. "
+            "It does not count; the committed steps are as they were"
+        )
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line, as a person would say it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{os.strerror(error.errno)}{where}"
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,328 @@
+"""Reading a run without writing to it: no lock, no manager.
+
+A reader sees committed steps only, at any time, also while a writer is at work. Read next: `datarax.checkpoint.restore`, which
+puts a snapshot back into modules and models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from datarax.checkpoint.encoding import decode
+from datarax.checkpoint.handler import read_model
+from datarax.checkpoint.layout import (
+    DATA_ITEM,
+    MODEL_ITEM,
+    PROCESSES_NAME,
+    RECORD_NAME,
+    STEPS_NAME,
+    RunLayout,
+    local_directory,
+    sha256_hex,
+)
+from datarax.checkpoint.manifest import Manifest, check_bytes, check_item
+from datarax.checkpoint.model_item import LeafSpec
+from datarax.checkpoint.record import Record, unpack_processes, unpack_steps
+from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One committed step, read lazily; nothing is checked until it is asked for."""
+
+    layout: RunLayout
+    step: int
+    manifest: Manifest
+
+    @staticmethod
+    def open(run_directory: PathLike, step: int | None = None) -> Snapshot:
+        """The snapshot of a step, by default the newest.
+
+        Raises:
+            SnapshotNotFoundError: if there is no such committed step.
+            SnapshotDamagedError: if its manifest cannot be read or has changed.
+        """
+        layout = RunLayout(local_directory(run_directory))
+        committed = layout.committed()
+        if step is None and committed:
+            step = committed[-1]
+        if step is None or step not in committed:
+            raise SnapshotNotFoundError(_not_found(layout, step, committed))
+        manifest, problem = _read_manifest(layout, step)
+        if manifest is None:
+            raise damaged(layout, step, [problem])
+        return Snapshot(layout, step, manifest)
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the step."""
+        return self.layout.step(self.step)
+
+    @property
+    def leaves(self) -> Sequence[LeafSpec] | None:
+        """The recorded leaves of the model; None if the step holds no model."""
+        return self.manifest.leaves
+
+    @cached_property
+    def record(self) -> Record:
+        """`record.json`, checked.
+
+        Raises:
+            SnapshotDamagedError: if it has changed or cannot be parsed.
+        """
+        try:
+            record = Record.from_bytes(self.data_file(RECORD_NAME))
+        except ValueError as error:
+            if isinstance(error, SnapshotDamagedError):
+                raise
+            raise self.damaged([f"{DATA_ITEM}/{RECORD_NAME}: {error}"]) from error
+        if record.step != self.step:
+            raise self.damaged([f"{DATA_ITEM}/{RECORD_NAME}: it is of step {record.step}"])
+        return record
+
+    @property
+    def steps(self) -> Mapping[str, tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint64] | None]]:
+        """For each loader that keeps them `(first_step, keys uint64[k], bytes uint64[k] or None)`.
+
+        Raises:
+            SnapshotDamagedError: if `steps.bin` has changed.
+        """
+        ranges = {
+            name: loader.steps for name, loader in self.record.loaders.items() if loader.steps is not None
+        }
+        if not ranges:
+            return {}
+        data = self.data_file(STEPS_NAME)
+        return {name: (steps.first_step, *unpack_steps(data, steps)) for name, steps in ranges.items()}
+
+    @property
+    def identity(self) -> Any:
+        """The identity tree that the record names. See `read_identity`."""
+        return read_identity(self.layout.directory, self.record.identity)
+
+    def states(self, *, process_index: int = 0, process_count: int = 1) -> dict[str, Any]:
+        """The decoded state of each data module.
+
+        Raises:
+            SnapshotDamagedError: if a file has changed.
+            ValueError: if states of single processes were saved by another number of processes.
+        """
+        loaders = self.record.loaders
+        states = {name: decode(loader.state) for name, loader in loaders.items() if loader.scope == "global"}
+        own = [name for name, loader in loaders.items() if loader.scope == "process"]
+        if own:
+            part = unpack_processes(self.data_file(PROCESSES_NAME), process_index, process_count)
+            states |= {name: decode(part[name]) for name in own}
+        return states
+
+    def data_file(self, name: str) -> bytes:
+        """The bytes of a file of the data item, as they were written.
+
+        Raises:
+            SnapshotDamagedError: if it is missing or has changed.
+        """
+        shown = f"{DATA_ITEM}/{name}"
+        try:
+            data = (self.directory / DATA_ITEM / name).read_bytes()
+        except OSError as error:
+            raise self.damaged([f"{shown}: cannot be read ({error.strerror})"]) from error
+        problem = check_bytes(shown, data, self.manifest.items.get(DATA_ITEM, {}).get(name))
+        if problem is not None:
+            raise self.damaged([problem])
+        return data
+
+    def check(self, items: Sequence[str] | None = None) -> list[str]:
+        """Compare everything on the disk with what was written.
+
+        Args:
+            items: which items; all by default.
+
+        Returns:
+            One sentence for each file that is missing, changed or not listed; [] if the snapshot is good.
+        """
+        problems = (
+            [] if self.manifest.step == self.step else [f"manifest.json: it is of step {self.manifest.step}"]
+        )
+        if DATA_ITEM not in self.manifest.items:
+            problems.append("manifest.json: it lists no data item")
+        for name in self.manifest.items if items is None else items:
+            problems += check_item(self.directory / name, self.manifest.items.get(name, {}))
+        return problems or self._check_references()
+
+    def model(self) -> dict[str, np.ndarray]:
+        """All array and number leaves of the model by path, PRNG keys as their key data; {} without a model.
+
+        Raises:
+            SnapshotDamagedError: if the model cannot be read.
+        """
+        stored = [spec for spec in self.leaves or () if spec.stored]
+        arrays = self.read_model(dict.fromkeys((spec.path for spec in stored), None))
+        empty = [
+            spec
+            for spec in self.leaves or ()
+            if not spec.stored and spec.shape is not None and spec.impl is None
+        ]
+        return {path: np.asarray(array) for path, array in arrays.items()} | {
+            spec.path: np.zeros(spec.shape or (), jnp.dtype(spec.dtype)) for spec in empty
+        }
+
+    def read_model(self, shardings: Mapping[str, Any]) -> dict[str, Any]:
+        """The stored leaves with these shardings (None: as NumPy). See `handler.read_model`.
+
+        Raises:
+            SnapshotDamagedError: if Orbax cannot read them.
+        """
+        try:
+            return read_model(self.directory / MODEL_ITEM, self.leaves or (), shardings)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise self.damaged([f"{MODEL_ITEM}: cannot be read ({type(error).__name__}: {first})"]) from error
+
+    def damaged(self, problems: Sequence[str]) -> SnapshotDamagedError:
+        """The error that says so, with the newest good step."""
+        return damaged(self.layout, self.step, problems)
+
+    def _check_references(self) -> list[str]:
+        try:
+            record = self.record
+            for loader in record.loaders.values():
+                if loader.steps is not None:
+                    unpack_steps(self.data_file(STEPS_NAME), loader.steps)
+                if loader.scope == "global":
+                    decode(loader.state)
+        except SnapshotDamagedError as error:
+            return list(error.problems)
+        except ValueError as error:
+            return [f"{DATA_ITEM}: {error}"]
+        problems = [_check_addressed(self.layout.identity(record.identity), record.identity, "identity")]
+        if record.config is not None:
+            problems.append(_check_addressed(self.layout.config(record.config), record.config, "configs"))
+        return [problem for problem in problems if problem is not None]
+
+
+def list_steps(run_directory: PathLike) -> list[int]:
+    """The committed steps of a run, ascending; [] if there is no such run."""
+    return RunLayout(local_directory(run_directory)).committed()
+
+
+def ledger_steps(run_directory: PathLike) -> list[int]:
+    """The steps that retention deleted and of which the data item is kept, ascending."""
+    return RunLayout(RunLayout(local_directory(run_directory)).directory / "ledger").numbered()
+
+
+def ledger_record(run_directory: PathLike, step: int) -> tuple[Record, bytes]:
+    """The record and the `steps.bin` of a step in the ledger.
+
+    Raises:
+        SnapshotNotFoundError: if it is not there.
+        SnapshotDamagedError: if it cannot be parsed.
+    """
+    layout = RunLayout(local_directory(run_directory))
+    directory = layout.ledger(step)
+    if not directory.is_dir():
+        raise SnapshotNotFoundError(f"step {step} of {layout.directory} is not in the ledger")
+    try:
+        record = Record.from_bytes((directory / RECORD_NAME).read_bytes())
+        steps = directory / STEPS_NAME
+        return record, steps.read_bytes() if steps.exists() else b""
+    except (OSError, ValueError) as error:
+        raise damaged(layout, step, [f"ledger/{step}/{RECORD_NAME}: {error}"]) from error
+
+
+def newest_good_step(run_directory: PathLike, *, below: int | None = None) -> int | None:
+    """The newest committed step whose files are all as they were written; None if there is none.
+
+    Args:
+        run_directory: the run.
+        below: look only at steps smaller than this.
+    """
+    layout = RunLayout(local_directory(run_directory))
+    candidates = [step for step in reversed(layout.committed()) if below is None or step < below]
+    return next((step for step in candidates if _is_good(layout, step)), None)
+
+
+def read_identity(run_directory: PathLike, sha256: str) -> Any:
+    """The identity tree with this digest.
+
+    Raises:
+        SnapshotDamagedError: if the file is missing or has changed.
+    """
+    layout = RunLayout(local_directory(run_directory))
+    return json.loads(_read_addressed(layout, layout.identity(sha256), sha256, "identity"))
+
+
+def read_config(run_directory: PathLike, sha256: str) -> str:
+    """The resolved run config with this digest, in TOML.
+
+    Raises:
+        SnapshotDamagedError: if the file is missing or has changed.
+    """
+    layout = RunLayout(local_directory(run_directory))
+    return _read_addressed(layout, layout.config(sha256), sha256, "configs").decode()
+
+
+def damaged(layout: RunLayout, step: int, problems: Sequence[str]) -> SnapshotDamagedError:
+    """The error for a committed step that fails its checks."""
+    others = [other for other in reversed(layout.committed()) if other != step]
+    good = next((other for other in others if _is_good(layout, other)), None)
+    advice = f"step {good} is the newest good one" if good is not None else "there is no good step"
+    return SnapshotDamagedError(
+        f"the snapshot of step {step} in {layout.directory} is damaged and was not used; {advice}",
+        step=step,
+        problems=problems,
+        newest_good_step=good,
+    )
+
+
+def _is_good(layout: RunLayout, step: int) -> bool:
+    manifest, _ = _read_manifest(layout, step)
+    return manifest is not None and not Snapshot(layout, step, manifest).check()
+
+
+def _read_manifest(layout: RunLayout, step: int) -> tuple[Manifest | None, str]:
+    try:
+        return Manifest.from_bytes(layout.manifest(step).read_bytes()), ""
+    except OSError as error:
+        return None, f"manifest.json: cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError) as error:
+        return None, f"manifest.json: {error}"
+
+
+def _check_addressed(path: Path, sha256: str, kind: str) -> str | None:
+    try:
+        if sha256_hex(path.read_bytes()) == sha256:
+            return None
+    except OSError as error:
+        return f"{kind}/{path.name}: cannot be read ({error.strerror})"
+    return f"{kind}/{path.name}: its content has changed since it was written"
+
+
+def _read_addressed(layout: RunLayout, path: Path, sha256: str, kind: str) -> bytes:
+    problem = _check_addressed(path, sha256, kind)
+    if problem is not None:
+        committed = layout.committed()
+        raise SnapshotDamagedError(
+            f"the run {layout.directory} lacks a file that its snapshots name",
+            step=committed[-1] if committed else -1,
+            problems=[problem],
+            newest_good_step=None,
+        )
+    return path.read_bytes()
+
+
+def _not_found(layout: RunLayout, step: int | None, committed: Sequence[int]) -> str:
+    asked = "a snapshot" if step is None else f"the snapshot of step {step}"
+    have = f"it has {', '.join(map(str, committed))}" if committed else "it has none"
+    return f"{asked} was asked for in {layout.directory}, but {have}"

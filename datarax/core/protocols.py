@@ -1,0 +1,74 @@
+"""What a data module may offer to a snapshot besides its state.
+
+Each protocol is optional: a module that lacks one is still saved and restored. Implementations live in sources and
+loaders; the readers of these protocols are the checkpointer and the verifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+StepDigests = tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint64], bool]
+"""`(first_step, keys uint64[k], bytes uint64[k], has_bytes)`: one digest per step from `first_step` on."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """State that a snapshot can hold: a plain nested dict, read and replaced as a whole."""
+
+    def get_state(self) -> dict[str, Any]:
+        """The state, as a plain nested dict of values that `datarax.checkpoint.encoding` can encode."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Replace the state; validated wholly before anything changes.
+
+        Raises:
+            TypeError: if `state` is not a dict.
+            ValueError: if it does not fit this module.
+        """
+        ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A module that says which recipe its data follow."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """A tree with canonical JSON; equal trees promise equal batches at every position."""
+        ...
+
+
+@runtime_checkable
+class KeepsStepDigests(Protocol):
+    """A module that keeps one digest per step, so that a divergence has an exact step."""
+
+    def take_step_digests(self) -> StepDigests:
+        """The digests of all steps since the last committed snapshot; nothing is dropped by asking."""
+        ...
+
+    def committed(self, step: int) -> None:
+        """Told on the caller's thread that the snapshot of `step` is committed: older digests may go."""
+        ...
+
+
+class DeliveryDigest(Protocol):
+    """What was delivered so far, as sums that do not depend on how rows were split."""
+
+    def to_state(self) -> Mapping[str, Any]:
+        """`{"version", "rows", "keys", "bytes"}`: counts as ints, sums as hex strings, `bytes` None if not kept."""
+        ...
+
+
+@runtime_checkable
+class KeepsDigest(Protocol):
+    """A module that keeps the digest of everything it has delivered."""
+
+    @property
+    def digest(self) -> DeliveryDigest:
+        """The digest up to the present position."""
+        ...
