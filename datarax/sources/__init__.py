@@ -9,11 +9,13 @@ from datarax.sources.build import (
     build_dataset,
 )
 from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind
+from datarax.sources.grain_source import GrainConfig, GrainSource
 from datarax.sources.manifest import FileEntry, Manifest, load_manifest
 from datarax.sources.manifest_writer import write_manifest
 from datarax.sources.memory import MemoryConfig, MemorySource
 from datarax.sources.range import RangeConfig, RangeSource
 from datarax.sources.source import DataSource, SourceConfig
+from datarax.sources.tensorstore import TensorStoreConfig, TensorStoreSource
 
 __all__ = [
     "PYTHON_STDLIB",
@@ -25,6 +27,8 @@ __all__ = [
     "BuildResult",
     "DataSource",
     "FileEntry",
+    "GrainConfig",
+    "GrainSource",
     "InputKind",
     "Manifest",
     "MemoryConfig",
@@ -32,6 +36,8 @@ __all__ = [
     "RangeConfig",
     "RangeSource",
     "SourceConfig",
+    "TensorStoreConfig",
+    "TensorStoreSource",
     "build_dataset",
     "load_manifest",
     "write_manifest",
