@@ -120,8 +120,8 @@ class SourceFile:
         kept: list[str] = []
         closing = False  # right behind a dropped statement: its end of line goes with it
         for each in self.tokens:
-            if each.start < start or each.end > end:
-                continue
+            if each.start < start or each.end > end or each.end == start:
+                continue  # an end of block that has the place of `start` belongs to what stands before
             if any(first <= each.start and each.end <= last for first, last in silent):
                 closing = True
             elif closing and each.text in ("\n", ";"):

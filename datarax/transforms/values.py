@@ -82,7 +82,7 @@ def described(
         return None
     if isinstance(value, _STREAMS):
         raise ConfigError(
-            f"{what} is a stream of random numbers ({type(value).__name__}), so a row would depend on all rows"
+            f"{what} is a stream of random numbers ({type(value).__name__}), so a row would depend on those"
             " before it; draw from the row's own seed (random_map_records, random_map_batch)"
         )
     tree = _definition(value, what, definitions, below)
