@@ -176,7 +176,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
         self.position.set_value(position + 1)
         self.idx.set_value(position)
         self.epoch.set_value((position + 1) // self._length())
-        self._applied_count.set_raw_value(np.asarray(int(self._applied_count.get_raw_value()) + 1, np.int64))
+        self._increment_applied_count()
         return record
 
     def reset(self) -> None:

@@ -1,0 +1,161 @@
+"""Every kind of source keeps the laws of `conformance.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from datarax.sources import (
+    ArrayRecordConfig,
+    ArrayRecordSource,
+    GrainConfig,
+    GrainSource,
+    MemoryConfig,
+    MemorySource,
+    RangeConfig,
+    RangeSource,
+    TensorStoreConfig,
+    TensorStoreSource,
+    write_manifest,
+)
+from tests.sources.conformance import Opener, SourceLaws
+
+# Trailing zeros: an array of NumPy byte strings would lose them.
+RECORDS = [b"record %d" % i + b"\0" * i for i in range(7)]
+COLUMNS = {"x": np.arange(14, dtype=np.float32).reshape(7, 2), "y": {"z": np.arange(7)}}
+
+
+def write_files(directory: Path, records: list[bytes]) -> None:
+    """Three files; the second is empty, and the order of the names is not the order of writing."""
+    for name, part in (("c", records[4:]), ("a", records[:4]), ("b", [])):
+        writer = ArrayRecordWriter(str(directory / f"{name}.array_record"), "group_size:1")
+        for record in part:
+            writer.write(record)
+        writer.close()
+
+
+class TestArrayRecordLaws(SourceLaws):
+    def build(self, directory: Path, records: list[bytes] = RECORDS) -> Opener:
+        write_files(directory, records)
+        return lambda: ArrayRecordSource(ArrayRecordConfig(files=f"{directory}/*.array_record"))
+
+    def expected(self) -> list[Any]:
+        return RECORDS
+
+    def changed(self, directory: Path) -> Opener:
+        return self.build(directory, [b"Record 0", *RECORDS[1:]])
+
+    def shortened(self, directory: Path) -> Opener:
+        return self.build(directory, RECORDS[:-1])
+
+
+class TestArrayRecordWithManifestLaws(TestArrayRecordLaws):
+    def build(self, directory: Path, records: list[bytes] = RECORDS) -> Opener:
+        write_files(directory, records)
+        write_manifest(f"{directory}/*")
+        return lambda: ArrayRecordSource(ArrayRecordConfig(files=str(directory), max_open_files=1))
+
+
+class TestColumnsInMemoryLaws(SourceLaws):
+    def build(self, directory: Path, columns: Any = COLUMNS) -> Opener:
+        return lambda: MemorySource(MemoryConfig(), columns)
+
+    def expected(self) -> list[Any]:
+        return [{"x": COLUMNS["x"][i], "y": {"z": COLUMNS["y"]["z"][i]}} for i in range(7)]
+
+    def changed(self, directory: Path) -> Opener:
+        x = COLUMNS["x"].copy()
+        x.view(np.uint8)[0] ^= 1
+        return self.build(directory, {**COLUMNS, "x": x})
+
+    def shortened(self, directory: Path) -> Opener:
+        return self.build(directory, {"x": COLUMNS["x"][:-1], "y": {"z": COLUMNS["y"]["z"][:-1]}})
+
+
+class TestListInMemoryLaws(SourceLaws):
+    def build(self, directory: Path, records: list[Any] = RECORDS) -> Opener:
+        return lambda: MemorySource(MemoryConfig(), list(records))
+
+    def expected(self) -> list[Any]:
+        return RECORDS
+
+    def changed(self, directory: Path) -> Opener:
+        return self.build(directory, [b"Record 0", *RECORDS[1:]])
+
+    def shortened(self, directory: Path) -> Opener:
+        return self.build(directory, RECORDS[:-1])
+
+
+class TestRangeLaws(SourceLaws):
+    def build(self, directory: Path, start: int = 30, stop: int = -4) -> Opener:
+        return lambda: RangeSource(RangeConfig(start=start, stop=stop, step=-5))
+
+    def expected(self) -> list[Any]:
+        return list(np.arange(30, -4, -5))
+
+    def changed(self, directory: Path) -> Opener:
+        return self.build(directory, start=31)
+
+    def shortened(self, directory: Path) -> Opener:
+        return self.build(directory, stop=0)
+
+
+class TestTensorStoreLaws(SourceLaws):
+    def build(self, directory: Path, columns: Any = None) -> Opener:
+        columns = columns or {"x": COLUMNS["x"], "z": COLUMNS["y"]["z"] + 1}
+        for name, values in columns.items():
+            write_zarr(directory / name, values)
+        paths = {name: str(directory / name) for name in columns}
+        return lambda: TensorStoreSource(TensorStoreConfig(path=paths))
+
+    def expected(self) -> list[Any]:
+        return [{"x": COLUMNS["x"][i], "z": COLUMNS["y"]["z"][i] + 1} for i in range(7)]
+
+    def changed(self, directory: Path) -> Opener:
+        x = COLUMNS["x"].copy()
+        x.view(np.uint8)[0] ^= 1
+        return self.build(directory, {"x": x, "z": COLUMNS["y"]["z"] + 1})
+
+    def shortened(self, directory: Path) -> Opener:
+        return self.build(directory, {"x": COLUMNS["x"][:-1], "z": COLUMNS["y"]["z"][:-1] + 1})
+
+
+def write_zarr(path: Path, values: np.ndarray) -> None:
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    layout = ts.ChunkLayout(chunk_shape=[3, *values.shape[1:]])
+    store = ts.open(spec, create=True, dtype=values.dtype, shape=values.shape, chunk_layout=layout).result()
+    store[...] = values
+
+
+class Foreign:
+    """A data set of somebody else, in the least that Grain's protocol asks for."""
+
+    def __init__(self, records: list[Any]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Any:
+        assert type(index) is int
+        return self.records[index]
+
+
+class TestForeignObjectLaws(SourceLaws):
+    records = tuple({"text": f"record {i}", "tokens": np.arange(i), "more": (i, None, 0.5)} for i in range(7))
+
+    def build(self, directory: Path, records: Any = None) -> Opener:
+        return lambda: GrainSource(GrainConfig(), Foreign(list(records or self.records)))
+
+    def expected(self) -> list[Any]:
+        return list(self.records)
+
+    def changed(self, directory: Path) -> Opener:
+        return self.build(directory, [{**self.records[0], "text": "Record 0"}, *self.records[1:]])
+
+    def shortened(self, directory: Path) -> Opener:
+        return self.build(directory, self.records[:-1])
