@@ -12,35 +12,19 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from datarax.checkpoint.encoding import EncodingError, encode
+from datarax.checkpoint.compose import Modules, named_modules
+from datarax.checkpoint.encoding import EncodingError
 from datarax.checkpoint.handler import TEMPORARY_SUFFIX
-from datarax.checkpoint.layout import (
-    PROCESSES_NAME,
-    RECORD_NAME,
-    STEPS_NAME,
-    RunLayout,
-    local_directory,
-    sha256_hex,
-    write_addressed,
-)
+from datarax.checkpoint.layout import RunLayout, local_directory
 from datarax.checkpoint.lock import RunLock
-from datarax.checkpoint.model_item import flatten_model
-from datarax.checkpoint.record import (
-    HistoryEntry,
-    LoaderRecord,
-    Record,
-    StepRange,
-    pack_processes,
-    pack_steps,
-)
-from datarax.checkpoint.restore import Modules, Restored, identities, named_modules, restore_snapshot
+from datarax.checkpoint.recorder import Recorder
+from datarax.checkpoint.restore import Restored, restore_snapshot
 from datarax.checkpoint.retention import clean_up, set_aside
 from datarax.checkpoint.save_config import SaveConfig
 from datarax.checkpoint.saver import SaveJob, Saver, reason
 from datarax.checkpoint.snapshot import Snapshot, newest_good_step
 from datarax.core.errors import ConfigError, DataraxError, InputError, SaveError
-from datarax.core.fingerprint import canonical_json
-from datarax.core.protocols import KeepsDigest, KeepsStepDigests, Stateful
+from datarax.core.protocols import Stateful
 
 
 class Checkpointer:
@@ -65,7 +49,8 @@ class Checkpointer:
         skipped_directories: numbered directories without a manifest, found on entering; they never were steps.
 
     Raises:
-        ConfigError: if the directory is not a local path, or there is more than one process.
+        ConfigError: if the directory is not a local path, the identity has no canonical JSON, or there is more than one
+            process.
     """
 
     def __init__(
@@ -90,8 +75,9 @@ class Checkpointer:
         self.notes: list[str] = []
         self.skipped_directories: list[str] = []
         self._layout = RunLayout(local_directory(directory))
-        self._identity = None if identity is None else dict(identity)
-        self._config_text = config_text
+        self._recorder = Recorder(
+            self._layout, identity, config_text, process_index=process_index, process_count=process_count
+        )
         self._allow_changed = tuple(allow_changed)
         self._provenance = provenance
         self._process = (process_index, process_count)
@@ -99,12 +85,9 @@ class Checkpointer:
         self._saver: Saver | None = None
         self._latest: int | None = None
         self._continues_from: int | None = None
-        self._history: list[HistoryEntry] = []
-        self._change: tuple[int, dict[str, int | None]] | None = None
         self._failures: list[DataraxError] = []
         self._committed: list[int] = []
         self._last_begin = time.monotonic()
-        self._addressed: dict[tuple[str, ...], str] = {}
 
     @property
     def directory(self) -> str:
@@ -125,7 +108,7 @@ class Checkpointer:
             self._lock = RunLock(layout, self._provenance)
             for name in clean_up(layout, TEMPORARY_SUFFIX):
                 self.notes.append(f"removed {name}, left by a save that was killed before its commit")
-            self._store_texts()
+            self._recorder.store_texts()
             self._saver = Saver(layout, self.config, self._lock)
         except BaseException as error:
             self._release()
@@ -193,9 +176,9 @@ class Checkpointer:
             data: one module, recorded as `train`, or a mapping name -> module.
 
         Raises:
-            InputError: outside the `with` block; if `step` is not a new step; if nothing is given; if the run has snapshots
-                that this save would not continue; if the model holds a leaf that cannot be stored exactly.
-            SaveError: if a state cannot be recorded, this save cannot begin, or an earlier one has failed.
+            InputError: outside the `with` block; if `step` is not a new step; if nothing is given; if the run has
+                snapshots that this save would not continue; if a model leaf or a state cannot be stored exactly.
+            SaveError: if the record would be too large, this save cannot begin, or an earlier one has failed.
             RunLockedError: if a later start has taken over the run.
         """
         _, saver = self._opened("save")
@@ -205,8 +188,7 @@ class Checkpointer:
             raise InputError(
                 f"save of step {step} was given neither a model nor data; pass model=, data= or both"
             )
-        job = self._job(step, model, {} if data is None else named_modules(data))
-        self._make_room(step)
+        job = self._prepared(step, model, {} if data is None else named_modules(data))
         self._last_begin = time.monotonic()
         saver.start(job)
         self._raise_failure()
@@ -256,17 +238,13 @@ class Checkpointer:
             snapshot,
             model=model,
             data=data,
-            identity=self._identity,
+            identity=self._recorder.identity,
             allow_changed=self._allow_changed,
             process_index=self._process[0],
             process_count=self._process[1],
         )
         self._continues_from = restored.step
-        self._history = list(restored.record.history)
-        self._change = None
-        if restored.identity_changed and data is not None:
-            states = {name: module.get_state() for name, module in named_modules(data).items()}
-            self._change = (restored.step, {name: _position(state) for name, state in states.items()})
+        self._recorder.continue_from(restored, {} if data is None else named_modules(data))
         return restored
 
     def steps(self) -> list[int]:
@@ -315,7 +293,8 @@ class Checkpointer:
         saver.reload()
         self._latest = step
         if step is None:
-            self._continues_from, self._history, self._change = None, [], None
+            self._continues_from = None
+            self._recorder.begin_anew()
         return moved
 
     def _opened(self, what: str) -> tuple[RunLock, Saver]:
@@ -332,9 +311,13 @@ class Checkpointer:
         try:
             if saver is not None:
                 saver.close()
-        finally:
+        except Exception:
             if lock is not None:
                 lock.release()
+            raise
+        # After an interrupt the save may still be going on: then the lock stays until the process ends.
+        if lock is not None:
+            lock.release()
 
     def _settle(self, *, wait: bool) -> None:
         assert self._saver is not None
@@ -372,113 +355,23 @@ class Checkpointer:
                 f"(this process continues from {self._continues_from}): restore step {self._latest}, or call set_aside_after"
             )
 
+    def _prepared(self, step: int, model: Any, modules: Modules) -> SaveJob:
+        try:
+            job = self._recorder.job(step, model, modules, previous=self._latest, start=self.start)
+            self._make_room(step)
+            return job
+        except EncodingError as error:
+            raise InputError(f"the snapshot of step {step} cannot be made: {error}") from error
+        except OSError as error:
+            if isinstance(error, DataraxError):
+                raise
+            raise SaveError(
+                f"the snapshot of step {step} cannot be saved in {self.directory}: {reason(error)}"
+            ) from error
+
     def _make_room(self, step: int) -> None:
         """Move a numbered directory that never was a step out of the way of one that will be."""
         path = self._layout.step(step)
         if self._lock is not None and path.exists():
             place = set_aside(self._layout, [path], start=self._lock.start, reason="it had no manifest")
             self.notes.append(f"{path} had no manifest and stood in the way of a save; it is now in {place}")
-
-    def _store_texts(self) -> None:
-        if self._config_text is not None:
-            self._store("config", self._config_text.encode())
-        if self._identity is not None:
-            self._store("identity", canonical_json(self._identity))
-
-    def _store(self, kind: str, data: bytes) -> str:
-        sha256 = sha256_hex(data)
-        layout = self._layout
-        write_addressed(layout.identity(sha256) if kind == "identity" else layout.config(sha256), data)
-        self._addressed[(kind,)] = sha256
-        return sha256
-
-    def _identity_digest(self, modules: Modules) -> str:
-        if self._identity is not None:
-            unknown = sorted(set(modules) - set(self._identity))
-            if unknown:
-                raise InputError(
-                    f"no identity was given for the data module {unknown[0]!r}; the Checkpointer has {sorted(self._identity)}"
-                )
-            return self._addressed[("identity",)]
-        # Asked once per set of modules: an identity never changes while a module lives.
-        key = tuple(f"{name}:{id(module)}" for name, module in sorted(modules.items()))
-        if key not in self._addressed:
-            self._addressed[key] = self._store("identity", canonical_json(identities(modules)))
-        return self._addressed[key]
-
-    def _job(self, step: int, model: Any, modules: Modules) -> SaveJob:
-        leaves, arrays = (None, {}) if model is None else flatten_model(model)
-        try:
-            states = {name: (module.get_state(), _scope(module)) for name, module in modules.items()}
-            encoded = {name: encode(state, f"{name}") for name, (state, _) in states.items()}
-        except EncodingError as error:
-            raise SaveError(f"the snapshot of step {step} cannot be made: {error}") from error
-        digests = {
-            name: m.take_step_digests() for name, m in modules.items() if isinstance(m, KeepsStepDigests)
-        }
-        ranges, offset = {}, 0
-        for name, (first, keys, _, has_bytes) in digests.items():
-            ranges[name] = StepRange(first_step=first, count=len(keys), has_bytes=has_bytes, offset=offset)
-            offset += len(keys)
-        loaders = {
-            name: LoaderRecord(
-                scope=scope,
-                state=encoded[name] if scope == "global" else None,
-                digest=_digest(modules[name]),
-                steps=ranges.get(name),
-            )
-            for name, (_, scope) in states.items()
-        }
-        files = {}
-        own = {name: encoded[name] for name, (_, scope) in states.items() if scope == "process"}
-        if own:
-            files[PROCESSES_NAME] = pack_processes({self._process[0]: own}, self._process[1])
-        if digests:
-            files[STEPS_NAME] = pack_steps([(keys, values) for _, keys, values, _ in digests.values()])
-        record = self._record(step, modules, {name: state for name, (state, _) in states.items()}, loaders)
-        files[RECORD_NAME] = record.to_bytes()
-        return SaveJob(
-            step=step,
-            files=files,
-            model=arrays if arrays else None,
-            leaves=leaves,
-            listeners=[m for m in modules.values() if isinstance(m, KeepsStepDigests)],
-        )
-
-    def _record(
-        self, step: int, modules: Modules, states: Mapping[str, Any], loaders: Mapping[str, LoaderRecord]
-    ) -> Record:
-        identity = self._identity_digest(modules)
-        config = self._addressed.get(("config",))
-        if not self._history:
-            zeros = {name: None if _position(state) is None else 0 for name, state in states.items()}
-            self._history = [HistoryEntry(from_step=0, identity=identity, config=config, positions=zeros)]
-        elif self._change is not None:
-            from_step, positions = self._change
-            entry = HistoryEntry(from_step=from_step, identity=identity, config=config, positions=positions)
-            self._history, self._change = [*self._history, entry], None
-        return Record(
-            step=step,
-            previous=self._latest,
-            identity=identity,
-            config=config,
-            start=self.start,
-            history=self._history,
-            loaders=loaders,
-        )
-
-
-def _scope(module: Stateful) -> str:
-    scope = getattr(module, "state_scope", "process")
-    if scope not in ("global", "process"):
-        raise InputError(f"{type(module).__name__}.state_scope must be 'global' or 'process', not {scope!r}")
-    return scope
-
-
-def _position(state: Mapping[str, Any]) -> int | None:
-    position = state.get("position")
-    return position if type(position) is int else None
-
-
-def _digest(module: Stateful) -> Mapping[str, Any] | None:
-    return dict(module.digest.to_state()) if isinstance(module, KeepsDigest) else None

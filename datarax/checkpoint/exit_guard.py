@@ -18,8 +18,8 @@ from typing import Protocol
 class Pending(Protocol):
     """A save in progress."""
 
-    def finish_at_exit(self) -> str:
-        """Wait for it for a bounded time; say in one sentence what became of it."""
+    def finish_at_exit(self) -> str | None:
+        """Wait for it for a bounded time; say in one sentence what became of it, or None if all was well before."""
         ...
 
 
@@ -40,8 +40,10 @@ def forget(pending: Pending) -> None:
 def _finish_pending() -> None:
     global _left_pending
     for pending in list(_pending):
-        _left_pending = True
-        print(f"datarax: {pending.finish_at_exit()}", file=sys.stderr, flush=True)
+        outcome = pending.finish_at_exit()
+        if outcome is not None:
+            _left_pending = True
+            print(f"datarax: {outcome}", file=sys.stderr, flush=True)
 
 
 def _leave() -> None:

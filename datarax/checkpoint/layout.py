@@ -45,6 +45,10 @@ class RunLayout:
         """The identity tree with this digest."""
         return self.directory / "identity" / f"{sha256}.json"
 
+    def history(self, sha256: str) -> Path:
+        """The earlier entries of a long history."""
+        return self.directory / "history" / f"{sha256}.json"
+
     def config(self, sha256: str) -> Path:
         """The resolved run config with this digest."""
         return self.directory / "configs" / f"{sha256}.toml"

@@ -80,6 +80,8 @@ class Record:
     """Number of the start (`starts/<number>.json`) that saved this."""
     history: Sequence[HistoryEntry]
     loaders: Mapping[str, LoaderRecord]
+    earlier_history: str | None = None
+    """Digest of the file with the entries before those in `history`; None if there are none."""
     format: int = SNAPSHOT_FORMAT
 
     def to_bytes(self) -> bytes:
@@ -97,6 +99,7 @@ class Record:
                 "config": self.config,
                 "start": self.start,
                 "history": [vars(entry) for entry in self.history],
+                "earlier_history": self.earlier_history,
                 "loaders": {name: _loader_tree(loader) for name, loader in self.loaders.items()},
             }
         )

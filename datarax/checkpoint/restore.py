@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datarax.checkpoint.compose import Modules, identities, named_modules
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM
 from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
-from datarax.checkpoint.record import Record
+from datarax.checkpoint.record import HistoryEntry, Record
 from datarax.checkpoint.snapshot import Snapshot
-from datarax.core.errors import MISSING, Difference, InputError, MismatchError
+from datarax.core.errors import MISSING, Difference, InputError, MismatchError, SnapshotDamagedError
 from datarax.core.fingerprint import differences
-from datarax.core.protocols import Identified, Stateful
-
-Modules = Mapping[str, Stateful]
+from datarax.core.protocols import Stateful
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Restored:
     model: Any
     """The model in the structure and shardings of the template; None if none was asked for."""
     record: Record
+    history: tuple[HistoryEntry, ...]
+    """The whole history of the run up to this step, oldest first."""
     identity_changed: tuple[Difference, ...] = ()
     """Differences of the identity that were allowed."""
 
@@ -71,40 +72,11 @@ def restore_snapshot(
     if found:
         raise MismatchError(_mismatch_text(snapshot, found), found)
     states = _states(snapshot, modules, process_index, process_count)
+    history = tuple(snapshot.history)
     rebuilt = None if model is None else _read_model(snapshot, model)
     if modules is not None:
         _apply(snapshot, modules, states)
-    return Restored(snapshot.step, rebuilt, snapshot.record, tuple(allowed))
-
-
-def named_modules(data: Stateful | Modules) -> dict[str, Stateful]:
-    """The modules by name; one module alone is `train`.
-
-    Raises:
-        InputError: if there is none, a name is unusable, or something has no state.
-    """
-    modules = dict(data) if isinstance(data, Mapping) else {"train": data}
-    if not modules:
-        raise InputError("data is an empty mapping; pass at least one module, or leave data out")
-    for name, module in modules.items():
-        if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
-            raise InputError(f"the data module name {name!r} is not made of letters, digits, '_' and '-'")
-        if not isinstance(module, Stateful):
-            raise InputError(
-                f"the data module {name!r} is a {type(module).__name__}, which has no get_state and set_state"
-            )
-    return modules
-
-
-def identities(modules: Modules) -> dict[str, Any]:
-    """The identity tree of each module; of a module that offers none, its class."""
-    return {name: _identity(module) for name, module in modules.items()}
-
-
-def _identity(module: Stateful) -> Any:
-    if isinstance(module, Identified):
-        return module.identity()
-    return {"class": f"{type(module).__module__}.{type(module).__qualname__}"}
+    return Restored(snapshot.step, rebuilt, snapshot.record, history, tuple(allowed))
 
 
 def is_allowed(path: str, allow_changed: Sequence[str]) -> bool:
@@ -161,7 +133,7 @@ def _states(
     try:
         return snapshot.states(process_index=process_index, process_count=process_count)
     except ValueError as error:
-        if isinstance(error, (MismatchError, snapshot.damaged([]).__class__)):
+        if isinstance(error, SnapshotDamagedError):
             raise
         raise MismatchError(
             f"the snapshot of step {snapshot.step} cannot be restored here: {error}"

@@ -6,6 +6,7 @@ Needs no space on the disk: what leaves must be able to leave a full one.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import time
@@ -16,11 +17,13 @@ from pathlib import Path
 from datarax.checkpoint.layout import (
     COMMIT_MARK_NAME,
     DATA_ITEM,
+    MANIFEST_NAME,
     RunLayout,
     fsync_directory,
     is_step_name,
     write_new,
 )
+from datarax.checkpoint.manifest import Manifest
 from datarax.core.fingerprint import canonical_json
 
 _DROPPED = "dropped-"
@@ -50,6 +53,7 @@ def drop(layout: RunLayout, step: int) -> None:
 def _finish_drop(layout: RunLayout, gone: Path) -> None:
     data = gone / DATA_ITEM
     if data.is_dir():
+        _keep_sums(gone)
         entry = layout.ledger(int(gone.name.removeprefix(_DROPPED)))
         entry.parent.mkdir(exist_ok=True)
         (data / COMMIT_MARK_NAME).unlink(missing_ok=True)
@@ -58,6 +62,17 @@ def _finish_drop(layout: RunLayout, gone: Path) -> None:
         os.rename(data, entry)
         fsync_directory(entry.parent)
     shutil.rmtree(gone)
+
+
+def _keep_sums(gone: Path) -> None:
+    """Put what the manifest says of the data item beside it, so that the ledger can be checked too."""
+    try:
+        manifest = Manifest.from_bytes((gone / MANIFEST_NAME).read_bytes())
+        files = {name: f for name, f in manifest.items[DATA_ITEM].items() if name != COMMIT_MARK_NAME}
+        small = dataclasses.replace(manifest, items={DATA_ITEM: files}, leaves=None)
+        write_new(gone / DATA_ITEM / MANIFEST_NAME, small.to_bytes())
+    except (OSError, ValueError, KeyError):
+        return  # a full disk or a damaged step must not keep it from leaving; a second try finds the file written
 
 
 def throw_away(layout: RunLayout, path: Path) -> None:
@@ -88,7 +103,7 @@ def clean_up(layout: RunLayout, temporary_suffix: str) -> list[str]:
                 _finish_drop(layout, path)
             else:
                 shutil.rmtree(path)
-    for name in ("identity", "configs"):
+    for name in ("identity", "configs", "history"):
         for path in layout.directory.glob(f"{name}/.*.tmp"):
             path.unlink(missing_ok=True)
     return removed

@@ -99,7 +99,8 @@ class Saver:
             try:
                 self._writer.start(job.step, job.files, job.model)
             except BaseException as error:
-                self._abandon(job)
+                if not self._abandon(job):  # interrupted so late that Orbax committed it
+                    self._queue.put((job, begun))
                 if not isinstance(error, Exception):
                     raise
                 raise self._save_error(job.step, error) from error
@@ -132,10 +133,11 @@ class Saver:
         self._thread.join()
         self._writer.close()
 
-    def finish_at_exit(self) -> str:
+    def finish_at_exit(self) -> str | None:
         """See `exit_guard.Pending`."""
         job = self._job
-        assert job is not None
+        if job is None or (job.done.is_set() and job.error is None):
+            return None
         ended = job.done.wait(self._config.timeout_seconds)
         outcome = "was not finished" if not ended else f"failed: {job.error}" if job.error else "is committed"
         return (
@@ -147,11 +149,14 @@ class Saver:
         self._job = None
         exit_guard.forget(self)
 
-    def _abandon(self, job: SaveJob) -> None:
+    def _abandon(self, job: SaveJob) -> bool:
         with contextlib.suppress(Exception):
             self._writer.wait()
+        if self._layout.manifest(job.step).is_file():
+            return False
         self._writer.remove_remains(job.step)
         self._forget_job()
+        return True
 
     def _run(self) -> None:
         while (task := self._queue.get()) is not None:

@@ -20,8 +20,10 @@ import numpy.typing as npt
 
 from datarax.checkpoint.encoding import decode
 from datarax.checkpoint.handler import read_model
+from datarax.checkpoint.history import entries_from_bytes
 from datarax.checkpoint.layout import (
     DATA_ITEM,
+    MANIFEST_NAME,
     MODEL_ITEM,
     PROCESSES_NAME,
     RECORD_NAME,
@@ -32,7 +34,7 @@ from datarax.checkpoint.layout import (
 )
 from datarax.checkpoint.manifest import Manifest, check_bytes, check_item
 from datarax.checkpoint.model_item import LeafSpec
-from datarax.checkpoint.record import Record, unpack_processes, unpack_steps
+from datarax.checkpoint.record import HistoryEntry, Record, unpack_processes, unpack_steps
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 
 PathLike = str | os.PathLike[str]
@@ -106,6 +108,19 @@ class Snapshot:
             return {}
         data = self.data_file(STEPS_NAME)
         return {name: (steps.first_step, *unpack_steps(data, steps)) for name, steps in ranges.items()}
+
+    @property
+    def history(self) -> list[HistoryEntry]:
+        """The whole history of the run up to this step, oldest first.
+
+        Raises:
+            SnapshotDamagedError: if the file with its earlier part is missing or has changed.
+        """
+        sha256 = self.record.earlier_history
+        if sha256 is None:
+            return list(self.record.history)
+        data = _read_addressed(self.layout, self.layout.history(sha256), sha256, "history")
+        return [*entries_from_bytes(data), *self.record.history]
 
     @property
     def identity(self) -> Any:
@@ -209,6 +224,9 @@ class Snapshot:
         problems = [_check_addressed(self.layout.identity(record.identity), record.identity, "identity")]
         if record.config is not None:
             problems.append(_check_addressed(self.layout.config(record.config), record.config, "configs"))
+        earlier = record.earlier_history
+        if earlier is not None:
+            problems.append(_check_addressed(self.layout.history(earlier), earlier, "history"))
         return [problem for problem in problems if problem is not None]
 
 
@@ -234,11 +252,26 @@ def ledger_record(run_directory: PathLike, step: int) -> tuple[Record, bytes]:
     if not directory.is_dir():
         raise SnapshotNotFoundError(f"step {step} of {layout.directory} is not in the ledger")
     try:
-        record = Record.from_bytes((directory / RECORD_NAME).read_bytes())
-        steps = directory / STEPS_NAME
-        return record, steps.read_bytes() if steps.exists() else b""
-    except (OSError, ValueError) as error:
+        files = {path.name: path.read_bytes() for path in directory.iterdir()}
+        problems = _check_ledger(files)
+        if problems:
+            raise damaged(layout, step, [f"ledger/{step}/{problem}" for problem in problems])
+        return Record.from_bytes(files[RECORD_NAME]), files.get(STEPS_NAME, b"")
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, SnapshotDamagedError):
+            raise
         raise damaged(layout, step, [f"ledger/{step}/{RECORD_NAME}: {error}"]) from error
+
+
+def _check_ledger(files: Mapping[str, bytes]) -> list[str]:
+    if MANIFEST_NAME not in files:  # the disk was full when the step was dropped
+        return []
+    listed = Manifest.from_bytes(files[MANIFEST_NAME]).items[DATA_ITEM]
+    missing = [f"{name}: is missing" for name in listed if name not in files]
+    found = [
+        check_bytes(name, data, listed.get(name)) for name, data in files.items() if name != MANIFEST_NAME
+    ]
+    return missing + [problem for problem in found if problem is not None]
 
 
 def newest_good_step(run_directory: PathLike, *, below: int | None = None) -> int | None:

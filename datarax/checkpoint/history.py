@@ -1,0 +1,64 @@
+"""From which step on which identity held: how a deliberate change stays provable.
+
+A record holds the newest entries itself and names a file with the earlier ones, so that it stays small however often a run
+is changed on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from datarax.checkpoint.record import HistoryEntry
+from datarax.core.fingerprint import canonical_json
+
+INLINE_ENTRIES = 4
+"""How many entries a record holds itself, at about 230 bytes each."""
+
+
+@dataclass
+class Lineage:
+    """The history that the next record of this writer gets."""
+
+    entries: list[HistoryEntry] = field(default_factory=list)
+    change: tuple[int, Mapping[str, int | None]] | None = None
+    """`(from_step, positions)` of an identity change that no record holds yet."""
+
+    def advanced(
+        self, identity: str, config: str | None, positions: Mapping[str, int | None]
+    ) -> list[HistoryEntry]:
+        """The entries of a record that is saved under this identity.
+
+        Args:
+            identity: digest of the identity tree.
+            config: digest of the config.
+            positions: present position of each module; what matters is only which of them have one.
+        """
+        if not self.entries:
+            begin = {name: None if position is None else 0 for name, position in positions.items()}
+            return [HistoryEntry(from_step=0, identity=identity, config=config, positions=begin)]
+        if self.change is None:
+            return list(self.entries)
+        from_step, at = self.change
+        return [
+            *self.entries,
+            HistoryEntry(from_step=from_step, identity=identity, config=config, positions=at),
+        ]
+
+
+def entries_to_bytes(entries: Sequence[HistoryEntry]) -> bytes:
+    """What `history/<sha256>.json` holds."""
+    return canonical_json([vars(entry) for entry in entries])
+
+
+def entries_from_bytes(data: bytes) -> list[HistoryEntry]:
+    """The inverse of `entries_to_bytes`.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    try:
+        return [HistoryEntry(**entry) for entry in json.loads(data)]
+    except TypeError as error:
+        raise ValueError(f"it holds no history: {error}") from error
