@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from datarax.transforms import random_map_batch as random_map_batch
     from datarax.transforms import random_map_records as random_map_records
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "ArrayRecordSource": "sources",
     "ArrayRecordConfig": "sources",

@@ -41,6 +41,7 @@ class Block(nnx.Module):
         self.down = nnx.Linear(3 * width, width, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """One layer: float32[rows, length, width] to the same."""
         x = x + self.attention(self.norm_attention(x), mask=mask)
         return x + self.down(nnx.gelu(self.up(self.norm_feed(x))))
 

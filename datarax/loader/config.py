@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError
-from datarax.order import OrderConfig, OrderPolicy, Remainder
+from datarax.order import GrainStyle, OrderConfig, OrderPolicy, Remainder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,10 @@ class DataLoaderConfig(DataraxModuleConfig):
     """Records per block; for the block order only."""
     window_blocks: int | None = None
     """Blocks that are shuffled together; for the block order only."""
-    grain_style: str | None = None
+    grain_style: GrainStyle | None = None
     """Which of Grain's shuffles to reproduce; for the grain order only."""
+    grain_ops_between: int | None = None
+    """See `OrderConfig.grain_ops_between`; for the grain order in the style of `MapDataset` only."""
     num_epochs: int | None = None
     """Passes over the data in the whole run, however often it is interrupted; None goes on for ever."""
     remainder: Remainder = Remainder.DROP
@@ -59,13 +61,13 @@ class DataLoaderConfig(DataraxModuleConfig):
 
     def order_config(self) -> OrderConfig:
         """The part that defines the order."""
-        extra = {} if self.grain_style is None else {"grain_style": self.grain_style}
         return OrderConfig(
             policy=self.order,
             seed=self.seed,
             block_size=self.block_size,
             window_blocks=self.window_blocks,
-            **extra,
+            grain_style=self.grain_style,
+            grain_ops_between=self.grain_ops_between,
         )
 
 

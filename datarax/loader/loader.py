@@ -80,6 +80,7 @@ class _Runtime:
         self.means = RunningMeans()
         self.delivered = Delivered(0, 0, 0, 0, Digest.zero(config.byte_digest))
         self.config = config
+        self.read_ahead: ReadAhead[PreparedBatch] | None = None
         self.open_at(0, 0)
 
     def open_at(self, base_step: int, base_position: int) -> None:
@@ -101,8 +102,7 @@ class _Runtime:
             byte_digest=config.byte_digest,
             sharding=self.sharding,
         )
-        if hasattr(self, "read_ahead"):
-            self.read_ahead.close()
+        self.close()
         self.read_ahead = ReadAhead(
             self.reader.prepare, depth=config.read_ahead, num_threads=config.num_threads
         )
@@ -110,6 +110,18 @@ class _Runtime:
     @property
     def schedule(self) -> Schedule:
         return self.reader.plan.schedule
+
+    def take(self, step: int) -> PreparedBatch:
+        assert self.read_ahead is not None
+        return self.read_ahead.take(step, self.schedule.num_steps)
+
+    def drop(self) -> None:
+        assert self.read_ahead is not None
+        self.read_ahead.drop()
+
+    def close(self) -> None:
+        if self.read_ahead is not None:
+            self.read_ahead.close()
 
 
 class DataLoader(CheckpointableIteratorModule[Any]):
@@ -199,7 +211,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         if stop is not None and step >= stop:
             raise StopIteration
         asked = time.perf_counter()
-        batch = runtime.read_ahead.take(step, stop)
+        batch = runtime.take(step)
         runtime.metrics.wait_seconds += time.perf_counter() - asked
         self._update_statistics(batch)
         self._hand_over(batch)
@@ -273,7 +285,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             position = min(position, schedule.num_rows)
         runtime.delivered = dataclasses.replace(runtime.delivered, idx=step, position=position)
         runtime.log.restart(step)
-        runtime.read_ahead.drop()
+        runtime.drop()
         self.current.set_raw_value(None)
         self._write_mirrors()
 
@@ -306,7 +318,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change a batch, as a tree of named values; nothing that cannot."""
-        runtime, config = self._runtime, self.config
+        runtime, config = self._runtime, self._runtime.config
         identity: dict[str, Any] = {
             "batch_size": config.batch_size,
             "order": runtime.order.identity(),
@@ -366,7 +378,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def _base_for(self, idx: int, position: int) -> tuple[int, int]:
         """Where the schedule must start so that step `idx` begins at `position`."""
-        batch_size = self.config.batch_size
+        batch_size = self._runtime.config.batch_size
         end = self._runtime.schedule.num_rows
         on_grid = position == idx * batch_size
         padded_end = end is not None and position == end and idx == -(-end // batch_size)
@@ -374,18 +386,21 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def _state_restored(self) -> None:
         runtime = self._runtime
-        idx, position = self.idx.get_value(), self.position.get_value()
-        with_bytes = self.digest_bytes.get_value() if self.config.byte_digest else None
-        digest = Digest(self.digest_rows.get_value(), self.digest_keys.get_value(), with_bytes)
+        # `_validate_state` has seen to it that none of these is None.
+        idx, position, rows, keys, stats_rows = (
+            each.get_value() or 0
+            for each in (self.idx, self.position, self.digest_rows, self.digest_keys, self.stats_rows)
+        )
+        digest = Digest(rows, keys, self.digest_bytes.get_value() if runtime.config.byte_digest else None)
         runtime.delivered = Delivered(
             idx, position, int(self._applied_count.get_value()), int(self._skipped_count.get_value()), digest
         )
         base = self._base_for(idx, position)
         if base != (runtime.schedule.base_step, runtime.schedule.base_position):
             runtime.open_at(*base)
-        runtime.read_ahead.drop()
+        runtime.drop()
         runtime.log.restart(idx)
-        runtime.means.restore(self._computed_stats.get_value(), self.stats_rows.get_value())
+        runtime.means.restore(self._computed_stats.get_value(), stats_rows)
         self.current.set_raw_value(None)
         self._write_mirrors()
 
@@ -442,7 +457,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def close(self) -> None:
         """Ends the read-ahead threads. The source stays open; it belongs to whoever made it."""
-        self._runtime.read_ahead.close()
+        self._runtime.close()
 
     def __enter__(self) -> DataLoader:
         return self

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from datarax.core.attributes import load_attribute
 from datarax.core.errors import ConfigError
 from datarax.core.fingerprint import differences
 from datarax.sources.array_record import ArrayRecordConfig, ArrayRecordSource
 from datarax.sources.build import BuildConfig, BuildProgress, build_dataset
 from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind
-from datarax.sources.grain_source import GrainConfig, GrainSource
 from datarax.sources.local_files import require_local
 from datarax.sources.manifest import load_manifest
 from datarax.sources.memory import MemoryConfig, MemorySource
 from datarax.sources.range import RangeConfig, RangeSource
 from datarax.sources.source import DataSource
-from datarax.sources.tensorstore import TensorStoreConfig, TensorStoreSource
 
 
 class SourceKind(enum.StrEnum):
@@ -177,10 +175,16 @@ def open_source(
         _build_if_missing(table.build.config(str(table.files)), say)
     match table.kind:
         case SourceKind.ARRAY_RECORD:
-            limit = {} if table.max_open_files is None else {"max_open_files": table.max_open_files}
             files = table.files if isinstance(table.files, str) else tuple(table.files or ())
-            return ArrayRecordSource(ArrayRecordConfig(name=table.name, files=files, **limit))
+            config = ArrayRecordConfig(name=table.name, files=files)
+            if table.max_open_files is not None:
+                config = dataclasses.replace(config, max_open_files=table.max_open_files)
+            return ArrayRecordSource(config)
         case SourceKind.TENSORSTORE:
+            # Imported where needed: TensorStore is slow to import and most runs have no use for it.
+            from datarax.sources.tensorstore import TensorStoreConfig, TensorStoreSource
+
+            assert table.path is not None
             return TensorStoreSource(TensorStoreConfig(name=table.name, path=table.path))
         case SourceKind.RANGE:
             assert table.stop is not None
@@ -191,6 +195,8 @@ def open_source(
         case SourceKind.MEMORY:
             return MemorySource(MemoryConfig(name=table.name), _made(table))
         case SourceKind.GRAIN:
+            from datarax.sources.grain_source import GrainConfig, GrainSource
+
             return GrainSource(GrainConfig(name=table.name, version=table.version), _made(table))
 
 
@@ -217,11 +223,5 @@ def _build_if_missing(config: BuildConfig, say: Callable[[str], None]) -> None:
 def _made(table: SourceTable) -> Any:
     """The data that `use` names; what is callable is called with the parameters."""
     assert table.use is not None
-    module, _, attribute = table.use.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"source.use = {table.use!r} cannot be loaded ('module:attribute'): {error}"
-        ) from error
+    found = load_attribute(table.use, "source.use")
     return found(**table.parameters) if callable(found) else found

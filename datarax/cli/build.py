@@ -1,0 +1,92 @@
+"""`datarax build`: raw text or JSONL to ArrayRecord shards with a manifest, or a manifest for shards that are there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from datarax.cli.arguments import add_json, print_json
+from datarax.signals import StopRequested, StopSignals
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    parser.add_argument(
+        "kind", choices=["text", "jsonl", "manifest"], help="what the inputs hold; 'manifest' only records"
+    )
+    parser.add_argument(
+        "inputs", nargs="+", help="files, globs or directories; python-stdlib: the standard library's source"
+    )
+    parser.add_argument("--output", metavar="DIRECTORY", help="the dataset's directory (not for 'manifest')")
+    parser.add_argument(
+        "--record-bytes", type=int, metavar="N", help="text: bytes per record (default: one record per file)"
+    )
+    parser.add_argument("--num-shards", type=int, metavar="N", help="number of files of about equal length")
+    parser.add_argument(
+        "--records-per-shard", type=int, metavar="N", help="records in each file but the last"
+    )
+    parser.add_argument(
+        "--group-size", type=int, default=1, metavar="N", help="records compressed together (default: 1)"
+    )
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Builds, or finds it built; a signal leaves nothing half done."""
+    try:
+        with StopSignals(raising=True):
+            return _record(arguments) if arguments.kind == "manifest" else _build(arguments)
+    except StopRequested as stop:
+        print(f"datarax: {stop}; nothing was left behind, run again to start over", file=sys.stderr)
+        return stop.exit_code
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from datarax.core.errors import InputError
+    from datarax.sources import BuildConfig, build_dataset
+
+    if not arguments.output:
+        raise InputError("build needs --output DIRECTORY")
+    config = BuildConfig(
+        kind=arguments.kind,
+        inputs=tuple(arguments.inputs),
+        output=arguments.output,
+        record_bytes=arguments.record_bytes,
+        num_shards=arguments.num_shards,
+        records_per_shard=arguments.records_per_shard,
+        group_size=arguments.group_size,
+    )
+    result = build_dataset(config)
+    facts = _facts(result.manifest)
+    facts |= {
+        "directory": result.directory,
+        "reused": result.reused,
+        "skipped_files": result.skipped_files,
+        "dropped_bytes": result.dropped_bytes,
+    }
+    if arguments.json:
+        print_json(facts)
+        return 0
+    verb = "already built" if result.reused else "built"
+    print(f"{verb}: {facts['records']:,} records in {facts['files']} files, {result.directory}")
+    if result.skipped_files:
+        print(f"skipped {result.skipped_files} input files without a record")
+    if result.dropped_bytes:
+        print(f"dropped the last {result.dropped_bytes} bytes, which do not fill a record")
+    return 0
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    from datarax.sources import write_manifest
+
+    facts = _facts(write_manifest(tuple(arguments.inputs)))
+    if arguments.json:
+        print_json(facts)
+    else:
+        print(f"recorded: {facts['records']:,} records in {facts['files']} files")
+    return 0
+
+
+def _facts(manifest: Any) -> dict[str, Any]:
+    return {"records": manifest.num_records, "files": len(manifest.files)}

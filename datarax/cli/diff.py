@@ -1,0 +1,32 @@
+"""`datarax diff`: are two runs, or two snapshots, the same bit by bit?"""
+
+from __future__ import annotations
+
+import argparse
+
+from datarax.cli.arguments import add_json, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    parser.add_argument("left", help="run directory (its newest good snapshot), or RUN/STEP")
+    parser.add_argument("right", help="the other one")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exits 0 if nothing differs, else 1."""
+    from datarax.diff import diff_runs
+
+    report = diff_runs(arguments.left, arguments.right)
+    if arguments.json:
+        print_json({"left": report.left, "right": report.right, "differences": report.lines})
+    elif report.lines:
+        print(f"{report.left} and {report.right} differ:")
+        for line in report.lines:
+            print(f"  {line}")
+    else:
+        print(
+            f"{report.left} and {report.right} are the same: identity, state, digests, and every bit of the model"
+        )
+    return 1 if report.lines else 0

@@ -1,0 +1,91 @@
+"""`datarax inspect`: what is in a snapshot."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from datarax.cli.arguments import add_json, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    parser.add_argument("run_directory", metavar="RUN", help="run directory")
+    parser.add_argument("--step", type=int, metavar="N", help="snapshot to look at (default: the newest)")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the snapshot; exits 1 if it fails its checks."""
+    from datarax.checkpoint import Snapshot, ledger_steps, list_steps
+
+    snapshot = Snapshot.open(arguments.run_directory, arguments.step)
+    problems = snapshot.check()
+    facts: dict[str, Any] = {
+        "directory": str(snapshot.directory),
+        "step": snapshot.step,
+        "committed_steps": list_steps(arguments.run_directory),
+        "ledger_steps": ledger_steps(arguments.run_directory),
+        "problems": problems,
+    }
+    if not problems:
+        facts |= _content(snapshot)
+    if arguments.json:
+        print_json(facts)
+    else:
+        _show(facts)
+    return 1 if problems else 0
+
+
+def _content(snapshot: Any) -> dict[str, Any]:
+    record = snapshot.record
+    leaves = snapshot.leaves or ()
+    return {
+        "identity": snapshot.identity,
+        "identity_digest": record.identity,
+        "start": record.start,
+        "previous_step": record.previous,
+        "history": [vars(entry) for entry in record.history],
+        "loaders": {
+            name: {"state": snapshot.states()[name], "digest": loader.digest}
+            for name, loader in record.loaders.items()
+        },
+        "model": [str(leaf) for leaf in leaves],
+    }
+
+
+def _show(facts: dict[str, Any]) -> None:
+    print(f"snapshot        {facts['directory']}")
+    print(f"committed       {', '.join(map(str, facts['committed_steps']))}")
+    if facts["ledger_steps"]:
+        print(f"in the ledger   {', '.join(map(str, facts['ledger_steps']))}")
+    if facts["problems"]:
+        print("DAMAGED:")
+        for problem in facts["problems"]:
+            print(f"  {problem}")
+        return
+    print(f"written by      start {facts['start']}")
+    print(f"identity        {facts['identity_digest']}")
+    for line in _lines(facts["identity"], "  "):
+        print(line)
+    for name, loader in facts["loaders"].items():
+        print(f"loader {name}")
+        for line in _lines({"state": loader["state"], "digest": loader["digest"]}, "  "):
+            print(line)
+    print(f"model           {len(facts['model'])} leaves")
+    for leaf in facts["model"]:
+        print(f"  {leaf}")
+    for entry in facts["history"][1:]:
+        print(f"changed         from step {entry['from_step']}: identity {entry['identity'][:16]}…")
+
+
+def _lines(tree: Any, indent: str) -> list[str]:
+    if not isinstance(tree, dict):
+        return [f"{indent}{tree}"]
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key} = {value}")
+    return lines

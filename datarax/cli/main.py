@@ -1,0 +1,102 @@
+"""The `datarax` command: parse, call, print. Each command is one file; what it does lives in the library.
+
+A command module has `NAME`, `HELP`, `add_arguments(parser)` and `run(arguments) -> exit code`. Modules are imported when their
+command is asked for: `--help` must not wait for JAX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from datarax import __version__
+
+_COMMANDS = {
+    "run": "train (or just iterate) as a config says; run again = continue",
+    "plan": "what a config will do: lengths, steps, identity, fit with an existing run",
+    "order": "which records are in which steps, and at which steps a record is",
+    "inspect": "what is in a snapshot",
+    "diff": "compare two runs or snapshots, bit by bit",
+    "verify": "replay a run in this fresh process and compare with its snapshots",
+    "build": "raw text or JSONL to ArrayRecord shards with a manifest",
+}
+
+_EXIT_CODES = """\
+exit codes:
+  0 yes, done           1 the answer is no: mismatch, damage, divergence
+  2 wrong usage/input   70 internal error, or an exception of your own code
+  74 read/write failed  75 stopped; run the same command again to continue exactly
+  130, 143 left at once on a second signal
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(argv)
+    arguments = parser.parse_args(argv)
+    try:
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of our output left (`| head`): that is its right, and no failure of the command.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("datarax: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _report(error, debug=arguments.debug)
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="datarax",
+        description="Data loading for JAX that resumes exactly, and proves it.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"datarax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("--debug", action="store_true", help="show a traceback with an error")
+        if name == asked:
+            module = importlib.import_module(f"datarax.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    """One clear message on stderr, and the exit code that belongs to the error."""
+    from datarax.core.errors import DataraxError
+
+    if debug:
+        traceback.print_exception(error)
+    expected = isinstance(error, (DataraxError, OSError))
+    kind = "" if isinstance(error, DataraxError) else f"{type(error).__name__}: "
+    print(f"datarax: {kind}{error}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)
+    if not expected and not debug:
+        print("  (run again with --debug for the traceback)", file=sys.stderr)
+    if isinstance(error, DataraxError):
+        return error.exit_code
+    return 74 if isinstance(error, OSError) else 70
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""`datarax run`: build the data if need be, then train; run again = continue."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from datarax.cli.arguments import add_config, add_json, print_json
+from datarax.signals import StopRequested, StopSignals
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    add_config(parser)
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="go back to snapshot N; newer ones are set aside, not deleted"
+    )
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs to the last step or to a signal."""
+    # From the first moment: a signal during imports or the building of data must leave nothing half done.
+    try:
+        with StopSignals(raising=True) as signals:
+            return _run(arguments, signals)
+    except StopRequested as stop:
+        print(f"datarax: {stop}; nothing was running yet, run again to continue", file=sys.stderr)
+        return stop.exit_code
+
+
+def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
+    from datarax.run_config import apply_environment, build_loader, build_session, load_config
+    from datarax.sources.open import open_source
+
+    config = load_config(arguments.config, arguments.overrides)
+    apply_environment(config)
+    started = time.monotonic()
+    with open_source(config.source, build=True, say=_say) as source, build_loader(config, source) as loader:
+        session = build_session(config, loader)
+        outcome = session.run(from_step=arguments.step, signals=signals)
+    if outcome.complete and outcome.ran == 0:
+        _say(f"already complete: {outcome.step} steps in {config.run.directory}")
+    elif outcome.complete:
+        _say(f"complete: {outcome.step} steps in {config.run.directory}")
+    if arguments.json:
+        print_json(
+            {
+                "directory": config.run.directory,
+                "step": outcome.step,
+                "complete": outcome.complete,
+                "steps_run": outcome.ran,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+        )
+    return 0 if outcome.complete else StopRequested.exit_code
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,229 @@
+"""A TOML file -> one frozen, strict `RunConfig` -> a loader and a training session.
+
+Every table is a dataclass, every key is known, every value has its kind; any key can be overridden with
+`--set table.key=value`. Relative paths are relative to the working directory. The resolved config, with defaults filled
+in and paths absolute, is what a run keeps, so that it can be verified later from anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from datarax.checkpoint import SaveConfig
+from datarax.checkpoint.layout import local_directory
+from datarax.core.attributes import load_attribute
+from datarax.core.decode import decode, encode
+from datarax.core.errors import ConfigError, InputError
+from datarax.loader import DataLoader, DataLoaderConfig
+from datarax.sources import DataSource
+from datarax.sources.open import SourceTable
+from datarax.training import LogConfig, ResumeConfig, TrainingSession, load_task
+from datarax.transforms import Transform, load_transform
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """Where a run lives and when it ends."""
+
+    directory: str
+    """The run's directory; run again in it = continue."""
+    steps: int | None = None
+    """Steps of the whole run; with `loader.num_epochs` as well, whichever ends first. None: as many as the loader has."""
+    cpu_threads: int | None = None
+    """XLA's CPU thread count (NPROC). Bit-identical parameters need the same number at every start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSection:
+    """What to train."""
+
+    use: str
+    """`module:attribute` of an object with init(config, mesh) and step(state, batch)."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Handed to init as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformSection:
+    """One stage between record and row."""
+
+    use: str
+    """`module:attribute` of a Transform, or of a function if `level` is given."""
+    name: str | None = None
+    """Name of the stage; it keys its randomness."""
+    level: str | None = None
+    """'record' or 'batch', for plain functions."""
+    randomness: str | None = None
+    """'none', 'seed', 'generator' or 'key', for plain functions."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function."""
+    version: str | int | None = None
+    """Declared version, for functions whose source cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, completely described."""
+
+    run: RunSection
+    """Directory and length."""
+    source: SourceTable
+    """Where the records are, and how to build them if they are not there yet."""
+    loader: DataLoaderConfig
+    """Which records make which batch."""
+    transforms: Sequence[TransformSection] = ()
+    """Stages from records to rows, in turn."""
+    task: TaskSection | None = None
+    """What to train; without it the run only takes the batches."""
+    save: SaveConfig = field(default_factory=SaveConfig)
+    """When to snapshot and what to keep."""
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    """What may change between two starts."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """How often to report."""
+    batch_stats_fn: str | None = None
+    """`module:attribute` of a function of each batch whose results are averaged and reported."""
+
+    def to_toml(self) -> str:
+        """The resolved config, such that `parse_config` gives an equal one."""
+        return tomli_w.dumps(encode(self))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a TOML file and applies `key=value` overrides.
+
+    Raises:
+        InputError: if the file cannot be read.
+        ConfigError: if it is not TOML, or a key or value is wrong.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(f"cannot read the config {str(path)!r}: {reason}") from None
+    return parse_config(text, overrides, where=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), *, where: str = "the config") -> RunConfig:
+    """Builds a config from TOML text and `key=value` overrides; `where` names the text in messages.
+
+    Raises:
+        ConfigError: if it is not TOML, or a key or value is wrong.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where} is not valid TOML: {error}") from None
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return _resolved(decode(RunConfig, tree))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets `a.b.0.c=value` in `tree`; numbers index lists. The value is TOML, or else taken as text."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set needs key=value, got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node: Any = tree
+    for i, part in enumerate(parts):
+        last = i == len(parts) - 1
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(
+                    f"--set {key}: {'.'.join(parts[:i])} is a list of {len(node)}, so {part!r} is no index of it"
+                )
+            index: Any = int(part)
+        elif isinstance(node, dict):
+            index = part
+        else:
+            raise ConfigError(f"--set {key}: {'.'.join(parts[:i])} is a value, not a table")
+        if last:
+            node[index] = value
+        elif isinstance(node, dict) and index not in node:
+            node[index] = {}
+        node = node[index] if not last else None
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """With absolute paths, so that the stored config means the same from any working directory."""
+    run = dataclasses.replace(config.run, directory=str(local_directory(config.run.directory)))
+    return dataclasses.replace(config, run=run, source=config.source.resolved())
+
+
+def apply_environment(config: RunConfig) -> None:
+    """Sets what must stand in the environment before JAX starts its backend."""
+    if config.run.cpu_threads is not None:
+        os.environ["NPROC"] = str(config.run.cpu_threads)
+
+
+def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> DataLoader:
+    """The loader that a config describes, over an opened source.
+
+    Args:
+        config: the run.
+        source: its source, already open.
+        placement: `sharding` and `rows`, handed on to the loader.
+
+    Raises:
+        ConfigError: if a setting does not fit the source or a transform cannot be loaded.
+    """
+    loader_config = config.loader
+    if config.batch_stats_fn is not None:
+        function = load_attribute(config.batch_stats_fn, "batch_stats_fn")
+        loader_config = dataclasses.replace(loader_config, batch_stats_fn=function)
+    return DataLoader(loader_config, source, transforms=_transforms(config), name="train", **placement)
+
+
+def _transforms(config: RunConfig) -> list[Transform]:
+    stages = []
+    for section in config.transforms:
+        given = {key: value for key, value in encode(section).items() if key not in ("use", "parameters")}
+        stages.append(load_transform(section.use, parameters=dict(section.parameters), **given))
+    return stages
+
+
+def build_session(config: RunConfig, loader: DataLoader, **output: Any) -> TrainingSession:
+    """The session that a config describes; `output` is handed on (`stream`).
+
+    Raises:
+        ConfigError: if the task cannot be loaded or nothing says when the run ends.
+    """
+    task = config.task
+    return TrainingSession(
+        config.run.directory,
+        loader=loader,
+        task=load_task(task.use) if task else None,
+        parameters=task.parameters if task else None,
+        steps=config.run.steps,
+        save=config.save,
+        resume=config.resume,
+        log=config.log,
+        config_text=config.to_toml(),
+        **output,
+    )
+
+
+__all__ = [
+    "RunConfig",
+    "apply_environment",
+    "build_loader",
+    "build_session",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,88 @@
+"""SIGTERM and SIGINT while a run is going on: the first asks it to stop well, the second leaves at once.
+
+Owns both signals from `__enter__` to `__exit__` and puts back what it found. Only the main thread of a process can
+take signals; elsewhere this is inert and says so through `active`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from datarax.core.errors import DataraxError
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequested(DataraxError):
+    """A signal asked the run to stop at a moment when there was nothing to save."""
+
+    exit_code = 75
+
+
+class StopSignals:
+    """Turns signals into a request that the loop reads between two steps.
+
+    Args:
+        raising: start in the mode for work that may be broken off anywhere (building a dataset): the first signal raises
+            `StopRequested` in the main thread. `defer()` changes to the mode of the training loop.
+    """
+
+    def __init__(self, *, raising: bool = False) -> None:
+        self._raising = raising
+        self._received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self._received is not None
+
+    @property
+    def name(self) -> str:
+        """The name of the signal that arrived first, or an empty text."""
+        return self._received.name if self._received else ""
+
+    @property
+    def active(self) -> bool:
+        """Whether signals are being taken."""
+        return bool(self._previous)
+
+    def defer(self) -> None:
+        """From here on a signal is only noted; the loop asks `requested`.
+
+        Raises:
+            StopRequested: if one has arrived already.
+        """
+        self._raising = False
+        if self._received is not None:
+            raise StopRequested(f"{self.name} received")
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            # SIGINT may be ignored (background jobs of a shell start that way): it is taken all the same.
+            for number in _SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            # os.write, not print: a handler may interrupt a print, whose lock is then held.
+            os.write(
+                2, f"\ndatarax: second signal ({signal.Signals(number).name}), leaving at once\n".encode()
+            )
+            os._exit(128 + number)
+        self._received = signal.Signals(number)
+        if self._raising:
+            raise StopRequested(f"{self.name} received")
+        os.write(
+            2, f"\ndatarax: {self.name} received, saving after this step; once more leaves at once\n".encode()
+        )

@@ -1,0 +1,58 @@
+"""What a user trains: two functions, and nothing that lives outside their state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from datarax.core.attributes import load_attribute
+from datarax.core.errors import ConfigError
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A training job as two functions.
+
+    The state is a PyTree (or an `nnx.State`) that holds everything that changes: parameters, optimizer, random keys. A run
+    resumes exactly because nothing else is carried from step to step.
+    """
+
+    def init(self, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+        """The state before the first step. `config` is the task's own parameters."""
+        ...
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, Mapping[str, Any]]:
+        """One step: the next state, and metrics by name (scalars, for instance `loss`)."""
+        ...
+
+
+class Iterate:
+    """The task of a run without one: it takes the batches and learns nothing."""
+
+    def init(self, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
+        """No state."""
+        del config, mesh
+        return None
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Drops the batch."""
+        del batch
+        return state, {}
+
+
+def load_task(use: str) -> Task:
+    """The task named `module:attribute`: an object with `init` and `step`, or a class of such objects.
+
+    Raises:
+        ConfigError: if it cannot be imported or is no task.
+    """
+    task = load_attribute(use, "task.use")
+    if isinstance(task, type):
+        task = task()
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"task.use = {use!r} is a {type(task).__name__} without init(config, mesh) and step(state, batch)"
+        )
+    return task
