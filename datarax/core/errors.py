@@ -87,7 +87,9 @@ class SnapshotDamagedError(DataraxError, ValueError):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, step: int, problems: Sequence[str], newest_good_step: int | None) -> None:
+    def __init__(
+        self, message: str, *, step: int, problems: Sequence[str], newest_good_step: int | None
+    ) -> None:
         super().__init__("\n".join([message, *(f"  {problem}" for problem in problems)]))
         self.step = step
         self.problems = tuple(problems)

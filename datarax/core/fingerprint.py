@@ -44,7 +44,9 @@ def _plain(tree: Any, path: str) -> Any:
     if isinstance(tree, Mapping):
         for key in tree:
             if not isinstance(key, str):
-                raise TypeError(f"{path or 'the tree'} has the key {key!r}; only str keys have canonical JSON")
+                raise TypeError(
+                    f"{path or 'the tree'} has the key {key!r}; only str keys have canonical JSON"
+                )
         return {key: _plain(value, f"{path}.{key}" if path else key) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
         return [_plain(value, f"{path}[{i}]") for i, value in enumerate(tree)]
@@ -69,5 +71,6 @@ def differences(was: Any, now: Any, path: str = "") -> list[Difference]:
             b = now[i] if i < len(now) else MISSING
             found += differences(a, b, f"{path}[{i}]")
         return found
-    same = was is now or (type(was) is type(now) and was == now)
+    # repr tells -0.0 from 0.0, as the canonical spelling does.
+    same = was is now or (type(was) is type(now) and was == now and repr(was) == repr(now))
     return [] if same else [Difference(path, was, now)]

@@ -178,7 +178,7 @@ def _conform(held: Any, value: Any, path: Path) -> Any:
     if held is None:
         return detached(value)
     if isinstance(held, (*_ARRAYS, jax.ShapeDtypeStruct)):
-        if type(value) in _NUMBERS and _is_traced_number(held, type(value)):
+        if isinstance(held, jax.Array) and _is_traced_number(held, type(value)):
             return _number_as_array(value, path)
         return _array(held, value, path)
     if value is None:

@@ -1,0 +1,131 @@
+"""Configs check themselves, cannot change, and are safe as static metadata of NNX."""
+
+import dataclasses
+import pickle
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from datarax.core import config as config_module
+from datarax.core.config import DataraxModuleConfig, OperatorConfig, StructuralConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Child(DataraxModuleConfig):
+    size: int = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size < 1:
+            raise ValueError("size must be positive")
+
+
+class StatsModule(nnx.Module):
+    def __call__(self, batch):
+        return {"mean": batch.mean()}
+
+
+def test_the_defaults_and_the_order_of_fields_are_the_contract():
+    names = [field.name for field in dataclasses.fields(DataraxModuleConfig)]
+    assert names == ["cacheable", "batch_stats_fn", "precomputed_stats"]
+    assert dataclasses.astuple(DataraxModuleConfig()) == (False, None, None)
+    assert DataraxModuleConfig(True, None, {"a": 1}).precomputed_stats == {"a": 1}
+
+
+def test_a_config_cannot_change():
+    config = DataraxModuleConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot assign to field 'cacheable'"):
+        config.cacheable = True
+    with pytest.raises(dataclasses.FrozenInstanceError, match="cannot delete field 'cacheable'"):
+        del config.cacheable
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.other = 1
+    assert config_module.FrozenInstanceError is dataclasses.FrozenInstanceError
+
+
+@pytest.mark.parametrize("make", [DataraxModuleConfig, Child, OperatorConfig, StructuralConfig])
+@pytest.mark.parametrize("stats", [{}, {"a": 1}])
+def test_both_ways_to_have_statistics_are_refused(make, stats):
+    with pytest.raises(
+        ValueError, match="Cannot specify both batch_stats_fn and precomputed_stats"
+    ) as caught:
+        make(batch_stats_fn=len, precomputed_stats=stats)
+    assert str(caught.value).endswith("Choose dynamic computation or static values, not both.")
+
+
+def test_replace_checks_again():
+    with pytest.raises(ValueError, match="size must be positive"):
+        dataclasses.replace(Child(size=2), size=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("cacheable", "yes"), ("batch_stats_fn", 3), ("precomputed_stats", [1])]
+)
+def test_a_field_of_the_wrong_kind_is_named(field, value):
+    with pytest.raises(TypeError, match=field):
+        DataraxModuleConfig(**{field: value})
+
+
+def test_given_objects_are_kept_as_they_are():
+    stats, module = {"a": 1}, StatsModule()
+    assert DataraxModuleConfig(precomputed_stats=stats).precomputed_stats is stats
+    assert DataraxModuleConfig(batch_stats_fn=module).batch_stats_fn is module
+
+
+def test_repr_and_pickle_are_those_of_a_dataclass():
+    config = Child(cacheable=True, precomputed_stats={"m": np.arange(2)}, size=5)
+    assert repr(Child(size=5)) == (
+        "Child(cacheable=False, batch_stats_fn=None, precomputed_stats=None, size=5)"
+    )
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+ONE = {"mean": np.float32(1), "var": np.arange(3.0)}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal"),
+    [
+        (ONE, {"mean": np.float32(1), "var": np.arange(3.0)}, True),
+        (ONE, {"mean": np.float32(1), "var": np.arange(3.0) + 1}, False),
+        (ONE, {"mean": np.float32(1), "var": np.arange(3)}, False),
+        (ONE, {"mean": np.float32(1), "var": jnp.arange(3.0)}, False),
+        (ONE, {"mean": np.float32(1), "other": np.arange(3.0)}, False),
+        ({"m": [1, (jnp.ones(2),)]}, {"m": [1, (jnp.ones(2),)]}, True),
+        ({"m": [1, (jnp.ones(2),)]}, {"m": [1, (jnp.zeros(2),)]}, False),
+        ({"m": 1}, {"m": 1.0}, False),
+        ({"m": np.array([np.nan])}, {"m": np.array([np.nan])}, True),
+        (None, {}, False),
+    ],
+)
+@pytest.mark.parametrize("make", [DataraxModuleConfig, Child])
+def test_equality_is_by_value_with_arrays_too_and_equal_configs_have_equal_hashes(make, a, b, equal):
+    first, second = make(precomputed_stats=a), make(precomputed_stats=b)
+    assert (first == second) is equal
+    assert (second == first) is equal
+    if equal:
+        assert hash(first) == hash(second)
+
+
+def test_configs_of_different_classes_or_fields_differ():
+    assert DataraxModuleConfig() != Child()
+    assert Child(size=2) != Child(size=3)
+    assert DataraxModuleConfig() != "config"
+    assert len({Child(size=2), Child(size=2), Child(size=3)}) == 2
+
+
+@pytest.mark.parametrize("make", [OperatorConfig, StructuralConfig])
+def test_a_stream_name_is_needed_for_and_only_for_a_stochastic_module(make):
+    with pytest.raises(ValueError, match=r"(?i)stochastic.*stream_name"):
+        make(stochastic=True)
+    with pytest.raises(ValueError, match="Deterministic modules should not specify stream_name"):
+        make(stream_name="augment")
+    assert make(stochastic=True, stream_name="augment").stream_name == "augment"
+
+
+def test_an_unknown_batch_strategy_is_refused_with_the_known_ones():
+    assert OperatorConfig(batch_strategy="scan").batch_strategy == "scan"
+    with pytest.raises(ValueError, match="'vmap' or 'scan', got 'pmap'"):
+        OperatorConfig(batch_strategy="pmap")
