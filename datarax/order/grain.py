@@ -96,14 +96,24 @@ class GrainPermutations:
 
     def _build_table(self, k: int) -> np.ndarray:
         """All records of one epoch, uint16[n]: every walk at once, by following two steps as one."""
-        domain = np.arange(1 << self._bits, dtype=np.uint64)
-        once = self._encrypt(domain, np.full(len(domain), k)).astype(np.uint16)
-        onward = np.where(domain < self._n, domain, once).astype(np.uint16)
-        reached = once[: self._n]
+        onward = _cipher_table(self._keys[:, k])
+        reached = onward[: self._n].copy()
+        onward[: self._n] = np.arange(self._n)
         while (reached >= self._n).any():
-            reached = onward[reached]
-            onward = onward[onward]
-        return reached
+            reached = onward.take(reached)
+            onward = onward.take(onward)
+        return reached.astype(np.uint16)
+
+
+def _cipher_table(keys: np.ndarray) -> np.ndarray:
+    """The cipher on all 16-bit blocks, for one seed: uint32[ROUNDS] -> intp[65536]."""
+    simon = _simon_table(8).astype(np.uint8)
+    right, left = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    for r, key in enumerate(keys.astype(np.uint8)):
+        changed, other = (right, left) if r % 2 else (left, right)
+        changed ^= simon.take(other)
+        changed ^= key
+    return (left.astype(np.intp) << 8 | right).reshape(-1)
 
 
 def _block_bits(n: int) -> int:

@@ -9,6 +9,7 @@ golden file.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,7 @@ class Order:
         Raises:
             InputError: if there is no such source, record or epoch, or the position would pass 2^63 - 1.
         """
+        index, epoch = operator.index(index), operator.index(epoch)  # exact, where np.int64 would wrap
         if source not in self.source_names:
             raise InputError(f"no source is called {source!r}; this order has {', '.join(self.source_names)}")
         if not 0 <= index < self.num_records:
@@ -201,8 +203,9 @@ class Order:
 
 
 def _checked_length(name: str, length: int) -> int:
+    length = operator.index(length)
     if length < 1:
         raise InputError(f"source {name!r} has {length} records; an order needs at least one")
     if length > MAX_POSITION:
         raise InputError(f"source {name!r} has {length} records; at most 2^63 - 1 can be addressed")
-    return int(length)
+    return length

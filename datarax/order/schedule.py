@@ -7,6 +7,7 @@ reads.
 from __future__ import annotations
 
 import enum
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,7 +103,7 @@ class Schedule:
         Raises:
             IndexError: if there is no such step or slot.
         """
-        first = self._first_position(step)
+        first = self._first_position(operator.index(step))  # exact, where np.int64 would wrap
         slots = np.asarray(slots, np.int64)
         if slots.size and not (slots.min() >= 0 and slots.max() < self.batch_size):
             raise IndexError(f"slots go from 0 to {self.batch_size - 1}, got {slots.min()} to {slots.max()}")
@@ -117,6 +118,7 @@ class Schedule:
         Raises:
             IndexError: if it lies before `base_position`, in a dropped remainder, or beyond the budget.
         """
+        position = operator.index(position)
         if position < self.base_position:
             raise IndexError(f"position {position} lies before this schedule's first, {self.base_position}")
         step, slot = divmod(position - self.base_position, self.batch_size)
