@@ -15,7 +15,7 @@ from typing import Any
 from datarax.checkpoint.compose import Modules, named_modules
 from datarax.checkpoint.encoding import EncodingError
 from datarax.checkpoint.handler import TEMPORARY_SUFFIX
-from datarax.checkpoint.layout import RunLayout, local_directory
+from datarax.checkpoint.layout import RunLayout, local_directory, refuse_wildcards
 from datarax.checkpoint.lock import RunLock
 from datarax.checkpoint.recorder import Recorder
 from datarax.checkpoint.restore import Restored, restore_snapshot
@@ -49,8 +49,8 @@ class Checkpointer:
         skipped_directories: numbered directories without a manifest, found on entering; they never were steps.
 
     Raises:
-        ConfigError: if the directory is not a local path, the identity has no canonical JSON, or there is more than one
-            process.
+        ConfigError: if the directory is not a local path or has a wildcard in it, the identity has no canonical JSON, or
+            there is more than one process.
     """
 
     def __init__(
@@ -72,9 +72,12 @@ class Checkpointer:
         if isinstance(allow_changed, str):
             raise ConfigError(f"allow_changed must be a list of fields, not the text {allow_changed!r}")
         self.config = config or SaveConfig()
+        if config is not None and not isinstance(config, SaveConfig):
+            raise ConfigError(f"config must be a SaveConfig, not a {type(config).__name__}")
         self.notes: list[str] = []
         self.skipped_directories: list[str] = []
         self._layout = RunLayout(local_directory(directory))
+        refuse_wildcards(self._layout.directory)
         self._recorder = Recorder(
             self._layout, identity, config_text, process_index=process_index, process_count=process_count
         )

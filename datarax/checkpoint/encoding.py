@@ -155,7 +155,7 @@ def _decode_key(fields: dict[str, Any]) -> jax.Array:
 
 
 def with_weak_type(array: jax.Array) -> jax.Array:
-    """The same array, weakly typed, as `jnp.asarray(1.0)` is.
+    """The same array in the same place, weakly typed, as `jnp.asarray(1.0)` is.
 
     No public function makes a weakly typed array from given bytes. The copy and pickle protocol of `jax.Array` carries
     the mark, so it is set there: without it `weak * bfloat16` would change its dtype after a restore.
@@ -169,7 +169,7 @@ def with_weak_type(array: jax.Array) -> jax.Array:
         raise RuntimeError(
             f"jax {jax.__version__} cannot rebuild a weakly typed array; store a typed one instead"
         )
-    return value
+    return jax.device_put(value, array.sharding) if array.committed else value
 
 
 def _base64(data: bytes) -> str:

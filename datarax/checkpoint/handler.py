@@ -186,6 +186,18 @@ def manager_options(
     )
 
 
+def check_model_written(directory: Path) -> None:
+    """Make sure that a finished model item has its content.
+
+    Orbax merges the parts of the processes into one database at the end, and skips that in silence if it finds no parts.
+
+    Raises:
+        OSError: if the merged database is not there.
+    """
+    if not (directory / "manifest.ocdbt").is_file():
+        raise OSError(f"Orbax finished the model item {directory} without content")
+
+
 def read_model(
     directory: Path, specs: Sequence[LeafSpec], shardings: Mapping[str, jax.sharding.Sharding | None]
 ) -> dict[str, jax.Array | np.ndarray]:

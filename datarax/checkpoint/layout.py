@@ -23,6 +23,7 @@ COMMIT_MARK_NAME = "commit_success.txt"
 """Orbax writes it into each item and step; nothing here reads it."""
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
+_WILDCARDS = "*?["
 _STEP_NAME = re.compile(r"^(0|[1-9][0-9]{0,18})$")
 
 
@@ -106,6 +107,22 @@ def local_directory(directory: str | os.PathLike[str]) -> Path:
             f"the run directory {text!r} is not a local path; object stores are not supported yet"
         )
     return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def refuse_wildcards(path: Path) -> None:
+    """Refuse a directory that Orbax cannot write a model to: it looks for its own files there with `glob`.
+
+    In `run[1]` it finds none and commits a model without content.
+
+    Raises:
+        ConfigError: if there is a wildcard in the path.
+    """
+    wildcard = next((character for character in str(path) if character in _WILDCARDS), None)
+    if wildcard is not None:
+        raise ConfigError(
+            f"the run directory {str(path)!r} has {wildcard!r} in its path, which Orbax takes for a wildcard; "
+            "choose another name"
+        )
 
 
 def is_step_name(name: str) -> bool:

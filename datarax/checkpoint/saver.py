@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint import exit_guard
-from datarax.checkpoint.handler import OrbaxWriter
+from datarax.checkpoint.handler import OrbaxWriter, check_model_written
 from datarax.checkpoint.layout import (
     DATA_ITEM,
     MANIFEST_NAME,
@@ -104,7 +104,7 @@ class Saver:
                 if not isinstance(error, Exception):
                     raise
                 raise self._save_error(job.step, error) from error
-            job.model = None
+            job.model = None  # held by Orbax as long as it needs it
         self._queue.put((job, begun))
 
     def take(self, *, wait: bool) -> SaveJob | None:
@@ -183,6 +183,8 @@ class Saver:
         """Write the manifest into the finished temporary directory; Orbax renames it next."""
         job = self._job
         assert job is not None
+        if any(leaf.stored for leaf in job.leaves or ()):
+            check_model_written(temporary / MODEL_ITEM)
         limits = {DATA_ITEM: None, MODEL_ITEM: self._config.model_digest_limit_bytes}
         items = {
             name: seal_item(temporary / name, limit_bytes=limit)

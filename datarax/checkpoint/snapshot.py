@@ -202,7 +202,7 @@ class Snapshot:
         try:
             return read_model(self.directory / MODEL_ITEM, self.leaves or (), shardings)
         except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
+            first = (str(error).strip().splitlines() or [""])[0].partition(" [tensorstore_spec")[0]
             raise self.damaged([f"{MODEL_ITEM}: cannot be read ({type(error).__name__}: {first})"]) from error
 
     def damaged(self, problems: Sequence[str]) -> SnapshotDamagedError:
