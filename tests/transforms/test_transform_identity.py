@@ -367,6 +367,36 @@ def test_lambdas_that_cannot_be_told_apart_are_refused(load):
     assert identity(module.same[0]) == identity(module.same[1])
 
 
+def test_lambdas_within_lambdas_and_constant_ones_are_told_apart(load):
+    outer = load("f = lambda x: (lambda x: x)\n").f
+    assert identity(outer)["source_sha256"] != identity(outer(1))["source_sha256"]
+    assert identity(outer(1))["source_sha256"] == identity(load("f = lambda x: x\n").f)["source_sha256"]
+    by_argument = load("pair = [lambda x: 1, lambda y: 2]\n").pair
+    assert identity(by_argument[0]) != identity(by_argument[1])
+
+
+def test_installing_the_user_s_package_changes_nothing(load, tmp_path, monkeypatch):
+    was = identity(load(MODULE).transform)
+    module = load(MODULE)
+    installed = tmp_path / "site-packages" / f"{module.__name__}.py"
+    installed.parent.mkdir()
+    installed.write_text(MODULE)
+    module.__file__ = str(installed)
+    code = compile(MODULE, str(installed), "exec")
+    exec(code, vars(module))
+    assert identity(module.transform) == was
+    assert identity(module.SCALER) == identity(load(MODULE).SCALER)
+
+
+def test_what_a_library_holds_counts_by_name(load):
+    text = (
+        "import bisect, operator\ndef make(then):\n    def f(x):\n        return then(x, 1)\n    return f\n"
+    )
+    module = load(text + "f, g = make(operator.add), make(bisect.bisect)\n")
+    assert identity(module.f)["closure"] == {"then": {"$function": "_operator:add"}}
+    assert identity(module.f) != identity(module.g)
+
+
 def test_a_library_decorator_counts_by_its_text_not_by_the_library_s_source(load):
     text = "import jax\n@jax.vmap\ndef f(x):\n    return x + 1\n"
     was = identity(load(text).f)
