@@ -29,7 +29,7 @@ from datarax.loader.step_log import StepLog
 from datarax.metrics import LoaderMetrics
 from datarax.order import Digest, Order, RecordKeys, Remainder, Schedule
 from datarax.sources import DataSource
-from datarax.transforms import Transform, check_pipeline, transform_identity
+from datarax.transforms import Transform, check_pipeline, pipeline_identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,8 @@ class _Runtime:
     ) -> None:
         self.source = source
         self.transforms = transforms
+        # Once: what the code says now counts, not what an editor makes of the file in mid-run.
+        self.pipeline_identity = pipeline_identity(transforms)
         self.rows = rows
         self.sharding = sharding
         self.order = Order(config.order_config(), {source.name: len(source)})
@@ -325,9 +327,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             "row_mask": config.remainder is Remainder.PAD,
             "seed": config.seed,
             "sources": {runtime.source.name: dict(runtime.source.identity())},
-            "transforms": {
-                f"{i}": transform_identity(transform) for i, transform in enumerate(runtime.transforms)
-            },
+            "pipeline": runtime.pipeline_identity,
         }
         if config.precomputed_stats is not None:
             identity["precomputed_stats"] = _statistics_identity(config.precomputed_stats)
