@@ -108,6 +108,11 @@ class ArrayRecordSource(DataSource):
         """The files in the order of their records, relative to `base_directory`."""
         return [file.name for file in self._runtime.dataset.files]
 
+    @property
+    def num_open_files(self) -> int:
+        """Files that are open at the moment and not being read."""
+        return self._runtime.files.num_open_files
+
     def identity(self) -> dict[str, Any]:
         """Kind, name, counts, the files' names and sizes, the manifest's digest, and at most 16 sampled records.
 

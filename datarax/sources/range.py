@@ -39,9 +39,10 @@ class RangeConfig(SourceConfig):
                 raise ConfigError(f"{field} of a range must be an integer of 64 bits, got {value!r}")
         if self.step == 0:
             raise ConfigError("step of a range must not be 0")
-        # Python measures a range in 64 bits too.
-        if abs(self.stop - self.start) > _INT64.max:
-            raise ConfigError(f"a range from {self.start} to {self.stop} is longer than 2**63 - 1")
+        try:
+            len(range(self.start, self.stop, self.step))  # Python measures a range in 64 bits too
+        except OverflowError:
+            raise ConfigError(f"a range from {self.start} to {self.stop} is longer than 2**63 - 1") from None
 
 
 class RangeSource(DataSource):

@@ -1,0 +1,115 @@
+"""zarr3 arrays: what is refused, what is lost, and what the identity leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore as ts
+
+from datarax.core.errors import ConfigError, InputError, ReadError
+from datarax.sources import TensorStoreConfig, TensorStoreSource
+
+VALUES = np.arange(1, 41, dtype=np.int32).reshape(20, 2)
+
+
+def write(path: Path, values: np.ndarray = VALUES, chunk: int = 4) -> str:
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    layout = ts.ChunkLayout(chunk_shape=[chunk, *values.shape[1:]][: values.ndim])
+    store = ts.open(spec, create=True, dtype=values.dtype, shape=values.shape, chunk_layout=layout).result()
+    store[...] = values
+    return str(path)
+
+
+def open_source(path: object, **settings: object) -> TensorStoreSource:
+    return TensorStoreSource(TensorStoreConfig(path=path, **settings))
+
+
+@pytest.mark.parametrize(
+    "indices", [np.arange(3, 12), np.array([5]), np.array([4, 4, 5]), np.arange(9, 2, -1)]
+)
+def test_runs_and_lists_of_indices_read_the_same_rows(tmp_path: Path, indices: np.ndarray):
+    source = open_source(write(tmp_path / "a"))
+    assert np.array_equal(source.read(indices), VALUES[indices])
+
+
+def test_a_single_array_gives_arrays_and_a_table_gives_dicts(tmp_path: Path):
+    path = write(tmp_path / "a")
+    assert open_source(path)[3].tolist() == [7, 8]
+    assert open_source({"tokens": path})[3]["tokens"].tolist() == [7, 8]
+
+
+def test_a_spec_stands_for_a_path(tmp_path: Path):
+    path = write(tmp_path / "a")
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+    assert open_source(spec).identity() == open_source(path).identity()
+
+
+def test_chunks_are_no_identity(tmp_path: Path):
+    a, b = write(tmp_path / "a", chunk=4), write(tmp_path / "b", chunk=7)
+    assert open_source(a).identity() == open_source(b).identity()
+    assert open_source(a).content_fingerprint() == open_source(b).content_fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("{}/nowhere", r"array .*/nowhere cannot be opened: NOT_FOUND"),
+        ("gs://bucket/array", "is not a local path"),
+        ({"x": 3}, "array 'x' must be a path or a TensorStore spec with a driver, got 3"),
+    ],
+)
+def test_what_is_no_array_is_refused(tmp_path: Path, path: object, message: str):
+    with pytest.raises(InputError, match=message):
+        open_source(path.format(tmp_path) if isinstance(path, str) else path)
+
+
+def test_metadata_that_is_damaged_is_refused_by_name(tmp_path: Path):
+    path = write(tmp_path / "a")
+    (tmp_path / "a" / "zarr.json").write_text("{")
+    with pytest.raises(InputError, match=r"array .*/a cannot be opened"):
+        open_source(path)
+
+
+def test_arrays_that_are_not_equally_long_or_long_at_all_are_refused(tmp_path: Path):
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", VALUES[:-1])
+    with pytest.raises(InputError, match="different numbers of records: x: 20, y: 19"):
+        open_source({"x": a, "y": b})
+    with pytest.raises(InputError, match="single number"):
+        open_source(write(tmp_path / "c", np.array(3)))
+    with pytest.raises(InputError, match="source 'data' is empty"):
+        open_source(write(tmp_path / "d", VALUES[:0]))
+
+
+def test_a_lost_chunk_is_an_error_and_not_zeros(tmp_path: Path):
+    path = write(tmp_path / "a")
+    (tmp_path / "a" / "c" / "2" / "0").unlink()
+    source = open_source(path)
+    assert np.array_equal(source.read([0, 19]), VALUES[[0, 19]])
+    with pytest.raises(ReadError, match=r"array .*/a cannot be read: .*is missing; if it was left out"):
+        source.read([9])
+    assert open_source(path, missing_chunks="fill")[9].tolist() == [0, 0]
+
+
+def test_a_chunk_that_is_cut_short_is_an_error(tmp_path: Path):
+    path = write(tmp_path / "a")
+    chunk = tmp_path / "a" / "c" / "2" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(ReadError, match=r"array .*/a cannot be read"):
+        open_source(path).read([9])
+
+
+def test_a_cache_changes_no_row(tmp_path: Path):
+    source = open_source(write(tmp_path / "a"), cache_bytes=1 << 20)
+    for _ in range(2):
+        assert np.array_equal(source.read([9, 3]), VALUES[[9, 3]])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"path": ""}, {"path": 3}, {"path": "x", "missing_chunks": "zero"}, {"path": "x", "cache_bytes": -1}],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict):
+    with pytest.raises(ConfigError):
+        TensorStoreConfig(**settings)
