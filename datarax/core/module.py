@@ -8,6 +8,8 @@ Knows nothing of files, orders or batches. Read next: `datarax.core.restore` (wh
 
 from __future__ import annotations
 
+import collections
+import copy
 import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -19,7 +21,7 @@ from flax import nnx
 from datarax.core.cache_key import cache_key
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
-from datarax.core.restore import detached, match_state, read_state, variables_below, write
+from datarax.core.restore import Path, Variables, detached, match_state, read_state, variables_below, write
 from datarax.core.variables import HostFlag, HostInt, IterationCount
 
 __all__ = ["CheckpointableIteratorModule", "DataraxModule", "HostFlag", "HostInt", "IterationCount"]
@@ -191,16 +193,17 @@ class DataraxModule(nnx.Module):
         empty. The config is shared, and so are plain array attributes, which are data and not state.
         """
         clone = nnx.clone(self, graph=True)
-        for _, variable in variables_below(clone):
+        variables = variables_below(clone)
+        for _, variable in variables:
             if not variable.ref:
                 variable.set_raw_value(detached(variable.get_raw_value()))
-        for _, module in _modules_below(clone):
+        for _, module in _modules_among(clone, variables):
             module._detach_static_attributes()
         return clone
 
     def _detach_static_attributes(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, (list, dict, set, bytearray)) and not self._pytree__nodes.get(name):
+            if isinstance(value, _CONTAINERS) and not self._pytree__nodes.get(name):
                 object.__setattr__(self, name, _with_own_containers(value))
 
     # State
@@ -212,7 +215,8 @@ class DataraxModule(nnx.Module):
         arrays as held, random streams are `{"count": uint32, "key": typed key}`. Config, name, cache and
         plain array attributes are not in it.
         """
-        return read_state(self, unsaved=_named(_modules_below(self), "unsaved_state"))
+        variables = variables_below(self)
+        return read_state(variables, unsaved=_named(_modules_among(self, variables), "unsaved_state"))
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `get_state` gave, strictly: either all of it is taken over or nothing is.
@@ -228,10 +232,11 @@ class DataraxModule(nnx.Module):
         """
         if not isinstance(state, dict):
             raise TypeError(f"State must be a dict, got {type(state)}")
-        modules = _modules_below(self)
+        variables = variables_below(self)
+        modules = _modules_among(self, variables)
         free, unsaved = _named(modules, "free_state"), _named(modules, "unsaved_state")
         try:
-            changes = match_state(self, state, free=free, unsaved=unsaved)
+            changes = match_state(variables, state, free=free, unsaved=unsaved)
         except ValueError as error:
             raise MismatchError(
                 "Checkpoint state is structurally incompatible with module state. "
@@ -342,13 +347,13 @@ def _check_type(what: str, value: Any, expected: type) -> None:
         raise TypeError(f"{what} must be a {expected.__name__}, got {type(value).__name__} {value!r}")
 
 
-def _modules_below(module: DataraxModule) -> list[tuple[tuple[Any, ...], DataraxModule]]:
+def _modules_among(module: DataraxModule, variables: Variables) -> list[tuple[Path, DataraxModule]]:
     """The datarax modules in the graph of `module` with their paths, children before parents, itself last.
 
     Found along the paths of Variables, of which every module has some: static attributes can be large.
     """
-    found: dict[tuple[Any, ...], DataraxModule] = {(): module}
-    for path, _ in variables_below(module):
+    found: dict[Path, DataraxModule] = {(): module}
+    for path, _ in variables:
         node: Any = module
         for depth, key in enumerate(path[:-1], start=1):
             node = getattr(node, str(key)) if isinstance(node, nnx.Pytree) else node[key]
@@ -357,23 +362,24 @@ def _modules_below(module: DataraxModule) -> list[tuple[tuple[Any, ...], Datarax
     return sorted(found.items(), key=lambda item: -len(item[0]))
 
 
-def _named(modules: list[tuple[tuple[Any, ...], DataraxModule]], which: str) -> list[nnx.Variable[Any]]:
+def _named(modules: list[tuple[Path, DataraxModule]], which: str) -> list[nnx.Variable[Any]]:
     """The Variables that the class attribute `which` of the modules names."""
     return [vars(module)[name] for _, module in modules for name in getattr(module, which)]
 
 
-def _at(state: dict[Any, Any], path: tuple[Any, ...]) -> Any:
+def _at(state: dict[Any, Any], path: Path) -> Any:
     for key in path:
         state = state[key]
     return state
 
 
+_CONTAINERS = (list, tuple, dict, set, bytearray, collections.deque)
+
+
 def _with_own_containers(value: Any) -> Any:
-    """Containers of exactly these types anew, what they contain otherwise shared."""
+    """Containers anew, what else they contain shared."""
     if type(value) in (list, tuple):
         return type(value)(map(_with_own_containers, value))
     if type(value) is dict:
         return {key: _with_own_containers(item) for key, item in value.items()}
-    if type(value) in (set, bytearray):
-        return type(value)(value)
-    return value
+    return copy.copy(value) if isinstance(value, _CONTAINERS) else value

@@ -1,8 +1,8 @@
 """A module's state as a plain tree, and the strict check of such a tree against a module.
 
-`read_state` takes the Variables of a module out as values; `match_state` checks a tree wholly and says what
-would be written where; nothing here changes a module but `write`. Knows nothing of disks or encodings. Read
-next: `datarax.core.module`.
+`variables_below` finds the Variables of a module, `read_state` takes them out as values, `match_state` checks
+a tree wholly and says what would be written where; nothing here changes a module but `write`. Knows nothing of
+disks or encodings. Read next: `datarax.core.module`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from flax import nnx
 from datarax.core.variables import HostFlag, HostInt, IterationCount
 
 Path = tuple[Any, ...]
+Variables = list[tuple[Path, nnx.Variable[Any]]]
 Change = tuple[nnx.Variable[Any], Any]
 Rule = Callable[[nnx.Variable[Any], Any, Path], Any]
 """How a Variable takes a value: gives the value to write, or raises ValueError."""
@@ -28,7 +29,7 @@ _NUMBERS = (bool, int, float)
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
-def variables_below(module: nnx.Module) -> list[tuple[Path, nnx.Variable[Any]]]:
+def variables_below(module: nnx.Module) -> Variables:
     """The Variables below `module` with their paths, in order; `nnx.List` children have int keys.
 
     A Variable that is reachable on several paths stands at the first. Plain array attributes are data, not
@@ -37,10 +38,9 @@ def variables_below(module: nnx.Module) -> list[tuple[Path, nnx.Variable[Any]]]:
     return list(nnx.to_flat_state(nnx.state(module, nnx.Variable, graph=True)))
 
 
-def variable_tree(module: nnx.Module) -> dict[Any, Any]:
-    """`variables_below` as nested dicts."""
+def _nested(variables: Variables) -> dict[Any, Any]:
     tree: dict[Any, Any] = {}
-    for path, variable in variables_below(module):
+    for path, variable in variables:
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
@@ -48,15 +48,15 @@ def variable_tree(module: nnx.Module) -> dict[Any, Any]:
     return tree
 
 
-def read_state(module: nnx.Module, *, unsaved: Iterable[nnx.Variable[Any]] = ()) -> dict[Any, Any]:
-    """The values of the Variables below `module`, sharing nothing that anyone could change later.
+def read_state(variables: Variables, *, unsaved: Iterable[nnx.Variable[Any]] = ()) -> dict[Any, Any]:
+    """The values of the Variables in nested dicts, sharing nothing that anyone could change later.
 
     Variables in `unsaved` read as None.
 
     Raises:
         TypeError: if a Variable holds something that cannot be copied (a lock, a generator), naming its path.
     """
-    return _read(variable_tree(module), (), {id(variable) for variable in unsaved})
+    return _read(_nested(variables), (), {id(variable) for variable in unsaved})
 
 
 def _read(node: Any, path: Path, unsaved: set[int]) -> Any:
@@ -101,13 +101,13 @@ def detached(value: Any) -> Any:
 
 
 def match_state(
-    module: nnx.Module,
+    variables: Variables,
     state: Any,
     *,
     free: Iterable[nnx.Variable[Any]] = (),
     unsaved: Iterable[nnx.Variable[Any]] = (),
 ) -> list[Change]:
-    """Every Variable below `module` with the value it would get from `state`; changes nothing.
+    """Every Variable with the value it would get from `state`; changes nothing.
 
     Keys must be the same at every depth. A value must be of the kind that its Variable holds now: the same
     Python type; for arrays the same shape and dtype (NumPy or jax); for containers the same keys or length. A
@@ -121,7 +121,7 @@ def match_state(
     rules: dict[int, Rule] = {id(variable): _anything for variable in free}
     rules |= {id(variable): _nothing for variable in unsaved}
     changes: list[Change] = []
-    _match(variable_tree(module), state, (), rules, changes)
+    _match(_nested(variables), state, (), rules, changes)
     return changes
 
 

@@ -92,6 +92,7 @@ ONE = {"mean": np.float32(1), "var": np.arange(3.0)}
         (ONE, {"mean": np.float32(1), "var": np.arange(3.0) + 1}, False),
         (ONE, {"mean": np.float32(1), "var": np.arange(3)}, False),
         (ONE, {"mean": np.float32(1), "var": jnp.arange(3.0)}, False),
+        ({"m": np.ones(2, np.float32)}, {"m": jnp.ones(2)}, False),
         (ONE, {"mean": np.float32(1), "other": np.arange(3.0)}, False),
         ({"m": [1, (jnp.ones(2),)]}, {"m": [1, (jnp.ones(2),)]}, True),
         ({"m": [1, (jnp.ones(2),)]}, {"m": [1, (jnp.zeros(2),)]}, False),

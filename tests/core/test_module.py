@@ -192,6 +192,10 @@ def test_reset_hides_precomputed_statistics_until_some_are_set():
     assert module.get_statistics() is None
     module.set_statistics({"mean": 1.0})
     assert module.get_statistics() == {"mean": 1.0}
+    assert module.get_state()["_is_stats_reset"] is False
+    module.reset_statistics()
+    module.set_statistics(None)
+    assert module.get_statistics() is PRECOMPUTED
 
 
 def test_reset_hides_computed_statistics_until_some_are_computed():

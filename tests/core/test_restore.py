@@ -49,6 +49,7 @@ class Whole(CheckpointableIteratorModule[int]):
         self.point = nnx.Variable(Point(1, 2.0))
         self.moments = nnx.Variable(Moments(jnp.zeros((), jnp.int32), jnp.zeros(3)))
         self.weights = nnx.Param(jnp.arange(6, dtype=jnp.float32).reshape(2, 3))
+        self.strong = nnx.Variable(jnp.zeros((), jnp.int32))
         self.half = nnx.Param(jnp.ones(2, jnp.bfloat16))
         self.host = nnx.Variable(np.arange(3))
         self.scalar = nnx.Variable(np.int64(3))
@@ -196,6 +197,9 @@ WRONG = [
     (("number",), True, KIND),
     (("number",), np.int64(7), KIND),
     (("number",), np.asarray(7, np.int64), KIND),
+    (("number",), jnp.zeros((), I32), KIND),
+    (("strong",), 7, KIND),
+    (("strong",), np.int64(7), DTYPE),
     (("number",), {"a": 1}, KIND),
     (("rate",), 1, KIND),
     (("rate",), "0.5", KIND),
