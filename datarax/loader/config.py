@@ -23,7 +23,7 @@ class DataLoaderConfig(DataraxModuleConfig):
     batch_size: int
     """Rows of a global batch, over all processes."""
     seed: int = 0
-    """Seed of the order and of all randomness in transforms; any int of 64 bits."""
+    """Seed of the order and of all randomness in transforms; 0 to 2^63 - 1."""
     order: OrderPolicy = OrderPolicy.GLOBAL
     """How records are shuffled."""
     block_size: int | None = None
@@ -48,7 +48,6 @@ class DataLoaderConfig(DataraxModuleConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_int("batch_size", self.batch_size, at_least=1)
-        _require_int("seed", self.seed, at_least=-(1 << 63))
         _require_int("read_ahead", self.read_ahead, at_least=0)
         _require_int("num_threads", self.num_threads, at_least=1)
         if self.num_epochs is not None:

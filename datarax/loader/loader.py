@@ -148,6 +148,8 @@ class DataLoader(CheckpointableIteratorModule[Any]):
     """
 
     state_scope: ClassVar[str] = "global"
+    # A batch is data: the state says None in its place and takes nothing else.
+    unsaved_state: ClassVar[frozenset[str]] = frozenset({"current"})
 
     def __init__(
         self,
@@ -353,13 +355,11 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         self._check_mirrors()
         # Counters may have been through a transform, which would have narrowed them; the truth is in the runtime.
         self._write_mirrors()
-        return {**super().get_state(), "current": None}
+        return super().get_state()
 
     def _validate_state(self, state: dict[str, Any]) -> None:
         schedule, order = self._runtime.schedule, self._runtime.order
         idx, position, epoch = state["idx"], state["position"], state["epoch"]
-        if state["current"] is not None:
-            raise ValueError("current: a loader's state holds no batch; expected None")
         for field in ("idx", "position", "epoch", "digest_rows", "digest_keys", "stats_rows"):
             if state[field] is None:
                 raise ValueError(f"{field}: expected an int, got None")

@@ -1,0 +1,115 @@
+"""Writes `docs/configuration.md` from the config dataclasses: the text under each field is its documentation.
+
+python docs/make_configuration.py            writes the page
+"""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import dataclasses
+import enum
+import inspect
+import types
+import typing
+from pathlib import Path
+
+from datarax.checkpoint import SaveConfig
+from datarax.loader import DataLoaderConfig
+from datarax.run_config import RunConfig, RunSection, TaskSection, TransformSection
+from datarax.sources.open import BuildTable, SourceTable
+from datarax.training import LogConfig, ResumeConfig
+
+PAGE = Path(__file__).with_name("configuration.md")
+
+_TABLES = [
+    ("run", RunSection),
+    ("task", TaskSection),
+    ("source", SourceTable),
+    ("source.build", BuildTable),
+    ("loader", DataLoaderConfig),
+    ("[transforms]", TransformSection),
+    ("save", SaveConfig),
+    ("resume", ResumeConfig),
+    ("log", LogConfig),
+]
+# Set from Python only, or given in another place of the file.
+_LEFT_OUT = {"cacheable", "batch_stats_fn", "precomputed_stats"}
+
+_TOML_WORDS = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    collections.abc.Sequence: "list",
+    collections.abc.Mapping: "table",
+}
+
+_INTRO = """\
+# Configuration
+
+A run is one TOML file. Unknown keys, values of another kind and missing required keys are errors that name the key; nothing is
+converted or ignored. Any key can be set from the command line with `--set table.key=value` (values are TOML; list elements by
+number: `--set transforms.0.version=2`). Relative paths are relative to the working directory. The resolved config, defaults filled in
+and paths absolute, is kept with the run.
+
+*This page is made from the code by `python docs/make_configuration.py`.*
+"""
+
+
+def render() -> str:
+    """The whole page."""
+    parts = [_INTRO]
+    for name, kind in _TABLES:
+        parts.append(f"## `[{name}]`\n\n{inspect.cleandoc(kind.__doc__ or '').split('Raises:')[0].strip()}\n")
+        parts.append("| key | kind | default | |\n|---|---|---|---|")
+        texts = field_texts(kind)
+        for field in dataclasses.fields(kind):
+            if field.name in _LEFT_OUT or (kind is SourceTable and field.name == "build"):
+                continue
+            text = " ".join(texts[field.name].split())
+            parts.append(f"| `{field.name}` | {_kind(kind, field)} | {_default(field)} | {text} |")
+        parts.append("")
+    parts.append("## Top level\n")
+    parts.append(f"`batch_stats_fn`: {' '.join(field_texts(RunConfig)['batch_stats_fn'].split())}\n")
+    return "\n".join(parts)
+
+
+def field_texts(kind: type) -> dict[str, str]:
+    """The string literal under each field of a dataclass and of its bases."""
+    texts: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(each):
+            continue
+        body = ast.parse(inspect.getsource(each)).body[0].body  # type: ignore[attr-defined]
+        for field, below in zip(body, [*body[1:], None], strict=True):
+            documented = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and documented:
+                texts[field.target.id] = str(below.value.value)  # type: ignore[union-attr]
+    return texts
+
+
+def _kind(kind: type, field: dataclasses.Field) -> str:
+    """What may stand there, in TOML's words; the members of closed families."""
+    shown = []
+    hint = typing.get_type_hints(kind)[field.name]
+    for choice in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        if isinstance(choice, type) and issubclass(choice, enum.Enum):
+            shown += [f'`"{member.value}"`' for member in choice]
+        elif typing.get_origin(choice) is typing.Literal:
+            shown += [f'`"{value}"`' for value in typing.get_args(choice)]
+        elif choice is not type(None):
+            origin = typing.get_origin(choice) or choice
+            shown.append(_TOML_WORDS.get(origin, str(origin)))
+    return ", ".join(shown)
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        value = getattr(field.default, "value", field.default)
+        return "" if value is None else f"`{value!r}`".replace("'", '"')
+    return "" if field.default_factory is not dataclasses.MISSING else "required"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
