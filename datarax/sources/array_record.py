@@ -25,7 +25,6 @@ from datarax.sources.manifest import (
     RECORD_HASHES_NAME,
     FileEntry,
     Manifest,
-    entries_by_name,
     file_sha256,
     load_manifest,
 )
@@ -135,26 +134,12 @@ class ArrayRecordSource(DataSource):
     @property
     def content_recorded(self) -> bool:
         """Whether a manifest lies beside the files."""
-        return self._runtime.dataset.manifest is not None
+        return self._runtime.dataset.files[0].recorded is not None
 
     def check_content(self) -> list[str]:
         """Compares size and SHA-256 of every file with the manifest, and in files that differ every record's hash."""
-        dataset = self._runtime.dataset
-        if dataset.manifest is None:
-            return []
-        problems: list[str] = []
-        for entry in dataset.entries:
-            path = os.path.join(dataset.base, entry.name)
-            try:
-                size = os.path.getsize(path)
-                if size != entry.size:
-                    problems.append(f"{path} has {size} bytes, the manifest says {entry.size}")
-                elif file_sha256(path) != entry.sha256:
-                    where = changed_records(path, entry, dataset.manifest, dataset.base)
-                    problems.append(f"{path} is not what the manifest says (SHA-256 differs){where}")
-            except OSError as error:
-                problems.append(f"{path} cannot be read: {error.strerror or error}")
-        return problems
+        checked = (file.problem(self.base_directory) for file in self._runtime.dataset.files if file.recorded)
+        return [problem for problem in checked if problem is not None]
 
     def content_fingerprint(self) -> dict[str, Any] | None:
         """SHA-256 of the manifest's facts about the files; None without a manifest."""
@@ -162,10 +147,15 @@ class ArrayRecordSource(DataSource):
         return None if content is None else {"num_records": self._length(), "sha256": content}
 
     def content_stamp(self) -> dict[str, Any]:
-        """{name: [bytes, mtime in ns]} of each file, and of the manifest if there is one."""
-        dataset = self._runtime.dataset
-        names = [file.name for file in dataset.files] + [MANIFEST_NAME] * self.content_recorded
-        found = ((name, os.stat(os.path.join(dataset.base, name))) for name in names)
+        """{name: [bytes, mtime in ns]} of each file.
+
+        Raises:
+            InputError: naming a file that is gone.
+        """
+        try:
+            found = [(name, os.stat(os.path.join(self.base_directory, name))) for name in self.file_names]
+        except OSError as error:
+            raise InputError(f"ArrayRecord file {error.filename} cannot be read: {error.strerror}") from error
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found}
 
     def _close(self) -> None:
@@ -190,28 +180,51 @@ class ArrayRecordSource(DataSource):
 
 
 @dataclass(frozen=True)
+class _Recorded:
+    """Where a file's content is recorded."""
+
+    directory: str
+    manifest: Manifest
+    entry: FileEntry
+
+
+@dataclass(frozen=True)
 class _File:
     """What is known of a file before it is opened."""
 
     name: str
     size: int
     num_records: int
+    recorded: _Recorded | None
+
+    def problem(self, base: str) -> str | None:
+        """What the file has that its manifest does not say; None if all is well."""
+        assert self.recorded is not None
+        path, entry = os.path.join(base, self.name), self.recorded.entry
+        try:
+            size = os.path.getsize(path)
+            if size != entry.size:
+                return f"{path} has {size} bytes, the manifest says {entry.size}"
+            if file_sha256(path) == entry.sha256:
+                return None
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror or error}"
+        where = changed_records(path, entry, self.recorded.manifest, self.recorded.directory)
+        return f"{path} is not what the manifest says (SHA-256 differs){where}"
 
 
 @dataclass(frozen=True)
 class _Dataset:
-    """The files of a source, and their manifest if there is one."""
+    """The files of a source. Either all of them are recorded in a manifest or none is."""
 
     base: str
     files: tuple[_File, ...]
-    manifest: Manifest | None
-    entries: tuple[FileEntry, ...]
 
     def content_digest(self) -> str | None:
-        """Digest of what the manifest records of these files (not of others that it may list)."""
-        if self.manifest is None:
-            return None
-        return Manifest(self.entries, "").content_digest()
+        """Digest of what is recorded of these files (not of others that a manifest may list)."""
+        recorded = [(file, file.recorded.entry) for file in self.files if file.recorded]
+        entries = tuple(FileEntry(file.name, e.size, e.num_records, e.sha256) for file, e in recorded)
+        return Manifest(entries, "").content_digest() if entries else None
 
 
 class _Runtime:
@@ -233,21 +246,55 @@ def _find_dataset(patterns: str | Sequence[str]) -> _Dataset:
         ignored_in_globs=frozenset({MANIFEST_NAME, RECORD_HASHES_NAME, BUILD_STAMP_NAME}),
     )
     base, names = relative_names(paths)
-    order = sorted(range(len(names)), key=names.__getitem__)
-    names, paths = [names[i] for i in order], [paths[i] for i in order]
-    sizes = [_size(path) for path in paths]
-    manifest = load_manifest(base)
-    if manifest is None:
-        counts = count_records(paths)
-        return _Dataset(base, tuple(map(_File, names, sizes, counts)), None, ())
-    entries = tuple(entries_by_name(manifest, names, base))
-    for path, size, entry in zip(paths, sizes, entries, strict=True):
-        if size != entry.size:
+    named = sorted(zip(names, paths, strict=True))
+    sizes = [_size(path) for _, path in named]
+    recorded = _recorded(base, [path for _, path in named])
+    if recorded is None:
+        counts = count_records([path for _, path in named])
+        unrecorded = zip(named, sizes, counts, strict=True)
+        return _Dataset(base, tuple(_File(name, size, count, None) for (name, _), size, count in unrecorded))
+    for (_, path), size, found in zip(named, sizes, recorded, strict=True):
+        if size != found.entry.size:
             raise InputError(
-                f"{path} has {size} bytes, its manifest says {entry.size}: the file is truncated or was replaced; "
-                f"restore it, or build the dataset again"
+                f"{path} has {size} bytes, its manifest says {found.entry.size}: the file is truncated or was "
+                f"replaced; restore it, or build the dataset again"
             )
-    return _Dataset(base, tuple(_File(e.name, e.size, e.num_records) for e in entries), manifest, entries)
+    files = zip(named, recorded, strict=True)
+    return _Dataset(base, tuple(_File(name, r.entry.size, r.entry.num_records, r) for (name, _), r in files))
+
+
+def _recorded(base: str, paths: list[str]) -> list[_Recorded] | None:
+    """What the manifest of the common directory, or else of each file's own, says of the files; None without any.
+
+    Raises:
+        InputError: if a manifest does not list a file beside it, or only some of the files have a manifest.
+    """
+    homes = {os.path.dirname(path): base for path in paths}
+    manifests = {base: load_manifest(base)}
+    if manifests[base] is None:
+        homes = {directory: directory for directory in homes}
+        manifests = {directory: load_manifest(directory) for directory in homes}
+    without = sorted(home for home, manifest in manifests.items() if manifest is None)
+    if len(without) == len(manifests):
+        return None
+    if without:
+        raise InputError(
+            f"some of the files have a manifest, but those in {without[0]} have none; record them with write_manifest"
+        )
+    listed = {
+        home: {entry.name: entry for entry in m.files} for home, m in manifests.items() if m is not None
+    }
+    found = []
+    for path in paths:
+        home = homes[os.path.dirname(path)]
+        manifest, name = manifests[home], os.path.relpath(path, home).replace(os.sep, "/")
+        if manifest is None or name not in listed[home]:
+            raise InputError(
+                f"{os.path.join(home, MANIFEST_NAME)} does not list {name}; it belongs to other files: write a new "
+                f"manifest that lists all of them, or move the file elsewhere"
+            )
+        found.append(_Recorded(home, manifest, listed[home][name]))
+    return found
 
 
 def _files_of_directory(directory: str) -> list[str]:

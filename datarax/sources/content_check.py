@@ -21,7 +21,7 @@ def changed_records(path: str, entry: FileEntry, manifest: Manifest, directory: 
     if num_records != entry.num_records:
         return f"; it has {num_records} records, the manifest says {entry.num_records}"
     first = sum(file.num_records for file in manifest.files if file.name < entry.name)
-    expected = hashes[first : first + num_records]
+    expected = hashes[first : first + num_records]  # uint64[num_records]
     found: list[str] = []
     files = ArrayRecordFiles([Shard(path, num_records)], max_open_files=1)
     for position in range(num_records):  # one by one: a record that cannot be read must not hide the next

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -170,20 +170,3 @@ def _parse_entry(entry: Any) -> FileEntry:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ValueError(otherwise)
-
-
-def entries_by_name(manifest: Manifest, names: Sequence[str], directory: str) -> list[FileEntry]:
-    """The manifest's entries for `names`, in the order of `names`.
-
-    Raises:
-        InputError: if the manifest does not list one of them.
-    """
-    listed = {entry.name: entry for entry in manifest.files}
-    missing = [name for name in names if name not in listed]
-    if missing:
-        raise InputError(
-            f"{os.path.join(directory, MANIFEST_NAME)} does not list {missing[0]}"
-            f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; it belongs to other files: write a new "
-            f"manifest that lists all of them, or move these files elsewhere"
-        )
-    return [listed[name] for name in names]

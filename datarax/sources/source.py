@@ -216,13 +216,17 @@ class DataSource(CheckpointableIteratorModule[Any]):
                 f"position of source {self.name!r} is {position}, but it has {length} records; the state belongs to "
                 f"other data"
             )
-        expected = {"idx": position - 1 if position else None, "epoch": position // length, "current": None}
+        expected = {"idx": position - 1 if position else None, "epoch": position // length}
         for field, value in expected.items():
             if state[field] != value:
                 raise ValueError(
                     f"{field} of source {self.name!r} is {state[field]!r}, but at position {position} of {length} "
                     f"records it is {value!r}; the state is damaged or belongs to other data"
                 )
+        if state["current"] is not None:
+            raise ValueError(
+                f"current of source {self.name!r} is not None; the state of a source holds no data"
+            )
 
 
 def checked_indices(indices: Any, length: int, name: str) -> np.ndarray:

@@ -218,6 +218,7 @@ class SourceLaws:
             ("epoch", 1),
             ("epoch", None),
             ("current", b"data"),
+            ("current", np.zeros(3)),
         ],
     )
     def test_a_place_that_is_not_in_the_data_is_refused_and_changes_nothing(

@@ -98,6 +98,24 @@ def test_settings_that_make_no_sense_are_refused(settings: dict):
         ArrayRecordConfig(**settings)
 
 
+def test_datasets_side_by_side_keep_their_manifests(tmp_path: Path):
+    for name in ("books", "code"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "x", records(len(name), 10))
+        write_manifest(f"{tmp_path}/{name}/*")
+    source = open_source([str(tmp_path / "code"), str(tmp_path / "books")])
+    assert source.file_names == ["books/x", "code/x"]
+    assert source.content_recorded
+    flip(tmp_path / "code" / "x", 70_000)
+    (problem,) = source.check_content()
+    assert problem.startswith(f"{tmp_path}/code/x is not what the manifest says")
+    (tmp_path / "books" / "manifest.json").unlink()
+    with pytest.raises(
+        InputError, match=r"some of the files have a manifest, but those in .*/books have none"
+    ):
+        open_source(f"{tmp_path}/*/x")
+
+
 # Damaged files
 
 
@@ -244,7 +262,7 @@ def test_a_renamed_file_is_another_identity(tmp_path: Path):
 def test_times_of_change_move_the_stamp_and_not_the_identity(three: Path):
     source = open_source(str(three))
     identity, stamp = source.identity(), source.content_stamp()
-    assert set(stamp) == {*source.file_names, "manifest.json"}
+    assert list(stamp) == source.file_names
     os.utime(three / "part-0.array_record", ns=(1, 1))
     assert source.identity() == open_source(str(three)).identity() == identity
     assert source.content_stamp() != stamp
@@ -299,9 +317,13 @@ def test_the_check_names_a_record_that_still_parses(three: Path):
     assert problem.endswith("; record 17 has changed")
 
 
-def test_the_check_names_a_file_that_is_gone(three: Path):
+def test_a_file_that_is_gone_is_named(three: Path):
     source = open_source(str(three))
     (three / "part-2.array_record").unlink()
+    with pytest.raises(
+        InputError, match=r"ArrayRecord file .*part-2.array_record cannot be read: No such file"
+    ):
+        source.content_stamp()
     assert source.check_content() == [
         f"{three}/part-2.array_record cannot be read: No such file or directory"
     ]

@@ -90,3 +90,11 @@ def test_large_data_is_sampled_and_its_full_fingerprint_sees_every_byte():
 )
 def test_another_layout_is_another_identity(other: object):
     assert source(other).identity() != source({"x": np.zeros((4, 2))}).identity()
+
+
+def test_the_full_fingerprint_of_a_list_sees_every_record():
+    records = [0] * 5000
+    quick, full = source(records).identity(), source(records).content_fingerprint()
+    records[1] = 1  # not among the 1,024 that are sampled
+    assert source(records).identity() == quick
+    assert source(records).content_fingerprint() != full

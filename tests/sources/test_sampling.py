@@ -55,6 +55,8 @@ DIFFERENT = [
     [0, 0],
     ["a", "b"],
     ["ab"],
+    ["asb", "c"],  # without lengths these two would run together
+    ["a", "bsc"],
     ["a", ["b"]],
     {"a": 0},
     {"b": 0},

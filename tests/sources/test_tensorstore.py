@@ -27,7 +27,8 @@ def open_source(path: object, **settings: object) -> TensorStoreSource:
 
 
 @pytest.mark.parametrize(
-    "indices", [np.arange(3, 12), np.array([5]), np.array([4, 4, 5]), np.arange(9, 2, -1)]
+    "indices",
+    [np.arange(3, 12), np.array([5]), np.array([3, 9, 5, 6]), np.array([4, 4, 5]), np.arange(9, 2, -1)],
 )
 def test_runs_and_lists_of_indices_read_the_same_rows(tmp_path: Path, indices: np.ndarray):
     source = open_source(write(tmp_path / "a"))
