@@ -6,6 +6,7 @@ take signals; elsewhere this is inert and says so through `active`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -75,14 +76,15 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
-            # os.write, not print: a handler may interrupt a print, whose lock is then held.
-            os.write(
-                2, f"\ndatarax: second signal ({signal.Signals(number).name}), leaving at once\n".encode()
-            )
+            _write(f"\ndatarax: second signal ({signal.Signals(number).name}), leaving at once\n")
             os._exit(128 + number)
         self._received = signal.Signals(number)
         if self._raising:
             raise StopRequested(f"{self.name} received")
-        os.write(
-            2, f"\ndatarax: {self.name} received, saving after this step; once more leaves at once\n".encode()
-        )
+        _write(f"\ndatarax: {self.name} received, saving after this step; once more leaves at once\n")
+
+
+def _write(text: str) -> None:
+    # os.write, not print: a handler may interrupt a print, whose lock is then held. Nobody may be reading any more.
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())

@@ -9,7 +9,9 @@ Nothing is written, no lock is taken, no peers are needed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from datarax.checkpoint import Snapshot, list_steps, read_config, read_identity
+from datarax.checkpoint import Snapshot, ledger_record, ledger_steps, list_steps, read_config
+from datarax.checkpoint.layout import DATA_ITEM, RECORD_NAME, RunLayout, local_directory
+from datarax.checkpoint.record import Record
 from datarax.checkpoint.salvage import DataItem, read_data_item
-from datarax.core.errors import (
-    MISSING,
-    ConfigError,
-    DataraxError,
-    Difference,
-    InputError,
-    SnapshotDamagedError,
-)
+from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
 from datarax.core.fingerprint import differences
+from datarax.lineage import nearest_record, place, position_of, wrong_fields
 from datarax.loader import DataLoader
 from datarax.order import Digest
 from datarax.run_config import RunConfig, apply_environment, build_loader, parse_config
@@ -63,16 +61,20 @@ class VerifyReport:
     """The run."""
     snapshots: list[SnapshotReport] = field(default_factory=list)
     """One report per snapshot, oldest first."""
+    run_problems: list[str] = field(default_factory=list)
+    """Files of the run beside its snapshots (identities, configs, history, ledger) that are not as written."""
     data_problems: list[str] = field(default_factory=list)
-    """Data files that are not what was recorded when the dataset was made."""
+    """Data files that are not what was recorded when the dataset was made, or cannot be opened."""
     notes: list[str] = field(default_factory=list)
     """What could not be checked, and why."""
 
     @property
     def ok(self) -> bool:
         """Whether everything that was checked is as recorded."""
-        return not self.data_problems and not any(
-            each.problems or each.differences for each in self.snapshots
+        return not (
+            self.run_problems
+            or self.data_problems
+            or any(each.problems or each.differences for each in self.snapshots)
         )
 
 
@@ -94,37 +96,33 @@ def verify_run(
         say: told what is being done, a line at a time.
 
     Raises:
-        InputError: if there is no run, or no such snapshot.
+        InputError: if there is no run, or no such snapshot, or the run keeps no config and none is given, or the data that
+            `config` or `overrides` name cannot be opened.
         ConfigError: if `config` or `overrides` do not make a config.
     """
-    directory = Path(directory)
+    directory = local_directory(directory)
     steps = list_steps(directory)
     if not steps:
         raise InputError(f"{directory} holds no committed snapshot, so there is nothing to verify")
     if step is not None and step not in steps:
         raise InputError(f"{directory} has no committed snapshot {step}; it has {', '.join(map(str, steps))}")
     report = VerifyReport(str(directory))
-    asked = config is not None or bool(overrides)
+    report.run_problems += _run_problems(directory)
     with ExitStack() as opened:
         pipelines = _Pipelines(directory, config, overrides, opened)
         for wanted in steps if step is None else [step]:
             say(f"verifying snapshot {wanted}")
             snapshot = SnapshotReport(wanted)
             report.snapshots.append(snapshot)
-            _verify_snapshot(directory, snapshot, pipelines, asked=asked)
+            _verify_snapshot(directory, snapshot, pipelines)
         say("verifying the data files")
-        for source in pipelines.sources:
-            report.data_problems += source.check_content()
-            if not source.content_recorded:
-                report.notes.append(
-                    f"source {source.name!r} has no manifest: its content was checked by size, record count, samples "
-                    f"and replay only"
-                )
-    if not any(each.bytes_compared for each in report.snapshots):
-        report.notes.append(
-            "no snapshot has byte digests (loader.byte_digest): contents were not compared in replay"
-        )
+        report.data_problems += _data_problems(pipelines)
+        report.notes += _notes(report, pipelines)
     return report
+
+
+class _DataUnavailable(Exception):
+    """The data of a stored config cannot be opened: a finding, reported once and not by each snapshot."""
 
 
 class _Pipelines:
@@ -137,67 +135,141 @@ class _Pipelines:
         self._config = config
         self._overrides = overrides
         self._opened = opened
-        self._loaders: dict[str, DataLoader] = {}
-        self._sources: dict[Any, DataSource] = {}
+        self._loaders: dict[str, tuple[DataLoader, dict[str, Any]]] = {}
+        self._sources: dict[str, DataSource | _DataUnavailable] = {}
 
     @property
     def sources(self) -> list[DataSource]:
         """Every source that was opened."""
-        return list(self._sources.values())
+        return [each for each in self._sources.values() if isinstance(each, DataSource)]
+
+    @property
+    def unavailable(self) -> list[str]:
+        """Why other sources could not be."""
+        return [str(each) for each in self._sources.values() if isinstance(each, _DataUnavailable)]
 
     def loader(self, config_digest: str | None) -> DataLoader:
-        """The loader of the config with this digest, with the overrides asked for.
+        """The loader of the config with this digest, with the overrides asked for, as it was when it was built.
 
         Raises:
-            InputError: if the run keeps no such config or its data cannot be opened.
+            InputError: if the run keeps no such config, or the data that the user named here cannot be opened.
+            _DataUnavailable: if the data of a stored config cannot be opened.
         """
-        key = config_digest or ""
+        key = "" if self._config is not None else config_digest or ""
         if key not in self._loaders:
-            config = self._config if self._config is not None else self._stored(config_digest)
+            config = (
+                self._config if self._config is not None else self._stored(config_digest, self._overrides)
+            )
             apply_environment(config)
             # Digest all bytes again whatever the config says now: whether they were recorded is the snapshot's to say.
             config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, byte_digest=True))
-            loader = build_loader(config, self._source(config))
-            self._loaders[key] = self._opened.enter_context(loader)
-        return self._loaders[key]
+            loader = self._opened.enter_context(build_loader(config, self._source(config, config_digest)))
+            self._loaders[key] = (loader, loader.get_state())
+        loader, initial = self._loaders[key]
+        loader.set_state(initial)
+        return loader
 
-    def _source(self, config: RunConfig) -> DataSource:
-        key = repr(config.source)
+    def _source(self, config: RunConfig, config_digest: str | None) -> DataSource:
+        key = repr(config.source)  # a table holds mappings, which have no hash
         if key not in self._sources:
-            self._sources[key] = self._opened.enter_context(open_source(config.source))
-        return self._sources[key]
+            try:
+                self._sources[key] = self._opened.enter_context(open_source(config.source))
+            except InputError as error:
+                if config_digest is None or self._stored(config_digest).source != config.source:
+                    raise
+                self._sources[key] = _DataUnavailable(str(error))
+        found = self._sources[key]
+        if isinstance(found, _DataUnavailable):
+            raise found
+        return found
 
-    def _stored(self, config_digest: str | None) -> RunConfig:
+    def _stored(self, config_digest: str | None, overrides: Sequence[str] = ()) -> RunConfig:
         if config_digest is None:
             raise InputError(
-                "this run was made from Python and keeps no config; name one that describes it with --config"
+                f"the run {self._directory} was made from Python and keeps no config; write one that describes it "
+                f"and name it with --config"
             )
-        return parse_config(
-            read_config(self._directory, config_digest),
-            self._overrides,
-            where=f"configs/{config_digest[:12]}….toml",
+        text = read_config(self._directory, config_digest)
+        return parse_config(text, overrides, where=f"configs/{config_digest[:12]}….toml")
+
+
+def _run_problems(directory: Path) -> list[str]:
+    """Files that several snapshots share: each is named by its SHA-256, or listed in a manifest of the ledger."""
+    problems = []
+    for kind in ("identity", "configs", "history"):
+        for path in sorted(Path(directory, kind).glob("[!.]*")):
+            if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
+                problems.append(f"{kind}/{path.name}: its content has changed since it was written")
+    for step in ledger_steps(directory):
+        try:
+            ledger_record(directory, step)
+        except SnapshotDamagedError as error:
+            problems += error.problems
+    return problems
+
+
+def _data_problems(pipelines: _Pipelines) -> list[str]:
+    problems = pipelines.unavailable
+    for source in pipelines.sources:
+        problems += source.check_content()
+    return problems
+
+
+def _notes(report: VerifyReport, pipelines: _Pipelines) -> list[str]:
+    notes = [
+        f"source {source.name!r} has no manifest: its content was checked by size, record count, samples and replay only"
+        for source in pipelines.sources
+        if not source.content_recorded
+    ]
+    replayed = [each for each in report.snapshots if each.replayed is not None]
+    if replayed and not any(each.bytes_compared for each in replayed):
+        notes.append(
+            "no snapshot has byte digests (loader.byte_digest): contents were not compared in replay"
         )
+    return notes
 
 
-def _verify_snapshot(directory: Path, report: SnapshotReport, pipelines: _Pipelines, *, asked: bool) -> None:
+def _verify_snapshot(directory: Path, report: SnapshotReport, pipelines: _Pipelines) -> None:
     report.problems += _file_problems(directory, report.step)
     # Parsed whether it is as written or not: of a damaged record we still want to say which fields are wrong.
     item = read_data_item(directory, report.step)
     if item is None:
         return
+    if any(problem.startswith(f"{DATA_ITEM}/{RECORD_NAME}") for problem in report.problems):
+        report.problems += wrong_fields(directory, report.step, item.record)
     try:
-        recorded = read_identity(directory, item.record.identity)
-        loader = pipelines.loader(item.record.config)
+        loader = pipelines.loader(_usable_config(directory, report.step, item.record))
         identity = {LOADER_NAME: loader.identity()}
-        report.differences += differences(recorded, identity)
+        report.differences += differences(_recorded_identity(directory, item.record, identity), identity)
         if not report.differences:
             report.problems += _replay(directory, report, loader, item)
-    except ConfigError:
+    except (ConfigError, InputError):
         raise
-    except (DataraxError, ValueError) as error:
-        if asked and isinstance(error, InputError):
+    except _DataUnavailable:
+        report.problems.append("not replayed: its data cannot be opened, see the data files")
+    except SnapshotDamagedError as error:
+        report.problems.append(f"not replayed: {'; '.join(error.problems)}")
+    except Exception as error:
+        # What is not as written can have any form; of a good snapshot this would be a fault of ours.
+        if not report.problems:
             raise
-        report.problems.append(str(error))
+        report.problems.append(f"not replayed: {type(error).__name__}: {error}")
+
+
+def _usable_config(directory: Path, step: int, record: Record) -> str | None:
+    """The config that the record names; if the record is damaged and names none, that of the nearest other snapshot."""
+    if record.config is None or RunLayout(directory).config(record.config).exists():
+        return record.config
+    other = nearest_record(directory, step)
+    return record.config if other is None else other.config
+
+
+def _recorded_identity(directory: Path, record: Record, present: Any) -> Any:
+    """The identity that the record names. What is missing or damaged was reported already: then there is none to compare."""
+    try:
+        return json.loads(RunLayout(directory).identity(record.identity).read_bytes())
+    except (OSError, ValueError):
+        return present
 
 
 def _file_problems(directory: Path, step: int) -> list[str]:
@@ -229,8 +301,7 @@ def _replay(directory: Path, report: SnapshotReport, loader: DataLoader, item: D
         if before is not None:
             loader.set_state(before.state(LOADER_NAME))
         else:
-            loader.reset()
-            loader.seek(first)
+            place(loader, first, _position_at(item.record, first, loader))
         loader.committed(first)
         start = loader.digest
         report.replayed = (first, report.step)
@@ -238,15 +309,24 @@ def _replay(directory: Path, report: SnapshotReport, loader: DataLoader, item: D
         for _ in range(first, report.step):
             next(loader)
     except Exception as error:
-        notes = "; ".join(getattr(error, "__notes__", ()))
-        return [
-            f"replay of steps {first} to {report.step} stopped: {type(error).__name__}: {error} ({notes})"
-        ]
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+        return [f"replay of steps {first} to {report.step} stopped: {type(error).__name__}: {error}{notes}"]
     problems = list(_diverging_steps(loader, first, keys, row_bytes))
-    state = item.state(LOADER_NAME)
-    return problems + list(
-        _differing_fields(loader, state, exact=before is not None or first == 0, start=start)
-    )
+    exact = before is not None or first == 0
+    try:
+        problems += _differing_fields(loader, item.state(LOADER_NAME), exact=exact, start=start)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        problems.append(f"data/record.json: the state of {LOADER_NAME!r} cannot be decoded: {error}")
+    recorded = item.record.loaders[LOADER_NAME].digest
+    if exact and not problems:
+        problems += _differing_digest(loader.digest, recorded)
+    return problems
+
+
+def _position_at(record: Record, step: int, loader: DataLoader) -> int:
+    """The global row at which `step` begins, by the history: the batch size may have been another before."""
+    entry = max((each for each in record.history if each.from_step <= step), key=lambda each: each.from_step)
+    return position_of(entry) + (step - entry.from_step) * loader.schedule.batch_size
 
 
 def _diverging_steps(
@@ -283,3 +363,11 @@ def _differing_fields(
         was, replayed = state.get(name, MISSING), now.get(name, MISSING)
         if type(was) is not type(replayed) or not np.array_equal(was, replayed):
             yield f"data/record.json: {name} is recorded as {was!r}, the replay gives {replayed!r}"
+
+
+def _differing_digest(replayed: Digest, recorded: Mapping[str, Any] | None) -> Iterator[str]:
+    now = replayed.to_state()
+    for each in differences(dict(recorded or {}), dict(now)):
+        if each.path == "bytes" and (each.was is None or each.now is None):
+            continue  # a stretch of the run kept no byte digests
+        yield f"data/record.json: digest.{each.path} is recorded as {each.was!r}, the replay gives {each.now!r}"

@@ -1,4 +1,4 @@
-"""Arguments and output that several commands share."""
+"""What several commands share: arguments, output, and one way to fail."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import argparse
 import json
 import sys
 from typing import Any
+
+
+class UserCodeError(Exception):
+    """An exception of the user's own code, whatever its type: only for the way to `main`, which shows the cause."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

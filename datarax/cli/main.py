@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 from datarax import __version__
+from datarax.cli.arguments import UserCodeError
 
 _COMMANDS = {
     "run": "train (or just iterate) as a config says; run again = continue",
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("datarax: interrupted", file=sys.stderr)
         return 130
+    except UserCodeError as error:
+        _report(error.cause, debug=arguments.debug)
+        return 70
     except Exception as error:
         return _report(error, debug=arguments.debug)
 

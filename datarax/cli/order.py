@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datarax.cli.arguments import add_config, add_json
+
+if TYPE_CHECKING:
+    from datarax.lineage import Lineage
+    from datarax.order import Schedule
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,25 +32,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints one line per row; reads no record."""
     from datarax.core.errors import InputError
+    from datarax.lineage import trace
     from datarax.run_config import build_loader, load_config
     from datarax.sources.open import open_source
 
     config = load_config(arguments.config, arguments.overrides)
-    with open_source(config.source) as source, build_loader(config, source) as loader:
+    with (
+        open_source(config.source) as source,
+        build_loader(config, source) as loader,
+        contextlib.ExitStack() as opened,
+    ):
+        lineage = trace(config, loader, opened)
+        if lineage.refused:
+            print(
+                f"note: the run in {config.run.directory} was made with other settings; this is the order of the config alone",
+                file=sys.stderr,
+            )
         if arguments.find:
             name, _, index = arguments.find.rpartition(":")
             if not name or not index.isdigit():
                 raise InputError(
                     f"--find needs SOURCE:INDEX, for instance {source.name}:17; got {arguments.find!r}"
                 )
-            rows = _find(loader, name, int(index), config.run.steps)
+            rows = _find(lineage, name, int(index), config.run.steps)
         else:
-            rows = _steps(loader, *_interval(arguments.steps, loader.schedule.num_steps))
+            rows = _steps(lineage, *_interval(arguments.steps, lineage.last.loader.schedule.num_steps))
         found = 0
         for row in rows:
             _print(row, as_json=arguments.json)
             found += 1
-        if not found:
+        if arguments.find and not found:
             print(f"no step of this run delivers {arguments.find}", file=sys.stderr)
     return 0
 
@@ -68,26 +84,34 @@ def _interval(text: str, num_steps: int | None) -> tuple[int, int]:
     return start, stop
 
 
-def _steps(loader: Any, start: int, stop: int) -> Iterator[dict[str, Any]]:
-    names = loader.order.source_names
+def _steps(lineage: Lineage, start: int, stop: int) -> Iterator[dict[str, Any]]:
     for step in range(start, stop):
+        loader = next(stretch.loader for stretch in lineage.stretches if step in stretch)
+        names = loader.order.source_names
         for slot, (source, index, epoch) in enumerate(loader.record_keys(step).rows()):
             name = names[source] if source >= 0 else None
             yield {"step": step, "row": slot, "source": name, "index": index, "epoch": epoch}
 
 
-def _find(loader: Any, source: str, index: int, steps: int | None) -> Iterator[dict[str, Any]]:
+def _find(lineage: Lineage, source: str, index: int, steps: int | None) -> Iterator[dict[str, Any]]:
     from datarax.training import total_steps
 
-    end = total_steps(loader, steps)
-    last_position = end * loader.schedule.batch_size - 1
-    if loader.schedule.num_rows is not None:
-        last_position = min(last_position, loader.schedule.num_rows - 1)
-    for epoch in range(last_position // loader.order.num_records + 1):
-        for position in loader.order.positions(source, index, epoch):
-            step, slot = loader.schedule.step_of(position)
-            if step < end:
-                yield {"step": step, "row": slot, "source": source, "index": index, "epoch": epoch}
+    total = total_steps(lineage.last.loader, steps)
+    for stretch in lineage.stretches:
+        order, schedule = stretch.loader.order, stretch.loader.schedule
+        end = total if stretch.end is None else min(stretch.end, total)
+        first = _first_position(schedule, stretch.first_step)
+        last = _first_position(schedule, end) - 1
+        for epoch in range(first // order.num_records, last // order.num_records + 1):
+            for position in order.positions(source, index, epoch):
+                if first <= position <= last:
+                    step, slot = schedule.step_of(position)
+                    yield {"step": step, "row": slot, "source": source, "index": index, "epoch": epoch}
+
+
+def _first_position(schedule: Schedule, step: int) -> int:
+    position = schedule.base_position + (step - schedule.base_step) * schedule.batch_size
+    return position if schedule.num_rows is None else min(position, schedule.num_rows)
 
 
 def _print(row: dict[str, Any], *, as_json: bool) -> None:

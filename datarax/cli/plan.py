@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 from datarax.cli.arguments import add_config, add_json, print_json
+
+if TYPE_CHECKING:
+    from datarax.lineage import Lineage
+    from datarax.run_config import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,51 +21,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints lengths, steps and identity; exits 1 if an existing run does not fit."""
-    from datarax.core.fingerprint import digest
+    from datarax.lineage import trace
     from datarax.run_config import apply_environment, build_loader, load_config
     from datarax.sources.open import open_source
-    from datarax.training import LOADER_NAME, total_steps
 
     config = load_config(arguments.config, arguments.overrides)
     apply_environment(config)
-    with open_source(config.source) as source, build_loader(config, source) as loader:
-        identity = {LOADER_NAME: loader.identity()}
-        steps = total_steps(loader, config.run.steps)
-        facts: dict[str, Any] = {
-            "directory": config.run.directory,
-            "records": len(source),
-            "batch_size": config.loader.batch_size,
-            "rows_per_process": config.loader.batch_size,
-            "steps_per_epoch": len(source) / config.loader.batch_size,
-            "steps": steps,
-            "epochs": steps * config.loader.batch_size / len(source),
-            "identity": digest(identity),
-            "warnings": loader.order.warnings(),
-        }
-    run_there, problems = _fit(Path(config.run.directory), identity, config.resume.allow_changed)
-    facts["existing_run"] = run_there
-    facts["mismatches"] = problems
+    with (
+        open_source(config.source) as source,
+        build_loader(config, source) as loader,
+        contextlib.ExitStack() as opened,
+    ):
+        facts = _facts(config, trace(config, loader, opened))
     if arguments.json:
         print_json(facts)
     else:
         _show(facts)
-    return 1 if problems else 0
+    return 1 if facts["mismatches"] else 0
 
 
-def _fit(
-    directory: Path, identity: dict[str, Any], allow_changed: Any
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest snapshot of an existing run, and in what this config differs from it."""
-    from datarax.checkpoint import Snapshot, list_steps
-    from datarax.checkpoint.restore import is_allowed
-    from datarax.core.fingerprint import differences
+def _facts(config: RunConfig, lineage: Lineage) -> dict[str, Any]:
+    from datarax.checkpoint import list_steps
+    from datarax.core.fingerprint import digest
+    from datarax.training import LOADER_NAME, total_steps
 
-    steps = list_steps(directory)
-    if not steps:
-        return None, []
-    found = differences(Snapshot.open(directory).identity, identity)
-    refused = [str(difference) for difference in found if not is_allowed(difference.path, allow_changed)]
-    return {"newest_step": steps[-1], "snapshots": steps, "changes": [str(each) for each in found]}, refused
+    loader = lineage.last.loader
+    schedule, records = loader.schedule, loader.order.num_records
+    steps = total_steps(loader, config.run.steps)
+    rows = schedule.base_position + (steps - schedule.base_step) * schedule.batch_size
+    existing = None
+    mismatches = [str(each) for each in lineage.refused]
+    if lineage.newest_step is not None:
+        if lineage.newest_step > steps:
+            mismatches.append(
+                f"steps: the run has {lineage.newest_step} already, the config asks for {steps}"
+            )
+        existing = {
+            "newest_step": lineage.newest_step,
+            "snapshots": list_steps(config.run.directory),
+            "changes": [str(each) for each in lineage.allowed],
+            "identities": len(lineage.stretches),
+        }
+    return {
+        "directory": config.run.directory,
+        "records": records,
+        "batch_size": schedule.batch_size,
+        "rows_per_process": schedule.batch_size,
+        "steps_per_epoch": records / schedule.batch_size,
+        "steps": steps,
+        "epochs": min(rows, schedule.num_rows or rows) / records,
+        "identity": digest({LOADER_NAME: loader.identity()}),
+        "warnings": loader.order.warnings(),
+        "existing_run": existing,
+        "mismatches": mismatches,
+    }
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -81,6 +94,8 @@ def _show(facts: dict[str, Any]) -> None:
         print(f"existing run      step {existing['newest_step']:,}, which does NOT fit this config:")
         for line in facts["mismatches"]:
             print(f"  {line}")
+    elif existing["newest_step"] >= facts["steps"]:
+        print(f"existing run      complete: it has {existing['newest_step']:,} steps")
     else:
         print(f"existing run      continues after step {existing['newest_step']:,}")
         for line in existing["changes"]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 
-from datarax.cli.arguments import add_config, add_json, print_json
+from datarax.cli.arguments import UserCodeError, add_config, add_json, print_json
 from datarax.signals import StopRequested, StopSignals
 
 
@@ -39,7 +40,13 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
     started = time.monotonic()
     with open_source(config.source, build=True, say=_say) as source, build_loader(config, source) as loader:
         session = build_session(config, loader)
-        outcome = session.run(from_step=arguments.step, signals=signals)
+        try:
+            outcome = session.run(from_step=arguments.step, signals=signals)
+        except Exception as error:
+            if session.task_failed:
+                error.add_note(_what_stays(config.run.directory))
+                raise UserCodeError(error) from error
+            raise
     if outcome.complete and outcome.ran == 0:
         _say(f"already complete: {outcome.step} steps in {config.run.directory}")
     elif outcome.complete:
@@ -57,5 +64,16 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
     return 0 if outcome.complete else StopRequested.exit_code
 
 
+def _what_stays(directory: str) -> str:
+    from datarax.checkpoint import list_steps
+
+    steps = list_steps(directory)
+    if not steps:
+        return "no snapshot was committed before that; run again to start over"
+    return f"snapshot {steps[-1]} is committed; run again to continue after it"
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    # Nobody may be reading any more (`| head`): the run does not end with its reader.
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

@@ -47,6 +47,7 @@ def _tree(report: Any) -> dict[str, Any]:
         "directory": report.directory,
         "ok": report.ok,
         "notes": report.notes,
+        "run_problems": report.run_problems,
         "data_problems": report.data_problems,
         "snapshots": [
             {
@@ -79,6 +80,10 @@ def _show(report: Any) -> None:
             print(f"  {difference}")
         for problem in each.problems:
             print(f"  {problem}")
+    if report.run_problems:
+        print("files beside the snapshots: FAILED")
+    for problem in report.run_problems:
+        print(f"  {problem}")
     print(f"data files: {'FAILED' if report.data_problems else 'good'}")
     for problem in report.data_problems:
         print(f"  {problem}")

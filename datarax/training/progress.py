@@ -5,14 +5,14 @@ Read from the side: the loop reports each step, and only at the log interval are
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,6 +30,8 @@ class RunProgress:
         metrics: the loader's counters.
         every_seconds: time between two reports, in seconds.
         stream: where to print; None prints nothing.
+
+    Reports never end a run: where they cannot be written, that is said once, if it can be, and training goes on.
     """
 
     def __init__(
@@ -40,13 +42,13 @@ class RunProgress:
         start: int,
         metrics: LoaderMetrics,
         every_seconds: float,
-        stream: TextIO | None = sys.stderr,
+        stream: TextIO | None,
     ) -> None:
         self._total = total
         self._metrics = metrics
         self._every_seconds = every_seconds
-        self._file = _open_for_lines(path) if path is not None else None
         self._stream = stream
+        self._file: BinaryIO | None = None
         self._bar: Progress | None = None
         if stream is not None and stream.isatty():
             self._bar = Progress(
@@ -62,6 +64,11 @@ class RunProgress:
         self._last_time = time.monotonic()
         self._last_rows = metrics.rows
         self._last_wait = metrics.wait_seconds
+        if path is not None:
+            try:
+                self._file = _open_for_lines(path)
+            except OSError as error:
+                self._lose_file(error)
 
     def __enter__(self) -> RunProgress:
         if self._bar is not None:
@@ -70,9 +77,11 @@ class RunProgress:
 
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def snapshot_committed(self) -> None:
         """Told when a snapshot is safe: its age counts from here."""
@@ -93,18 +102,17 @@ class RunProgress:
             report["snapshot_age_seconds"] = round(now - self._snapshot_time, 1)
         report["time"] = round(time.time(), 3)
         self._show(step, report)
-        if self._file is not None:
-            self._file.write(json.dumps(report) + "\n")
-            self._file.flush()
+        self._append(report)
         self._last_step, self._last_time = step, now
         self._last_rows, self._last_wait = self._metrics.rows, self._metrics.wait_seconds
 
     def say(self, text: str) -> None:
         """Prints one line of its own, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
-        elif self._stream is not None:
-            print(text, file=self._stream, flush=True)
+        with self._printing():
+            if self._bar is not None:
+                self._bar.console.print(text, highlight=False, markup=False)
+            elif self._stream is not None:
+                print(text, file=self._stream, flush=True)
 
     def _show(self, step: int, report: Mapping[str, Any]) -> None:
         facts = []
@@ -112,10 +120,32 @@ class RunProgress:
             if name in ("step", "time"):
                 continue
             facts.append(_FACTS.get(name, lambda v, n=name: f"{n} {_short(v)}")(value))
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, facts="  ".join(facts))
-        elif self._stream is not None:
-            print(f"step {step}/{self._total}  {'  '.join(facts)}", file=self._stream, flush=True)
+        with self._printing():
+            if self._bar is not None:
+                self._bar.update(self._task, completed=step, facts="  ".join(facts))
+            elif self._stream is not None:
+                print(f"step {step}/{self._total}  {'  '.join(facts)}", file=self._stream, flush=True)
+
+    def _append(self, report: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            # One unbuffered write: a kill leaves whole lines, and what could not be written is not tried again.
+            self._file.write((json.dumps(report) + "\n").encode())
+        except OSError as error:
+            self._lose_file(error)
+
+    def _lose_file(self, error: OSError) -> None:
+        self._file = None
+        self.say(f"metrics.jsonl cannot be written ({error.strerror}); training goes on without it")
+
+    @contextlib.contextmanager
+    def _printing(self) -> Iterator[None]:
+        """Who reads our output may leave (`| head`, a closed terminal); the run does not end with them."""
+        try:
+            yield
+        except OSError:
+            self._stream = self._bar = None
 
 
 _FACTS: dict[str, Any] = {
@@ -138,12 +168,12 @@ def _number(value: Any) -> Any:
     return round(number, 6) if math.isfinite(number) else str(number)
 
 
-def _open_for_lines(path: Path) -> TextIO:
-    """Opens for appending; a line that a killed process left half written is ended first."""
-    file = path.open("a", encoding="utf-8")
+def _open_for_lines(path: Path) -> BinaryIO:
+    """Opens for appending, unbuffered; a line that a full disk left half written is ended first."""
+    file = path.open("ab", buffering=0)
     if file.tell() > 0:
         with path.open("rb") as tail:
             tail.seek(-1, os.SEEK_END)
             if tail.read(1) != b"\n":
-                file.write("\n")
+                file.write(b"\n")
     return file

@@ -6,16 +6,17 @@ two steps; a failed save is shown, tried again at the next due step, and ends th
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NoReturn, TextIO
 
 import jax
 
 from datarax.checkpoint import Checkpointer, Restored, SaveConfig
-from datarax.core.errors import ConfigError, MismatchError, SaveError, SnapshotDamagedError
+from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
 from datarax.loader import DataLoader
 from datarax.signals import StopSignals
 from datarax.training.progress import RunProgress
@@ -72,7 +73,10 @@ class TrainingSession:
         resume: which changes are accepted.
         log: how often to report.
         config_text: the resolved config (TOML) to keep with the run, so that it can be verified on its own.
-        stream: where progress is printed; None prints nothing.
+        stream: where progress is printed; "stderr" is the standard error of the moment, None prints nothing.
+
+    Attributes:
+        task_failed: whether `run` was ended by an exception of the task's own code.
 
     Raises:
         ConfigError: if neither `steps` nor the loader says when the run ends.
@@ -91,20 +95,23 @@ class TrainingSession:
         resume: ResumeConfig | None = None,
         log: LogConfig | None = None,
         config_text: str | None = None,
-        stream: TextIO | None = sys.stderr,
+        stream: TextIO | Literal["stderr"] | None = "stderr",
     ) -> None:
         self._directory = directory
         self._loader = loader
         self._task = task if task is not None else Iterate()
         self._parameters = dict(parameters or {})
+        self._steps = steps
         self._total = total_steps(loader, steps)
         self._mesh = mesh
         self._save_config = save or SaveConfig()
         self._resume = resume or ResumeConfig()
         self._log = log or LogConfig()
         self._config_text = config_text
-        self._stream = stream
+        self._asked_stream = stream
+        self._stream: TextIO | None = None
         self._save_failures = 0
+        self.task_failed = False
 
     def run(self, *, from_step: int | None = None, signals: StopSignals | None = None) -> Outcome:
         """Runs to the last step, or until a signal.
@@ -115,7 +122,10 @@ class TrainingSession:
 
         Raises:
             MismatchError: the newest snapshot does not belong to this loader or task; nothing was changed.
+            SnapshotNotFoundError: there is no snapshot of `from_step`.
             SnapshotDamagedError: the snapshot to continue from fails its checks.
+            ConfigError: the run has more steps already than it is to have.
+            InputError: the run starts at step 0, but the loader has handed over batches before.
             RunLockedError: another process is writing to the directory.
             SaveError: saving failed `save.max_failures` times in a row.
             Exception: what the task or a read raised; the newest snapshot stays what it is.
@@ -124,6 +134,8 @@ class TrainingSession:
             with StopSignals() as own:
                 return self.run(from_step=from_step, signals=own)
         signals.defer()
+        self._stream = sys.stderr if self._asked_stream == "stderr" else self._asked_stream
+        self._save_failures, self.task_failed = 0, False
         with Checkpointer(
             self._directory,
             config=self._save_config,
@@ -147,36 +159,71 @@ class TrainingSession:
 
     def _start(self, checkpointer: Checkpointer, from_step: int | None) -> tuple[int, Any]:
         mesh = self._mesh if self._mesh is not None else jax.make_mesh((jax.device_count(),), ("data",))
-        state = self._task.init(self._parameters, mesh)
-        step = from_step if from_step is not None else checkpointer.latest_step()
+        try:
+            state = self._task.init(self._parameters, mesh)
+        except Exception as error:
+            self._blame_task(error, "init")
+        latest = checkpointer.latest_step()
+        step = from_step if from_step is not None else latest
         if step is None:
+            self._check_untouched()
             return 0, state
-        restored = self._restore(checkpointer, step, state)
-        if checkpointer.latest_step() != restored.step:
+        restored = self._restore(checkpointer, step, state, fall_back=from_step is None)
+        self._check_fits(restored)
+        if latest != restored.step:
             moved = checkpointer.set_aside_after(restored.step)
-            self._say(f"set aside, not deleted: snapshots {', '.join(map(str, moved))}")
-        if self._loader.idx.get_value() != restored.step:
-            raise MismatchError(
-                f"snapshot {restored.step} holds a loader that had handed over "
-                f"{self._loader.idx.get_value()} batches; a snapshot of step s must hold exactly s"
-            )
-        if restored.step > self._total:
-            raise ConfigError(
-                f"the run has {restored.step} steps already, but run.steps is {self._total}; raise it, "
-                f"or go back with --step"
-            )
-        self._say(f"continuing after step {restored.step} of {self._total}")
+            if moved:
+                self._say(f"set aside, not deleted: snapshots {', '.join(map(str, moved))}")
+        if restored.step < self._total:
+            self._say(f"continuing after step {restored.step} of {self._total}")
         return restored.step, restored.model
 
-    def _restore(self, checkpointer: Checkpointer, step: int, state: Any) -> Restored:
+    def _restore(self, checkpointer: Checkpointer, step: int, state: Any, *, fall_back: bool) -> Restored:
+        """Restores `step`; if that is damaged and the config says so, the newest good one."""
+        data = {LOADER_NAME: self._loader}
         try:
-            return checkpointer.restore(step, model=state, data={LOADER_NAME: self._loader})
+            return checkpointer.restore(step, model=state, data=data)
         except SnapshotDamagedError as error:
-            if self._resume.on_damage != "previous" or error.newest_good_step is None:
+            good = error.newest_good_step
+            if good is None:
+                error.add_note(
+                    "no other snapshot is good: restore one from a copy, or use another run directory"
+                )
+                raise
+            if not fall_back or self._resume.on_damage != "previous":
+                error.add_note(
+                    f"to go back to step {good}, run with --step {good}; newer snapshots are set aside, not deleted "
+                    f'(resume.on_damage = "previous" does so by itself)'
+                )
                 raise
             self._say(str(error))
-            self._say(f"resume.on_damage = 'previous': going back to step {error.newest_good_step}")
-            return checkpointer.restore(error.newest_good_step, model=state, data={LOADER_NAME: self._loader})
+            self._say(f'resume.on_damage = "previous": going back to step {good}')
+            return checkpointer.restore(good, model=state, data=data)
+
+    def _check_untouched(self) -> None:
+        delivered = self._loader.idx.get_value()
+        if delivered:
+            raise InputError(
+                f"the run in {self._directory} starts at step 0, but its loader has handed over {delivered} batches "
+                f"already, which would never be trained on; give a loader at its beginning, such as loader.copy()"
+            )
+
+    def _check_fits(self, restored: Restored) -> None:
+        """Whether the loader is where the snapshot says, and the run has steps for it; nothing was moved yet."""
+        delivered = self._loader.idx.get_value()
+        if delivered != restored.step:
+            raise MismatchError(
+                f"snapshot {restored.step} holds a loader that had handed over {delivered} batches; "
+                f"a snapshot of step s must hold exactly s"
+            )
+        # Only now: where a batch size was changed on purpose, the steps that are left count from the change.
+        self._total = total_steps(self._loader, self._steps)
+        if restored.step > self._total:
+            raise ConfigError(
+                f"the run in {self._directory} has {restored.step} steps already, but is to have only {self._total} "
+                f"(run.steps, or the end of loader.num_epochs); ask for more, go back with --step, "
+                f"or use another run.directory"
+            )
 
     # Loop.
 
@@ -184,8 +231,13 @@ class TrainingSession:
         self, checkpointer: Checkpointer, progress: RunProgress, signals: StopSignals, start: int, state: Any
     ) -> Outcome:
         step, stopping = start, signals.requested
+        self._show_notes(checkpointer, progress)
         while step < self._total and not stopping:
-            state, metrics = self._task.step(state, next(self._loader))
+            batch = next(self._loader)
+            try:
+                state, metrics = self._task.step(state, batch)
+            except Exception as error:
+                self._blame_task(error, f"step, at step {step + 1}")
             step += 1
             # Read once: a signal that arrives from here on belongs to the next step.
             stopping = signals.requested
@@ -221,6 +273,9 @@ class TrainingSession:
             self._committed(progress, checkpointer.poll())
         except SaveError as error:
             self._save_failed(progress, error)
+        self._show_notes(checkpointer, progress)
+
+    def _show_notes(self, checkpointer: Checkpointer, progress: RunProgress) -> None:
         while checkpointer.notes:
             progress.say(checkpointer.notes.pop(0))
 
@@ -236,9 +291,17 @@ class TrainingSession:
         if self._save_failures >= allowed:
             raise error
 
+    def _blame_task(self, error: Exception, where: str) -> NoReturn:
+        """Lets the task's own exception go on, with a note that says where it came from."""
+        self.task_failed = True
+        error.add_note(f"raised by the task's {where}")
+        raise error
+
     def _say(self, text: str) -> None:
         if self._stream is not None:
-            print(text, file=self._stream, flush=True)
+            # Who reads our output may leave; the run does not end with them.
+            with contextlib.suppress(OSError):
+                print(text, file=self._stream, flush=True)
 
 
 def total_steps(loader: DataLoader, steps: int | None) -> int:

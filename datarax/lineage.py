@@ -1,0 +1,191 @@
+"""Which recipe made which steps of a run: one config, or several where it was changed on purpose.
+
+For commands that answer for a whole run (`order`, `plan`, `verify`): the history in the newest snapshot says from which
+step and position on which identity held, and the run keeps the config of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datarax.checkpoint import Snapshot, ledger_steps, list_steps, read_config, read_identity
+from datarax.checkpoint.layout import RunLayout
+from datarax.checkpoint.record import HistoryEntry, Record
+from datarax.checkpoint.restore import is_allowed
+from datarax.checkpoint.salvage import read_data_item
+from datarax.core.errors import Difference, InputError
+from datarax.core.fingerprint import differences
+from datarax.loader import DataLoader
+from datarax.run_config import RunConfig, build_loader, parse_config
+from datarax.sources import DataSource
+from datarax.sources.open import open_source
+from datarax.training import LOADER_NAME
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps that were made, or will be, by one recipe."""
+
+    loader: DataLoader
+    """Its schedule covers these steps: it knows at which position they begin."""
+    first_step: int
+    """The first of them."""
+    end: int | None = None
+    """The step after the last; None: they go on to the end of the run."""
+
+    def __contains__(self, step: int) -> bool:
+        return self.first_step <= step and (self.end is None or step < self.end)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """How a config and the run that is in its directory belong together."""
+
+    stretches: Sequence[Stretch]
+    """In the order of their steps; the last one is the config's own."""
+    newest_step: int | None = None
+    """The newest snapshot of the run; None if there is no run yet."""
+    refused: Sequence[Difference] = field(default_factory=tuple)
+    """Identity fields in which the config differs from the run and may not; then `stretches` is the config alone."""
+    allowed: Sequence[Difference] = field(default_factory=tuple)
+    """Identity fields in which it differs and may, by `resume.allow_changed`."""
+
+    @property
+    def last(self) -> Stretch:
+        """The stretch that the run will go on with."""
+        return self.stretches[-1]
+
+
+def place(loader: DataLoader, step: int, position: int) -> DataLoader:
+    """Puts a loader where `step` begins at the global row `position`; returns it."""
+    epoch = position // loader.order.num_records
+    loader.set_state({**loader.get_state(), "idx": step, "position": position, "epoch": epoch})
+    return loader
+
+
+def trace(config: RunConfig, loader: DataLoader, opened: ExitStack) -> Lineage:
+    """The lineage of `config`, whose loader is `loader`; what has to be opened for it, `opened` will close.
+
+    Raises:
+        SnapshotDamagedError: if the newest snapshot of the run cannot be read.
+        InputError: if a config of the run's history was not kept, or its data cannot be opened.
+    """
+    directory = Path(config.run.directory)
+    if not list_steps(directory):
+        return Lineage([Stretch(loader, 0)])
+    newest = Snapshot.open(directory)
+    found = differences(newest.identity, {LOADER_NAME: loader.identity()})
+    allowed = [each for each in found if is_allowed(each.path, config.resume.allow_changed)]
+    refused = [each for each in found if each not in allowed]
+    if refused:
+        return Lineage([Stretch(loader, 0)], newest.step, refused, allowed)
+    history = list(newest.history)
+    starts = [(entry.from_step, position_of(entry)) for entry in history]
+    makers: list[DataLoader] = [_earlier(directory, entry, loader, opened) for entry in history[:-1]]
+    if allowed:
+        makers.append(_earlier(directory, history[-1], loader, opened))
+        starts.append((newest.step, int(newest.states()[LOADER_NAME]["position"])))
+    makers.append(loader)
+    ends = [step for step, _ in starts[1:]] + [None]
+    stretches = [
+        Stretch(place(maker, step, position), step, end)
+        for maker, (step, position), end in zip(makers, starts, ends, strict=True)
+        if end is None or end > step
+    ]
+    return Lineage(stretches, newest.step, (), allowed)
+
+
+def position_of(entry: HistoryEntry) -> int:
+    """The global row at which an entry of the history begins."""
+    return entry.positions.get(LOADER_NAME) or 0
+
+
+def _earlier(directory: Path, entry: HistoryEntry, present: DataLoader, opened: ExitStack) -> DataLoader:
+    """The loader of an earlier config; over the present source if that has not changed since."""
+    if entry.config is None:
+        raise InputError(
+            f"the run {directory} was changed at a later step than {entry.from_step}, and it was made from Python: "
+            f"it keeps no config that says what was delivered before the change"
+        )
+    config = parse_config(read_config(directory, entry.config), where=f"configs/{entry.config[:12]}….toml")
+    recorded: Any = read_identity(directory, entry.identity)
+    source: DataSource = present.source
+    if recorded[LOADER_NAME]["sources"] != present.identity()["sources"]:
+        source = opened.enter_context(open_source(config.source))
+    return opened.enter_context(build_loader(config, source))
+
+
+def nearest_record(directory: Path, step: int) -> Record | None:
+    """The record of the snapshot nearest to `step`, of the ledger too, but not its own; None if there is no other."""
+    others = sorted({*list_steps(directory), *ledger_steps(directory)} - {step}, key=lambda s: abs(s - step))
+    items = (read_data_item(directory, other) for other in others)
+    return next((item.record for item in items if item is not None), None)
+
+
+def wrong_fields(directory: Path, step: int, record: Record) -> list[str]:
+    """In which fields a damaged record contradicts the rest of its run. State and digest are for a replay to compare."""
+    layout = RunLayout(directory)
+    loader = record.loaders.get(LOADER_NAME)
+    steps = None if loader is None else loader.steps
+    earlier = [each for each in {*list_steps(directory), *ledger_steps(directory)} if each < step]
+    previous = max(earlier, default=None)
+    expected: list[tuple[str, Any, Any]] = [
+        ("step", record.step, step),
+        ("previous", record.previous, previous),
+        ("loaders", sorted(record.loaders), [LOADER_NAME]),
+    ]
+    if loader is not None:
+        expected.append((f"loaders.{LOADER_NAME}.scope", loader.scope, DataLoader.state_scope))
+    if steps is not None:
+        first = previous or 0
+        expected += [
+            (f"loaders.{LOADER_NAME}.steps.first_step", steps.first_step, first),
+            (f"loaders.{LOADER_NAME}.steps.count", steps.count, step - first),
+            (f"loaders.{LOADER_NAME}.steps.offset", steps.offset, 0),
+        ]
+    found = [
+        f"data/record.json: {name} is recorded as {was!r}, the rest of the run says {should!r}"
+        for name, was, should in expected
+        if was != should
+    ]
+    named = [
+        ("identity", layout.identity(record.identity)),
+        ("start", layout.starts / f"{record.start}.json"),
+    ]
+    if record.config is not None:
+        named.append(("config", layout.config(record.config)))
+    if record.earlier_history is not None:
+        named.append(("earlier_history", layout.history(record.earlier_history)))
+    found += [
+        f"data/record.json: {name} names {path.parent.name}/{path.name}, which is not there"
+        for name, path in named
+        if not path.exists()
+    ]
+    return found + _wrong_history(directory, step, record)
+
+
+def _wrong_history(directory: Path, step: int, record: Record) -> list[str]:
+    other = nearest_record(directory, step)
+    if other is None:
+        return []
+    length = min(len(record.history), len(other.history))
+    here, there = ([vars(entry) for entry in each.history[:length]] for each in (record, other))
+    return [
+        f"data/record.json: history{each.path} is recorded as {each.was!r}, snapshot {other.step} says {each.now!r}"
+        for each in differences(here, there)
+    ]
+
+
+__all__ = [
+    "Lineage",
+    "Stretch",
+    "nearest_record",
+    "place",
+    "position_of",
+    "trace",
+    "wrong_fields",
+]
