@@ -50,8 +50,8 @@ _INTRO = """\
 
 A run is one TOML file. Unknown keys, values of another kind and missing required keys are errors that name the key; nothing is
 converted or ignored. Any key can be set from the command line with `--set table.key=value` (values are TOML; list elements by
-number: `--set transforms.0.version=2`). Relative paths are relative to the working directory. The resolved config, defaults filled in
-and paths absolute, is kept with the run.
+number: `--set transforms.0.version=2`). Relative paths are relative to the working directory. The resolved config, with
+defaults filled in and absolute paths, is kept with the run.
 
 *This page is made from the code by `python docs/make_configuration.py`.*
 """

@@ -413,3 +413,28 @@ def test_memory_rows_are_gathered_in_order():
     batch = loader.batch_at(1)
     assert np.array_equal(batch["x"], data["x"][5:10])
     assert np.array_equal(batch["y"], data["y"][5:10])
+
+
+def test_without_byte_digests_the_step_log_says_so():
+    loader = make()
+    next(loader)
+    assert loader.take_step_digests()[3] is False
+
+
+def test_another_batch_size_continues_at_the_same_row_and_keeps_counting_steps():
+    loader = make()
+    for _ in range(3):
+        next(loader)
+    other = make(batch_size=5, read_ahead=2)
+    other.set_state(loader.get_state())
+    rows = np.concatenate(delivered(make(order="global")))
+    assert np.array_equal(next(other), rows[24:29])
+    assert np.array_equal(other.batch_at(4), rows[29:34])
+    assert other.record_keys(3).index.tolist() == [int(row) for row in rows[24:29]]
+    state = other.get_state()
+    assert (state["idx"], state["position"]) == (4, 29)
+    with pytest.raises(IndexError):
+        other.batch_at(2)
+    back = make(batch_size=5)
+    back.set_state(state)
+    assert np.array_equal(next(back), rows[29:34])
