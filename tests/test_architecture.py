@@ -1,0 +1,117 @@
+"""The house keeps its plan: who may import whom, where each foreign API lives, and what is public."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import datarax
+
+PACKAGE = Path(datarax.__file__).parent
+
+# Each part, and which other parts of datarax it may import. Data flows down this table.
+ALLOWED = {
+    "core": set(),
+    "metrics": {"core"},
+    "signals": {"core"},
+    "order": {"core"},
+    "sources": {"core", "order"},
+    "transforms": {"core", "order"},
+    "loader": {"core", "order", "sources", "transforms", "metrics"},
+    "checkpoint": {"core", "metrics"},
+    "training": {"core", "order", "sources", "transforms", "loader", "checkpoint", "metrics", "signals"},
+    "run_config": {"core", "sources", "transforms", "loader", "checkpoint", "training"},
+    "verify": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
+    "diff": {"core", "checkpoint"},
+    "plan": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
+    "lineage": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
+    "examples": {"transforms"},
+    "cli": {"core", "signals", "run_config", "training", "verify", "diff", "plan", "lineage"},
+    "__init__": {"checkpoint", "core", "loader", "order", "sources", "training", "transforms"},
+}
+
+# Foreign names that have one home each.
+HOMES = {
+    "orbax": {"checkpoint"},
+    "grain": {"sources"},
+    "array_record": {"sources"},
+    "tensorstore": {"sources", "checkpoint"},
+    "rich": {"training"},
+    "argparse": {"cli"},
+}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Top-level names of foreign imports, and parts of datarax, that a file imports anywhere in it."""
+    foreign, ours = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module] if node.module != "datarax" else [f"datarax.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith("datarax."):
+                ours.add(name.split(".")[1])
+            elif name != "datarax":
+                foreign.add(name.split(".")[0])
+    return foreign, ours
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_table(path):
+    foreign, ours = imported(path)
+    home = part(path)
+    assert ours - {home, "__version__"} <= ALLOWED[home]
+    for name, homes in HOMES.items():
+        assert name not in foreign or home in homes, f"{name} belongs in {homes}"
+
+
+def test_no_file_but_multihost_asks_which_process_this_is():
+    for path in modules():
+        if path.name != "multihost.py":
+            assert "jax.process_index" not in path.read_text(), path
+            assert "jax.process_count" not in path.read_text(), path
+
+
+def test_the_order_is_pure_integer_maths():
+    for path in (PACKAGE / "order").glob("*.py"):
+        foreign, _ = imported(path)
+        assert not foreign & {"jax", "flax", "os", "pathlib", "threading", "multiprocessing"}, path
+
+
+def test_every_part_stands_in_the_table():
+    assert {part(path) for path in modules()} <= set(ALLOWED)
+
+
+PUBLIC = """
+ArrayRecordConfig ArrayRecordSource CheckpointableIteratorModule Checkpointer DataLoader DataLoaderConfig DataraxError
+DataraxModule DataraxModuleConfig GrainConfig GrainSource MemoryConfig MemorySource OrderPolicy RangeConfig RangeSource Remainder
+SaveConfig TensorStoreConfig TensorStoreSource TrainingSession map_batch map_records random_map_batch random_map_records
+"""
+
+
+def test_the_public_names_are_these_and_each_has_a_docstring():
+    assert datarax.__all__ == sorted(PUBLIC.split())
+    for name in datarax.__all__:
+        assert getattr(datarax, name).__doc__, name
+
+
+@pytest.mark.parametrize("package", ["checkpoint", "core", "loader", "order", "sources", "training", "transforms"])
+def test_the_public_names_of_each_package_exist_and_are_documented(package):
+    module = __import__(f"datarax.{package}", fromlist=["x"])
+    assert module.__doc__
+    for name in module.__all__:
+        thing = getattr(module, name)
+        if callable(thing):
+            assert thing.__doc__, name
