@@ -242,12 +242,14 @@ def _read_one_by_one(library: ArrayRecordReader, positions: list[int]) -> list[b
 
 
 def _describe_failure(path: str, positions: list[int], error: Exception) -> str:
-    """Finds the first record that fails, one fresh reader per try: this happens once, and a name is worth it."""
+    """Finds the first record that fails by reading them again, one by one: it happens once, and a name is worth it."""
+    try:
+        library = open_reader(path).library
+    except ReadError as failure:
+        return str(failure)
     for position in positions:
         try:
-            _read_one_by_one(open_reader(path).library, [position])
+            _read_one_by_one(library, [position])
         except (RuntimeError, IndexError) as failure:
             return f"record {position} of ArrayRecord file {path} cannot be read: {failure}"
-        except ReadError as failure:
-            return str(failure)
     return f"ArrayRecord file {path} could not be read: {error}"
