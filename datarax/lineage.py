@@ -169,10 +169,11 @@ def wrong_fields(directory: Path, step: int, record: Record) -> list[str]:
 
 
 def _wrong_history(directory: Path, step: int, record: Record) -> list[str]:
+    """The history of an earlier snapshot begins that of a later one."""
     other = nearest_record(directory, step)
-    if other is None:
+    if other is None or record.earlier_history != other.earlier_history:
         return []
-    length = min(len(record.history), len(other.history))
+    length = len(other.history if other.step < step else record.history)
     here, there = ([vars(entry) for entry in each.history[:length]] for each in (record, other))
     return [
         f"data/record.json: history{each.path} is recorded as {each.was!r}, snapshot {other.step} says {each.now!r}"

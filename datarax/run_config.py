@@ -7,10 +7,11 @@ in and paths absolute, is what a run keeps, so that it can be verified later fro
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from datarax.core.decode import decode, encode
 from datarax.core.errors import ConfigError, InputError
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.sources import DataSource
-from datarax.sources.open import SourceTable
+from datarax.sources.open import SourceTable, open_source
 from datarax.training import LogConfig, ResumeConfig, TrainingSession, load_task
 from datarax.transforms import Transform, load_transform
 
@@ -190,6 +191,34 @@ def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> Dat
     return DataLoader(loader_config, source, transforms=_transforms(config), name="train", **placement)
 
 
+@contextlib.contextmanager
+def open_loader(
+    config: RunConfig,
+    *,
+    build: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    **placement: Any,
+) -> Iterator[DataLoader]:
+    """The loader that a config describes, over its source; both are closed at the end.
+
+    Args:
+        config: the run.
+        build: make the data first if they are missing and the config says how.
+        say: told about building, a line at a time.
+        placement: handed on to `build_loader`.
+
+    Raises:
+        ConfigError: if the config does not fit its source.
+        InputError: if data are missing, empty or malformed.
+        BuildError: if building fails on the way.
+    """
+    with (
+        open_source(config.source, build=build, say=say) as source,
+        build_loader(config, source, **placement) as loader,
+    ):
+        yield loader
+
+
 def _transforms(config: RunConfig) -> list[Transform]:
     stages = []
     for section in config.transforms:
@@ -225,5 +254,6 @@ __all__ = [
     "build_loader",
     "build_session",
     "load_config",
+    "open_loader",
     "parse_config",
 ]

@@ -21,12 +21,13 @@ ALLOWED = {
     "checkpoint": {"core", "metrics"},
     "training": {"core", "order", "sources", "transforms", "loader", "checkpoint", "metrics", "signals"},
     "run_config": {"core", "sources", "transforms", "loader", "checkpoint", "training"},
-    "verify": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
+    "verify": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config", "lineage"},
     "diff": {"core", "checkpoint"},
-    "plan": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
+    "inspection": {"checkpoint"},
+    "plan": {"core", "order", "loader", "checkpoint", "training", "run_config", "lineage"},
     "lineage": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
     "examples": {"transforms"},
-    "cli": {"core", "signals", "run_config", "training", "verify", "diff", "plan", "lineage"},
+    "cli": {"core", "signals", "sources", "run_config", "verify", "diff", "plan", "lineage", "inspection"},
     "__init__": {"checkpoint", "core", "loader", "order", "sources", "training", "transforms"},
 }
 
@@ -57,7 +58,11 @@ def imported(path):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [node.module] if node.module != "datarax" else [f"datarax.{alias.name}" for alias in node.names]
+            names = (
+                [node.module]
+                if node.module != "datarax"
+                else [f"datarax.{alias.name}" for alias in node.names]
+            )
         else:
             continue
         for name in names:
@@ -96,8 +101,8 @@ def test_every_part_stands_in_the_table():
 
 PUBLIC = """
 ArrayRecordConfig ArrayRecordSource CheckpointableIteratorModule Checkpointer DataLoader DataLoaderConfig DataraxError
-DataraxModule DataraxModuleConfig GrainConfig GrainSource MemoryConfig MemorySource OrderPolicy RangeConfig RangeSource Remainder
-SaveConfig TensorStoreConfig TensorStoreSource TrainingSession map_batch map_records random_map_batch random_map_records
+DataraxModule DataraxModuleConfig GrainConfig GrainSource MemoryConfig MemorySource OrderPolicy RangeConfig RangeSource
+Remainder SaveConfig TensorStoreConfig TensorStoreSource TrainingSession map_batch map_records random_map_batch random_map_records
 """
 
 
@@ -107,7 +112,9 @@ def test_the_public_names_are_these_and_each_has_a_docstring():
         assert getattr(datarax, name).__doc__, name
 
 
-@pytest.mark.parametrize("package", ["checkpoint", "core", "loader", "order", "sources", "training", "transforms"])
+@pytest.mark.parametrize(
+    "package", ["checkpoint", "core", "loader", "order", "sources", "training", "transforms"]
+)
 def test_the_public_names_of_each_package_exist_and_are_documented(package):
     module = __import__(f"datarax.{package}", fromlist=["x"])
     assert module.__doc__

@@ -266,7 +266,10 @@ def ledger_record(run_directory: PathLike, step: int) -> tuple[Record, bytes]:
 def _check_ledger(files: Mapping[str, bytes]) -> list[str]:
     if MANIFEST_NAME not in files:  # the disk was full when the step was dropped
         return []
-    listed = Manifest.from_bytes(files[MANIFEST_NAME]).items[DATA_ITEM]
+    try:
+        listed = Manifest.from_bytes(files[MANIFEST_NAME]).items[DATA_ITEM]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"{MANIFEST_NAME}: {error}"]
     missing = [f"{name}: is missing" for name in listed if name not in files]
     found = [
         check_bytes(name, data, listed.get(name)) for name, data in files.items() if name != MANIFEST_NAME

@@ -17,41 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the snapshot; exits 1 if it fails its checks."""
-    from datarax.checkpoint import Snapshot, ledger_steps, list_steps
+    from datarax.inspection import inspect_run
 
-    snapshot = Snapshot.open(arguments.run_directory, arguments.step)
-    problems = snapshot.check()
-    facts: dict[str, Any] = {
-        "directory": str(snapshot.directory),
-        "step": snapshot.step,
-        "committed_steps": list_steps(arguments.run_directory),
-        "ledger_steps": ledger_steps(arguments.run_directory),
-        "problems": problems,
-    }
-    if not problems:
-        facts |= _content(snapshot)
+    facts = inspect_run(arguments.run_directory, arguments.step)
     if arguments.json:
         print_json(facts)
     else:
         _show(facts)
-    return 1 if problems else 0
-
-
-def _content(snapshot: Any) -> dict[str, Any]:
-    record = snapshot.record
-    leaves = snapshot.leaves or ()
-    return {
-        "identity": snapshot.identity,
-        "identity_digest": record.identity,
-        "start": record.start,
-        "previous_step": record.previous,
-        "history": [vars(entry) for entry in record.history],
-        "loaders": {
-            name: {"state": snapshot.states()[name], "digest": loader.digest}
-            for name, loader in record.loaders.items()
-        },
-        "model": [str(leaf) for leaf in leaves],
-    }
+    return 1 if facts["problems"] else 0
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -73,8 +46,8 @@ def _show(facts: dict[str, Any]) -> None:
         for line in _lines({"state": loader["state"], "digest": loader["digest"]}, "  "):
             print(line)
     print(f"model           {len(facts['model'])} leaves")
-    for leaf in facts["model"]:
-        print(f"  {leaf}")
+    for path, leaf in facts["model"].items():
+        print(f"  {path}: {leaf}")
     for entry in facts["history"][1:]:
         print(f"changed         from step {entry['from_step']}: identity {entry['identity'][:16]}…")
 

@@ -32,19 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
-    from datarax.run_config import apply_environment, build_loader, build_session, load_config
-    from datarax.sources.open import open_source
+    from datarax.run_config import apply_environment, build_session, load_config, open_loader
 
     config = load_config(arguments.config, arguments.overrides)
     apply_environment(config)
     started = time.monotonic()
-    with open_source(config.source, build=True, say=_say) as source, build_loader(config, source) as loader:
+    with open_loader(config, build=True, say=_say) as loader:
         session = build_session(config, loader)
         try:
             outcome = session.run(from_step=arguments.step, signals=signals)
         except Exception as error:
             if session.task_failed:
-                error.add_note(_what_stays(config.run.directory))
                 raise UserCodeError(error) from error
             raise
     if outcome.complete and outcome.ran == 0:
@@ -62,15 +60,6 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
             }
         )
     return 0 if outcome.complete else StopRequested.exit_code
-
-
-def _what_stays(directory: str) -> str:
-    from datarax.checkpoint import list_steps
-
-    steps = list_steps(directory)
-    if not steps:
-        return "no snapshot was committed before that; run again to start over"
-    return f"snapshot {steps[-1]} is committed; run again to continue after it"
 
 
 def _say(text: str) -> None:

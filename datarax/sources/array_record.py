@@ -27,6 +27,7 @@ from datarax.sources.manifest import (
     Manifest,
     file_sha256,
     load_manifest,
+    load_record_hashes,
 )
 from datarax.sources.sampling import SAMPLE_VERSION, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
@@ -137,8 +138,14 @@ class ArrayRecordSource(DataSource):
         return self._runtime.dataset.files[0].recorded is not None
 
     def check_content(self) -> list[str]:
-        """Compares size and SHA-256 of every file with the manifest, and in files that differ every record's hash."""
-        checked = (file.problem(self.base_directory) for file in self._runtime.dataset.files if file.recorded)
+        """Compares size and SHA-256 of every file with the manifest, and in files that differ every record's hash.
+
+        The side files with those hashes are checked too: they must be good on the day on which they are needed.
+        """
+        recorded = [file for file in self._runtime.dataset.files if file.recorded]
+        manifests = {file.recorded.directory: file.recorded.manifest for file in recorded if file.recorded}
+        checked = [file.problem(self.base_directory) for file in recorded]
+        checked += [_hashes_problem(manifest, directory) for directory, manifest in manifests.items()]
         return [problem for problem in checked if problem is not None]
 
     def content_fingerprint(self) -> dict[str, Any] | None:
@@ -236,6 +243,14 @@ class _Runtime:
         shards = [Shard(os.path.join(dataset.base, file.name), file.num_records) for file in dataset.files]
         self.files = ArrayRecordFiles(shards, max_open_files=max_open_files)
         self.length = len(self.files)
+
+
+def _hashes_problem(manifest: Manifest, directory: str) -> str | None:
+    try:
+        load_record_hashes(manifest, directory)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _find_dataset(patterns: str | Sequence[str]) -> _Dataset:

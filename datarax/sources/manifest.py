@@ -1,8 +1,9 @@
 """The manifest of an ArrayRecord dataset: what each file holds, so that start-up opens none and a check trusts none.
 
 `manifest.json` lies beside the files and lists each with its size, number of records and SHA-256; a side file holds a
-64-bit hash of every record. It holds no absolute path and no time, so the same bytes give the same manifest wherever
-and whenever they were written. Knows nothing of how datasets are made (`build.py`) or read (`array_record.py`).
+64-bit hash of every record. A checksum shows whether the manifest itself was changed. It holds no absolute path and no
+time, so the same bytes give the same manifest wherever and whenever they were written. Knows nothing of how datasets
+are made (`build.py`) or read (`array_record.py`).
 """
 
 from __future__ import annotations
@@ -64,13 +65,14 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The bytes of `manifest.json`."""
-        tree = {
+        body = {
             "format": MANIFEST_FORMAT,
             "num_records": self.num_records,
             "files": [asdict(file) for file in self.files],
             "record_hashes": {"name": RECORD_HASHES_NAME, "sha256": self.record_hashes_sha256},
             "build": self.build,
         }
+        tree = {**body, "checksum": digest(body)}
         return (json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -135,7 +137,7 @@ def load_record_hashes(manifest: Manifest, directory: str) -> np.ndarray:
 
 def _parse(tree: Any) -> Manifest:
     _require(isinstance(tree, dict), "it holds no JSON object")
-    expected = {"format", "num_records", "files", "record_hashes", "build"}
+    expected = {"format", "num_records", "files", "record_hashes", "build", "checksum"}
     _require(
         tree.get("format") == MANIFEST_FORMAT, f"format {tree.get('format')!r} instead of {MANIFEST_FORMAT}"
     )
@@ -150,6 +152,8 @@ def _parse(tree: Any) -> Manifest:
     _require(tree["build"] is None or isinstance(tree["build"], dict), "build is no object")
     manifest = Manifest(entries, hashes["sha256"], tree["build"])
     _require(manifest.num_records == tree["num_records"], "num_records is not the sum over the files")
+    body = {key: value for key, value in tree.items() if key != "checksum"}
+    _require(digest(body) == tree["checksum"], "its checksum does not match its content")
     return manifest
 
 

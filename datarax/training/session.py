@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, TextIO
 
 import jax
 
-from datarax.checkpoint import Checkpointer, Restored, SaveConfig
+from datarax.checkpoint import Checkpointer, Restored, SaveConfig, list_steps
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
 from datarax.loader import DataLoader
 from datarax.signals import StopSignals
@@ -134,6 +134,14 @@ class TrainingSession:
             with StopSignals() as own:
                 return self.run(from_step=from_step, signals=own)
         signals.defer()
+        try:
+            return self._run(from_step, signals)
+        except Exception as error:
+            if self.task_failed:
+                error.add_note(_what_stays(self._directory))
+            raise
+
+    def _run(self, from_step: int | None, signals: StopSignals) -> Outcome:
         self._stream = sys.stderr if self._asked_stream == "stderr" else self._asked_stream
         self._save_failures, self.task_failed = 0, False
         with Checkpointer(
@@ -302,6 +310,13 @@ class TrainingSession:
             # Who reads our output may leave; the run does not end with them.
             with contextlib.suppress(OSError):
                 print(text, file=self._stream, flush=True)
+
+
+def _what_stays(directory: str | Path) -> str:
+    steps = list_steps(directory)
+    if not steps:
+        return "no snapshot was committed before that; run again to start over"
+    return f"snapshot {steps[-1]} is committed; run again to continue after it"
 
 
 def total_steps(loader: DataLoader, steps: int | None) -> int:

@@ -13,12 +13,17 @@ def decode(records):
     return {"x": np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1)}
 
 
-def jitter(batch, seeds):
-    return {"x": batch["x"], "noise": (seeds >> np.uint64(40)).astype(np.float32) / 2**24}
+def jitter(batch, seeds, scale=1.0):
+    return {"x": batch["x"], "noise": scale * (seeds >> np.uint64(40)).astype(np.float32) / 2**24}
+
+
+def other_jitter(batch, seeds):
+    return {"x": batch["x"], "noise": (seeds >> np.uint64(41)).astype(np.float32) / 2**23}
 
 
 to_rows = map_batch(decode, name="decode")
 add_noise = random_map_batch(jitter, name="jitter")
+add_other_noise = random_map_batch(other_jitter, name="jitter")
 
 
 class TinyTask:

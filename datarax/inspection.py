@@ -1,0 +1,47 @@
+"""What is in a snapshot, as plain facts: for people, and for tools that read JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datarax.checkpoint import Snapshot, ledger_steps, list_steps
+
+
+def inspect_run(directory: str | Path, step: int | None = None) -> dict[str, Any]:
+    """The facts of a snapshot, by default the newest; `problems` names each file that is not as it was written.
+
+    Of a damaged snapshot there are no facts beyond its problems.
+
+    Raises:
+        SnapshotNotFoundError: if there is no such committed step.
+        SnapshotDamagedError: if not even its manifest can be read.
+    """
+    snapshot = Snapshot.open(directory, step)
+    problems = snapshot.check()
+    facts: dict[str, Any] = {
+        "directory": str(snapshot.directory),
+        "step": snapshot.step,
+        "committed_steps": list_steps(directory),
+        "ledger_steps": ledger_steps(directory),
+        "problems": problems,
+    }
+    return facts if problems else facts | _content(snapshot)
+
+
+def _content(snapshot: Snapshot) -> dict[str, Any]:
+    record, states = snapshot.record, snapshot.states()
+    return {
+        "identity": snapshot.identity,
+        "identity_digest": record.identity,
+        "start": record.start,
+        "previous_step": record.previous,
+        "history": [vars(entry) for entry in snapshot.history],
+        "loaders": {
+            name: {"state": states[name], "digest": loader.digest} for name, loader in record.loaders.items()
+        },
+        "model": {leaf.path: str(leaf) for leaf in snapshot.leaves or ()},
+    }
+
+
+__all__ = ["inspect_run"]
