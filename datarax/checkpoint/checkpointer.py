@@ -375,6 +375,8 @@ class Checkpointer:
     def _make_room(self, step: int) -> None:
         """Move a numbered directory that never was a step out of the way of one that will be."""
         path = self._layout.step(step)
-        if self._lock is not None and path.exists():
-            place = set_aside(self._layout, [path], start=self._lock.start, reason="it had no manifest")
+        if path.exists():
+            lock, saver = self._opened("save")
+            place = set_aside(self._layout, [path], start=lock.start, reason="it had no manifest")
+            saver.reload()  # Orbax took it for a step
             self.notes.append(f"{path} had no manifest and stood in the way of a save; it is now in {place}")

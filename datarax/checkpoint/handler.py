@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from orbax.checkpoint import options as ocp_options
 
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, fsync_directory, write_new
 from datarax.checkpoint.model_item import LeafSpec
+
+_STRAGGLER_SECONDS = 60.0
 
 TEMPORARY_SUFFIX: str = ocp.utils.TMP_DIR_SUFFIX
 """What Orbax appends to the name of a step that it is still writing."""
@@ -136,8 +140,15 @@ class OrbaxWriter:
             raise
 
     def remove_remains(self, step: int) -> None:
-        """Delete what a failed save of `step` left: on a full disk it would keep the disk full."""
-        for path in self._directory.glob(f"{step}{TEMPORARY_SUFFIX}*"):
+        """Delete what a failed save of `step` left: on a full disk it would keep the disk full.
+
+        When one file fails, Orbax's other threads go on writing. They are waited for, because they would write into the
+        directory of a second try too; where no item was begun they only wait for a directory that never comes.
+        """
+        remains = list(self._directory.glob(f"{step}{TEMPORARY_SUFFIX}*"))
+        if any(item.is_dir() for path in remains for item in path.iterdir()):
+            _join_orbax_threads(_STRAGGLER_SECONDS)
+        for path in remains:
             shutil.rmtree(path, ignore_errors=True)
 
     def reload(self) -> None:
@@ -166,6 +177,14 @@ class OrbaxWriter:
     def _run_before_commit(self) -> None:
         assert self._data.item_directory is not None
         self._before_commit(self._data.item_directory.parent)
+
+
+def _join_orbax_threads(timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax.") and thread is not threading.current_thread():
+            # Not thread.join(): Orbax's raises what the thread raised.
+            threading.Thread.join(thread, max(0.0, deadline - time.monotonic()))
 
 
 def manager_options(

@@ -133,14 +133,14 @@ class Saver:
         self._thread.join()
         self._writer.close()
 
-    def finish_at_exit(self) -> str | None:
+    def finish_at_exit(self, timeout_seconds: float | None) -> tuple[bool, str] | None:
         """See `exit_guard.Pending`."""
         job = self._job
         if job is None or (job.done.is_set() and job.error is None):
             return None
-        ended = job.done.wait(self._config.timeout_seconds)
-        outcome = "was not finished" if not ended else f"failed: {job.error}" if job.error else "is committed"
-        return (
+        ended = job.done.wait(self._config.timeout_seconds if timeout_seconds is None else timeout_seconds)
+        outcome = "is lost" if not ended else f"failed: {job.error}" if job.error else "is committed"
+        return ended, (
             f"the interpreter exited while the snapshot of step {job.step} was being saved in {self._layout.directory}; "
             f"it {outcome}. Leave the `with` block of the Checkpointer before exiting"
         )
@@ -240,4 +240,4 @@ def reason(error: BaseException) -> str:
         where = f" ({error.filename})" if error.filename else ""
         return f"{os.strerror(error.errno)}{where}"
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
