@@ -181,7 +181,7 @@ def _as_words(array: np.ndarray) -> np.ndarray:
     as_bytes = np.ascontiguousarray(array).reshape(num_rows, -1).view(np.uint8) if array.size else None
     if as_bytes is None:
         return np.zeros((num_rows, -(-row_bytes // 8)), np.uint64)
-    if row_bytes % 8 or as_bytes.ctypes.data % 8:
+    if row_bytes % 8:
         filled = np.zeros((num_rows, -(-row_bytes // 8) * 8), np.uint8)
         filled[:, :row_bytes] = as_bytes
         as_bytes = filled
