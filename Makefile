@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_FLAGS ?= -q
 
-.PHONY: run test check format bench constraints clean help setup
+.PHONY: run test check format bench golden constraints clean help setup
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
@@ -48,6 +48,10 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/loader_speed.py
 	$(BIN)/python benchmarks/save_blocking.py
+
+# Adds the golden files of a new ORDER_VERSION; never writes one that is there.
+golden: $(READY)
+	$(BIN)/python -m tests.order.make_golden
 
 # Resolve the newest versions that pyproject allows and record them; run once with a 3.11 and once with a 3.12 interpreter.
 constraints:
