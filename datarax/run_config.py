@@ -41,6 +41,12 @@ class RunSection:
     cpu_threads: int | None = None
     """XLA's CPU thread count (NPROC). Bit-identical parameters need the same number at every start."""
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "cpu_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"run.{name} must be an integer of at least 1, got {value}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSection:

@@ -230,6 +230,8 @@ def _shard_lengths(config: BuildConfig, files: list[InputFile]) -> Iterator[int 
     if config.num_shards is None:
         return iter([None])
     total = sum(1 for _ in _records(config, files, Leftovers()))
+    if total == 0:
+        return iter([None])  # refused when they are written, in the same words as for one shard
     if total < config.num_shards:
         raise InputError(f"{total} records cannot fill num_shards = {config.num_shards} files; ask for fewer")
     each, more = divmod(total, config.num_shards)

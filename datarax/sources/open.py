@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datarax.core.attributes import load_attribute
-from datarax.core.errors import ConfigError
+from datarax.core.errors import ConfigError, InputError
 from datarax.core.fingerprint import differences
 from datarax.sources.array_record import ArrayRecordConfig, ArrayRecordSource
 from datarax.sources.build import BuildConfig, BuildProgress, build_dataset
@@ -171,8 +171,13 @@ def open_source(
         InputError: if data are missing, empty or malformed.
         BuildError: if building fails on the way.
     """
-    if table.build is not None and build:
-        _build_if_missing(table.build.config(str(table.files)), say)
+    if table.build is not None:
+        if build:
+            _build_if_missing(table.build.config(str(table.files)), say)
+        elif not os.path.exists(str(table.files)):
+            raise InputError(
+                f"the data {table.files} are not built yet; `datarax run` with this config builds them, or `datarax build`"
+            )
     match table.kind:
         case SourceKind.ARRAY_RECORD:
             files = table.files if isinstance(table.files, str) else tuple(table.files or ())

@@ -136,7 +136,10 @@ class RunProgress:
             self._lose_file(error)
 
     def _lose_file(self, error: OSError) -> None:
-        self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
         self.say(f"metrics.jsonl cannot be written ({error.strerror}); training goes on without it")
 
     @contextlib.contextmanager

@@ -42,7 +42,11 @@ class LogConfig:
     """How often a run reports."""
 
     every_seconds: float = 1.0
-    """Time between two reports, in seconds."""
+    """Time between two reports, in seconds; 0 reports every step."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every_seconds, bool) or not self.every_seconds >= 0:
+            raise ConfigError(f"log.every_seconds must be at least 0, got {self.every_seconds!r}")
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,9 @@ class TrainingSession:
         """Saves; with `insist` (there is no later step to try again) until it is committed or fails for good."""
         while True:
             try:
+                if insist:
+                    # First what is still on its way: it may be this very step, begun as an earlier failure was raised.
+                    self._committed(progress, checkpointer.wait())
                 if checkpointer.latest_step() != step:
                     checkpointer.save(step, model=state, data={LOADER_NAME: self._loader})
                 if insist:

@@ -21,8 +21,13 @@ def other_jitter(batch, seeds):
     return {"x": batch["x"], "noise": (seeds >> np.uint64(41)).astype(np.float32) / 2**23}
 
 
+def failing_jitter(batch, seeds):
+    raise ZeroDivisionError("no noise today")
+
+
 to_rows = map_batch(decode, name="decode")
 add_noise = random_map_batch(jitter, name="jitter")
+add_failing_noise = random_map_batch(failing_jitter, name="jitter")
 add_other_noise = random_map_batch(other_jitter, name="jitter")
 
 
@@ -58,3 +63,28 @@ def _train_step(state, x, noise):
 _train = jax.jit(_train_step, donate_argnums=0)
 
 task = TinyTask()
+
+
+class FailingTask(TinyTask):
+    """Fails at the third step of a start."""
+
+    error = ValueError("the batch is odd")
+
+    def init(self, config, mesh):
+        self.left = 2
+        return super().init(config, mesh)
+
+    def step(self, state, batch):
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return super().step(state, batch)
+
+
+class FailingToRead(FailingTask):
+    error = FileNotFoundError("no vocabulary")
+
+
+class FailingToBegin(TinyTask):
+    def init(self, config, mesh):
+        raise RuntimeError("no weights")
