@@ -52,6 +52,14 @@ class Command:
             raise AssertionError(f"still running after {timeout} s:\n{self.output()}")
         return self.process.exitcode
 
+    def wait_until(self, condition, timeout=120):
+        """Waits for a condition that must come true while the command is running."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"nothing came:\n{self.output()}"
+            assert self.process.is_alive(), f"ended with {self.process.exitcode}:\n{self.output()}"
+            time.sleep(0.005)
+
     def kill_after(self, seconds, number):
         """Sends a signal after a while; returns the exit code (negative: ended by that signal)."""
         deadline = time.monotonic() + seconds

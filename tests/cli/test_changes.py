@@ -1,0 +1,126 @@
+"""A change made on purpose in mid-run: recorded, and every step stays provable by the recipe that made it."""
+
+import json
+import shutil
+
+import pytest
+
+from datarax.checkpoint import Snapshot
+from datarax.cli.main import main
+from tests.support.runs import NUM_RECORDS, finish_run
+
+
+def lines_of(capsys, *arguments):
+    """The JSON objects that a command prints, one per line."""
+    capsys.readouterr()
+    assert main([*map(str, arguments)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+_ALLOWED = 'resume.allow_changed=["train.batch_size", "train.seed", "train.order.seed"]'
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """A run with batch size 16 and seed 5 to step 6, batch size 10 to step 9, and seed 6 to step 14.
+
+    Steps 0 to 5 take rows 0 to 95, steps 6 to 8 rows 96 to 125, steps 9 to 13 rows 126 to 175.
+    """
+    directory = tmp_path_factory.mktemp("changed")
+    config = finish_run(directory, "save.keep_latest=9", steps=6)
+    text = config.read_text().replace("keep_latest = 2", "keep_latest = 9")
+    text += f"\n[resume]\n{_ALLOWED.partition('.')[2]}\n"
+    for old, new in [("batch_size = 16", "batch_size = 10"), ("seed = 5", "seed = 6")]:
+        text = text.replace(old, new).replace("steps = 6", "steps = 9")
+        config.write_text(text)
+        assert main(["run", str(config)]) == 0
+        text = text.replace("steps = 9", "steps = 14")
+    return directory
+
+
+def test_an_allowed_change_enters_the_history_with_step_and_position(changed):
+    history = Snapshot.open(changed / "run").history
+    assert [(entry.from_step, entry.positions["train"]) for entry in history] == [(0, 0), (6, 96), (9, 126)]
+    assert len({entry.identity for entry in history}) == 3
+    assert len({entry.config for entry in history}) == 3
+
+
+def test_every_snapshot_across_the_changes_verifies(changed, capsys):
+    assert main(["verify", str(changed / "run"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [each["step"] for each in report["snapshots"]] == [4, 6, 8, 9, 12, 14]
+    assert [each["replayed_steps"] for each in report["snapshots"]][2:4] == [[6, 8], [8, 9]]
+
+
+def test_snapshots_verify_without_the_ones_before_them(changed, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(changed / "run", run)
+    for step in ("4", "6", "8"):
+        shutil.rmtree(run / step)
+    code = main(["verify", str(run)])
+    assert code == 0, capsys.readouterr().out
+
+
+def test_order_answers_each_step_by_the_recipe_that_made_it(changed, capsys):
+    rows = lines_of(capsys, "order", changed / "config.toml", "--steps", "0:14", "--json")
+    counts = [sum(row["step"] == step for row in rows) for step in range(14)]
+    assert counts == [16] * 6 + [10] * 8
+    delivered = [(row["index"], row["epoch"]) for row in rows]
+    assert len(set(delivered[:126])) == 126, "the same order goes on where only the batch size changed"
+    before = lines_of(
+        capsys, "order", changed / "config.toml", "--steps", "0:6", "--json",
+        "--set", f"run.directory={changed}/none", "--set", "loader.batch_size=16", "--set", "loader.seed=5",
+    )  # fmt: skip
+    assert rows[:96] == before
+
+
+def test_find_agrees_with_steps_across_the_changes(changed, capsys):
+    rows = lines_of(capsys, "order", changed / "config.toml", "--steps", "0:14", "--json")
+    for index in {row["index"] for row in rows[90:130]} | {0, NUM_RECORDS - 1}:
+        found = lines_of(capsys, "order", changed / "config.toml", "--find", f"text:{index}", "--json")
+        assert found == [row for row in rows if row["index"] == index]
+
+
+def test_plan_counts_from_the_last_change(changed, capsys):
+    capsys.readouterr()
+    assert main(["plan", str(changed / "config.toml"), "--json", "--set", "run.steps=20"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["existing_run"]["newest_step"] == 14
+    assert plan["epochs"] == pytest.approx((126 + 11 * 10) / NUM_RECORDS)
+
+
+def test_plan_shows_what_would_change(changed, capsys):
+    capsys.readouterr()
+    arguments = ["plan", str(changed / "config.toml"), "--set", "run.steps=20"]
+    assert main([*arguments, "--set", "loader.batch_size=4"]) == 0
+    assert "allowed change  train.batch_size: was 10, is 4" in capsys.readouterr().out
+    assert main([*arguments, "--set", "source.name=other"]) == 1
+
+
+def test_a_change_that_is_not_on_the_list_is_refused_beside_one_that_is(changed, capsys):
+    capsys.readouterr()
+    arguments = ["run", str(changed / "config.toml"), "--set", "run.steps=20"]
+    assert main([*arguments, "--set", "loader.batch_size=4", "--set", "loader.order=none"]) == 1
+    errors = capsys.readouterr().err
+    assert "train.order.policy: was 'global', is 'none'" in errors
+    assert "batch_size: was" not in errors
+
+
+def test_an_epoch_budget_holds_across_a_change_of_batch_size(tmp_path, capsys):
+    config = finish_run(tmp_path, "loader.num_epochs=1", "run.steps=6", "save.keep_latest=9")
+    arguments = ["--set", "loader.num_epochs=1", "--set", "run.steps=1000", "--set", "loader.batch_size=12"]
+    arguments += ["--set", _ALLOWED]
+    assert main(["run", str(config), *arguments]) == 0
+    # 300 records: 6 batches of 16 leave 204, which are 17 batches of 12.
+    newest = Snapshot.open(tmp_path / "run")
+    assert newest.step == 6 + 17
+    assert newest.states()["train"]["position"] == NUM_RECORDS
+    rows = lines_of(capsys, "order", config, "--steps", "0:23", "--json", *arguments)
+    assert sorted(row["index"] for row in rows) == list(range(NUM_RECORDS))
+    assert main(["verify", str(tmp_path / "run")]) == 0
+
+
+def test_order_of_a_config_that_does_not_fit_the_run_says_so(finished, capsys):
+    capsys.readouterr()
+    assert main(["order", str(finished / "config.toml"), "--steps", "0", "--set", "loader.seed=99"]) == 0
+    assert "made with other settings; this is the order of the config alone" in capsys.readouterr().err
