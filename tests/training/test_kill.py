@@ -108,7 +108,9 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(seed, tmp_path, undis
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_first_signal_saves_after_the_step_and_exits_75(number, tmp_path):
     config = write_config(tmp_path)
-    command = Command(["run", config, "--set", "run.steps=100000"], directory=tmp_path, log=tmp_path / "output.log")
+    command = Command(
+        ["run", config, "--set", "run.steps=100000"], directory=tmp_path, log=tmp_path / "output.log"
+    )
     wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and committed(tmp_path), command)
     assert command.kill_after(0, number) == 75, command.output()
     assert "run again to continue exactly here" in command.output()
@@ -145,5 +147,7 @@ def wait_for(condition, command):
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline, f"nothing came:\n{command.output()}"
-        assert command.process.is_alive(), f"the command ended with {command.process.exitcode}:\n{command.output()}"
+        assert command.process.is_alive(), (
+            f"the command ended with {command.process.exitcode}:\n{command.output()}"
+        )
         time.sleep(0.01)
