@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,112 +18,15 @@ from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError
-from datarax.core.fingerprint import digest as tree_digest
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
 from datarax.loader.config import DataLoaderConfig
-from datarax.loader.plan import BatchPlan
-from datarax.loader.prefetch import ReadAhead
-from datarax.loader.reader import BatchReader, PreparedBatch
-from datarax.loader.statistics import RunningMeans
-from datarax.loader.step_log import StepLog
+from datarax.loader.reader import PreparedBatch
+from datarax.loader.runtime import Delivered, Runtime
+from datarax.loader.statistics import statistics_identity
 from datarax.metrics import LoaderMetrics
 from datarax.order import Digest, Order, RecordKeys, Remainder, Schedule
 from datarax.sources import DataSource
-from datarax.transforms import Transform, check_pipeline, pipeline_identity
-
-
-@dataclasses.dataclass(frozen=True)
-class Delivered:
-    """What the training loop has received so far. Plain Python ints: exact at any size."""
-
-    idx: int
-    """Batches handed over; the step of the next batch."""
-    position: int
-    """Global rows handed over; the first slot of the next batch."""
-    applied: int
-    """Rows handed over by this process."""
-    skipped: int
-    """Rows that a stage left out on this process."""
-    digest: Digest
-    """Digest of the rows handed over by this process."""
-
-    def after(self, schedule: Schedule, batch: PreparedBatch) -> Delivered:
-        """The state once `batch` has been handed over."""
-        position = self.position + schedule.batch_size
-        if schedule.num_rows is not None:
-            position = min(position, schedule.num_rows)
-        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
-        hashed = self.digest.bytes is not None and batch.bytes_digest is not None
-        digest = self.digest if hashed else dataclasses.replace(self.digest, bytes=None)
-        digest = digest.add(batch.keys_digest, batch.bytes_digest if hashed else None, batch.rows)
-        return Delivered(self.idx + 1, position, self.applied + batch.rows, self.skipped, digest)
-
-
-class _Runtime:
-    """Data, threads and the true position of one loader. NNX sees it as static and compares it by identity."""
-
-    def __init__(
-        self,
-        config: DataLoaderConfig,
-        source: DataSource,
-        transforms: tuple[Transform, ...],
-        rows: np.ndarray,
-        sharding: jax.sharding.Sharding | None,
-    ) -> None:
-        self.source = source
-        self.transforms = transforms
-        # Once: what the code says now counts, not what an editor makes of the file in mid-run.
-        self.pipeline_identity = pipeline_identity(transforms)
-        self.rows = rows
-        self.sharding = sharding
-        self.order = Order(config.order_config(), {source.name: len(source)})
-        self.metrics = LoaderMetrics()
-        self.log = StepLog()
-        self.means = RunningMeans()
-        self.delivered = Delivered(0, 0, 0, 0, Digest.zero(config.byte_digest))
-        self.config = config
-        self.read_ahead: ReadAhead[PreparedBatch] | None = None
-        self.open_at(0, 0)
-
-    def open_at(self, base_step: int, base_position: int) -> None:
-        """(Re)builds what depends on where the schedule starts; drops the read-ahead."""
-        config = self.config
-        num_rows = None if config.num_epochs is None else config.num_epochs * self.order.num_records
-        schedule = Schedule(
-            batch_size=config.batch_size,
-            num_rows=num_rows,
-            remainder=config.remainder,
-            base_step=base_step,
-            base_position=base_position,
-        )
-        self.reader = BatchReader(
-            plan=BatchPlan(self.order, schedule, self.rows),
-            source=self.source,
-            transforms=self.transforms,
-            seed=config.seed,
-            byte_digest=config.byte_digest,
-            sharding=self.sharding,
-        )
-        self.close()
-        self.read_ahead = ReadAhead(
-            self.reader.prepare, depth=config.read_ahead, num_threads=config.num_threads
-        )
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.reader.plan.schedule
-
-    def take(self, step: int) -> PreparedBatch:
-        assert self.read_ahead is not None
-        return self.read_ahead.take(step, self.schedule.num_steps)
-
-    def drop(self) -> None:
-        assert self.read_ahead is not None
-        self.read_ahead.drop()
-
-    def close(self) -> None:
-        if self.read_ahead is not None:
-            self.read_ahead.close()
+from datarax.transforms import Transform, check_pipeline
 
 
 class DataLoader(CheckpointableIteratorModule[Any]):
@@ -176,7 +79,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             )
         super().__init__(config, rngs=rngs, name=name)
         stages = check_pipeline(transforms)
-        self._runtime = _Runtime(config, source, stages, _checked_rows(rows, config.batch_size), sharding)
+        self._runtime = Runtime(config, source, stages, _checked_rows(rows, config.batch_size), sharding)
         self._applied_count = IterationCount(np.asarray(0, np.int64))
         self._skipped_count = IterationCount(np.asarray(0, np.int64))
         self.digest_rows = HostInt(0)
@@ -332,7 +235,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             "pipeline": runtime.pipeline_identity,
         }
         if config.precomputed_stats is not None:
-            identity["precomputed_stats"] = _statistics_identity(config.precomputed_stats)
+            identity["precomputed_stats"] = statistics_identity(config.precomputed_stats)
         return identity
 
     def take_step_digests(self) -> tuple[int, np.ndarray, np.ndarray, bool]:
@@ -484,19 +387,3 @@ def _checked_step(step: int) -> int:
     if step < 0:
         raise IndexError(f"step {step} is negative; steps count from 0")
     return int(step)
-
-
-def _statistics_identity(statistics: Mapping[str, Any]) -> str:
-    """Digest of precomputed statistics: they may hold arrays, which have no canonical JSON of their own."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-            array = np.asarray(value)
-            return {"dtype": str(array.dtype), "shape": list(array.shape), "bytes": array.tobytes().hex()}
-        return value
-
-    return tree_digest(plain(statistics))

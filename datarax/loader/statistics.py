@@ -1,6 +1,6 @@
-"""Row-weighted means of what `batch_stats_fn` returns, in float64.
+"""Statistics of batches: running means of what `batch_stats_fn` returns, and the identity of precomputed ones.
 
-Reported beside a run; outside digest and identity.
+Means are row-weighted, in float64, reported beside a run, and outside digest and identity.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from datarax.core.errors import ConfigError
+from datarax.core.fingerprint import digest
 
 _MAX_BYTES = 1024
 
@@ -64,3 +66,19 @@ def _as_float64(key: str, value: Any) -> np.ndarray:
             f"a statistic is a number or a numeric array of at most {_MAX_BYTES // 8} values"
         )
     return array.astype(np.float64)
+
+
+def statistics_identity(statistics: Mapping[str, Any]) -> str:
+    """Digest of precomputed statistics: they may hold arrays, which have no canonical JSON of their own."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+            array = np.asarray(value)
+            return {"dtype": str(array.dtype), "shape": list(array.shape), "bytes": array.tobytes().hex()}
+        return value
+
+    return digest(plain(statistics))

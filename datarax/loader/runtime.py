@@ -1,0 +1,121 @@
+"""What an open loader is made of, apart from NNX: its true position, its parts, and its threads.
+
+`Delivered` is the state as a value; `Runtime` holds it together with what is open. Knows nothing of variables or of
+state dicts: `loader.py` mirrors and restores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+
+from datarax.loader.config import DataLoaderConfig
+from datarax.loader.plan import BatchPlan
+from datarax.loader.prefetch import ReadAhead
+from datarax.loader.reader import BatchReader, PreparedBatch
+from datarax.loader.statistics import RunningMeans
+from datarax.loader.step_log import StepLog
+from datarax.metrics import LoaderMetrics
+from datarax.order import Digest, Order, Schedule
+from datarax.sources import DataSource
+from datarax.transforms import Transform, pipeline_identity
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What the training loop has received so far. Plain Python ints: exact at any size."""
+
+    idx: int
+    """Batches handed over; the step of the next batch."""
+    position: int
+    """Global rows handed over; the first slot of the next batch."""
+    applied: int
+    """Rows handed over by this process."""
+    skipped: int
+    """Rows that a stage left out on this process."""
+    digest: Digest
+    """Digest of the rows handed over by this process."""
+
+    def after(self, schedule: Schedule, batch: PreparedBatch) -> Delivered:
+        """The state once `batch` has been handed over."""
+        position = self.position + schedule.batch_size
+        if schedule.num_rows is not None:
+            position = min(position, schedule.num_rows)
+        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
+        hashed = self.digest.bytes is not None and batch.bytes_digest is not None
+        digest = self.digest if hashed else replace(self.digest, bytes=None)
+        digest = digest.add(batch.keys_digest, batch.bytes_digest if hashed else None, batch.rows)
+        return Delivered(self.idx + 1, position, self.applied + batch.rows, self.skipped, digest)
+
+
+class Runtime:
+    """Data, threads and the true position of one loader. NNX sees it as static and compares it by identity."""
+
+    def __init__(
+        self,
+        config: DataLoaderConfig,
+        source: DataSource,
+        transforms: tuple[Transform, ...],
+        rows: np.ndarray,
+        sharding: jax.sharding.Sharding | None,
+    ) -> None:
+        self.source = source
+        self.transforms = transforms
+        # Once: what the code says now counts, not what an editor makes of the file in mid-run.
+        self.pipeline_identity = pipeline_identity(transforms)
+        self.rows = rows
+        self.sharding = sharding
+        self.order = Order(config.order_config(), {source.name: len(source)})
+        self.metrics = LoaderMetrics()
+        self.log = StepLog()
+        self.means = RunningMeans()
+        self.delivered = Delivered(0, 0, 0, 0, Digest.zero(config.byte_digest))
+        self.config = config
+        self.read_ahead: ReadAhead[PreparedBatch] | None = None
+        self.open_at(0, 0)
+
+    def open_at(self, base_step: int, base_position: int) -> None:
+        """(Re)builds what depends on where the schedule starts; drops the read-ahead."""
+        config = self.config
+        num_rows = None if config.num_epochs is None else config.num_epochs * self.order.num_records
+        schedule = Schedule(
+            batch_size=config.batch_size,
+            num_rows=num_rows,
+            remainder=config.remainder,
+            base_step=base_step,
+            base_position=base_position,
+        )
+        self.reader = BatchReader(
+            plan=BatchPlan(self.order, schedule, self.rows),
+            source=self.source,
+            transforms=self.transforms,
+            seed=config.seed,
+            byte_digest=config.byte_digest,
+            sharding=self.sharding,
+        )
+        self.close()
+        self.read_ahead = ReadAhead(
+            self.reader.prepare, depth=config.read_ahead, num_threads=config.num_threads
+        )
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which positions each step covers."""
+        return self.reader.plan.schedule
+
+    def take(self, step: int) -> PreparedBatch:
+        """The batch of `step`, from the read-ahead."""
+        assert self.read_ahead is not None
+        return self.read_ahead.take(step, self.schedule.num_steps)
+
+    def drop(self) -> None:
+        """Forgets what was read ahead."""
+        assert self.read_ahead is not None
+        self.read_ahead.drop()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self.read_ahead is not None:
+            self.read_ahead.close()
