@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from datarax.checkpoint import list_steps
 from datarax.cli.main import _COMMANDS, main
 from tests.support.processes import Command, run_command
 from tests.support.runs import NUM_RECORDS, copy_run, datarax, flipped, write_config
@@ -322,7 +323,7 @@ def test_a_second_run_on_one_directory_exits_2_and_names_the_holder(tmp_path, ca
     # The lock of a process that was killed blocks nobody.
     assert first.kill_after(0, signal.SIGKILL) == -signal.SIGKILL
     assert str(first.process.pid) in (tmp_path / "run" / "lock").read_text()
-    newest = max(int(path.parent.name) for path in (tmp_path / "run").glob("*/manifest.json"))
+    newest = list_steps(tmp_path / "run")[-1]
     code, output = run_command("run", config, "--set", f"run.steps={newest + 3}", directory=tmp_path)
     assert code == 0, output
     assert f"continuing after step {newest}" in output
