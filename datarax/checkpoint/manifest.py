@@ -114,7 +114,9 @@ def seal_item(directory: Path, *, limit_bytes: int | None = None) -> dict[str, F
     sizes = [path.stat().st_size for path in paths]
     hashed = limit_bytes is None or sum(sizes) <= limit_bytes
     with ThreadPoolExecutor(_HASH_THREADS, "datarax-seal") as pool:
-        digests: list[str | None] = list(pool.map(_seal_file if hashed else _sync_only, paths))
+        # A pool costs more than it brings for the few small files of a data item.
+        run = map if sum(sizes) < _BLOCK_BYTES and len(paths) < 8 else pool.map
+        digests: list[str | None] = list(run(_seal_file if hashed else _sync_only, paths))
     for path in reversed(directories):
         fsync_directory(path)
     names = [path.relative_to(directory).as_posix() for path in paths]

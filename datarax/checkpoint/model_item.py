@@ -186,9 +186,9 @@ def _describe_jax(path: str, leaf: jax.Array) -> LeafSpec:
 def flatten_model(model: Any) -> tuple[list[LeafSpec], dict[str, jax.Array | np.ndarray]]:
     """The specs of all leaves and the arrays to store.
 
-    JAX arrays that live in host memory are copied: Orbax writes from a view of that memory in the background, and the
-    next jitted step may be given the buffer to overwrite. Arrays on accelerators are copied to the host by Orbax, and
-    NumPy arrays by Orbax too, before its `save` returns.
+    JAX arrays that live in host memory are copied: Orbax writes from a view of that memory in the background. JAX does
+    not donate a buffer in place while the view lives, but an array made from a NumPy array may share its memory with it.
+    Arrays on accelerators are copied to the host by Orbax, and NumPy arrays by Orbax too, before its `save` returns.
 
     Raises:
         InputError: if a leaf cannot be stored exactly, naming its path.

@@ -206,7 +206,15 @@ class Snapshot:
             raise self.damaged([f"{MODEL_ITEM}: cannot be read ({type(error).__name__}: {first})"]) from error
 
     def damaged(self, problems: Sequence[str]) -> SnapshotDamagedError:
-        """The error that says so, with the newest good step."""
+        """The error that says so, with the newest good step.
+
+        Raises:
+            SnapshotNotFoundError: if the step has gone meanwhile: retention or a roll-back took it, it is not damaged.
+        """
+        if not self.directory.exists():
+            raise SnapshotNotFoundError(
+                f"the snapshot of step {self.step} in {self.layout.directory} was removed while it was being read"
+            )
         return damaged(self.layout, self.step, problems)
 
     def _check_references(self) -> list[str]:

@@ -221,6 +221,18 @@ def test_a_record_above_its_limit_is_refused_naming_the_module(tmp_path):
     assert (tmp_path / "1/data/record.json").stat().st_size < 1024
 
 
+def test_a_state_that_cannot_be_encoded_is_refused_by_path_before_anything_is_written(tmp_path):
+    class Odd(Counter):
+        def get_state(self):
+            return {**super().get_state(), "seen": {1, 2}}
+
+    with Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(InputError, match=r"step 1 cannot be made: eval\.seen is a builtins\.set"):
+            checkpointer.save(1, data={"train": Counter(), "eval": Odd()})
+        checkpointer.save(1, data=Counter())
+    assert list_steps(tmp_path) == [1]
+
+
 def test_digests_of_steps_reach_back_to_the_last_committed_snapshot(tmp_path):
     train, evaluation = Digesting(), Digesting()
     with Checkpointer(tmp_path) as checkpointer:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from datarax.checkpoint import (
 )
 from datarax.checkpoint.manifest import Manifest
 from datarax.checkpoint.record import Record
-from datarax.core.errors import SnapshotDamagedError
+from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 from tests.checkpoint.modules import Counter, Digesting, Foreign, flip_byte
 
 
@@ -161,6 +162,13 @@ def test_a_changed_identity_or_config_file_is_damage(run):
         read_config(run, record.config)
 
 
+def test_a_step_that_goes_while_it_is_read_is_not_called_damaged(run):
+    snapshot = Snapshot.open(run)
+    (run / "3").rename(run / "gone")
+    with pytest.raises(SnapshotNotFoundError, match=r"step 3 .* was removed while it was being read"):
+        assert snapshot.record
+
+
 def test_what_orbax_keeps_for_itself_at_the_step_is_not_needed(run):
     for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
         (run / "3" / name).unlink()
@@ -233,3 +241,15 @@ def test_a_changed_ledger_is_noticed(tmp_path):
     flip_byte(tmp_path / "ledger/1/steps.bin")
     with pytest.raises(SnapshotDamagedError, match=r"ledger/1/steps.bin"):
         ledger_record(tmp_path, 1)
+
+
+def test_the_layout_page_names_every_field_and_file(run):
+    page = (Path(__file__).parents[2] / "checkpoints" / "README.md").read_text()
+    trees = [json.loads((run / "3" / name).read_bytes()) for name in ("manifest.json", "data/record.json")]
+    trees.append(json.loads((run / "3/data/processes.json").read_bytes()))
+    names = {key for tree in trees for key in tree}
+    names |= {key for leaf in trees[0]["leaves"] for key in leaf}
+    names |= {key for loader in trees[1]["loaders"].values() for key in loader}
+    names |= {*trees[1]["loaders"]["train"]["steps"], *trees[1]["history"][0]}
+    names |= {path.name for path in run.iterdir() if not path.name.isdigit()}
+    assert [name for name in sorted(names) if f"`{name}" not in page] == []

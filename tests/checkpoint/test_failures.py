@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, handler, list_steps, manifest
+from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, handler, list_steps, manifest, saver
 from datarax.core.errors import InputError, RunLockedError, SaveError
 from tests.checkpoint.modules import Counter, Digesting, model
 from tests.checkpoint.test_checkpointer import save_and_raise
@@ -148,6 +148,46 @@ def test_a_failure_that_orbax_raises_at_once_leaves_the_writer_usable(tmp_path, 
                 checkpointer.wait()
         checkpointer.save(1, model=model(1), data=Counter().at(1))
         assert checkpointer.wait() == [1]
+
+
+def test_an_interrupt_before_orbax_has_begun_leaves_no_step_and_a_usable_writer(tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with Checkpointer(tmp_path) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpointer._saver._writer._manager, "save", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                checkpointer.save(1, model=model(1), data=Counter().at(1))
+        assert checkpointer.steps() == []
+        checkpointer.save(1, model=model(1), data=Counter().at(1))
+        assert checkpointer.wait() == [1]
+
+
+def test_an_interrupt_after_orbax_has_begun_still_counts_the_step_that_it_commits(tmp_path, monkeypatch):
+    with Checkpointer(tmp_path) as checkpointer:
+        real = checkpointer._saver._writer._manager.save
+
+        def interrupted(*args, **kwargs):
+            real(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpointer._saver._writer._manager, "save", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                checkpointer.save(1, model=model(1), data=Counter().at(1))
+        assert checkpointer.wait() == [1]
+        checkpointer.save(2, data=Counter().at(2))
+    assert list_steps(tmp_path) == [1, 2]
+
+
+def test_the_list_that_orbax_keeps_does_not_grow_with_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(saver, "_RELOAD_EVERY", 4)
+    with Checkpointer(tmp_path, config=SaveConfig(keep_latest=2)) as checkpointer:
+        for step in range(1, 9):
+            checkpointer.save(step, data=Counter().at(step))
+        checkpointer.wait()
+        assert len(checkpointer._saver._writer._manager.all_steps()) <= 2
 
 
 def test_a_superseded_writer_commits_nothing_more(tmp_path):

@@ -249,3 +249,17 @@ def test_the_step_after_a_save_may_overwrite_every_buffer(tmp_path):
             found = Snapshot.open(tmp_path, step).model()
             for name, array in frozen.items():
                 assert found[name].tobytes() == array.tobytes(), (step, name)
+
+
+def test_a_jax_array_that_shares_memory_with_a_numpy_array_is_saved_as_it_was(tmp_path):
+    room = np.zeros((1 << 20) + 64, np.uint8)
+    start = -room.ctypes.data % 64  # JAX takes over host memory without a copy where it is aligned
+    host = room[start : start + (1 << 20)].view(np.float32)
+    with Checkpointer(tmp_path) as checkpointer:
+        for step in range(1, 6):
+            host[:] = step
+            shared = jax.device_put(host)
+            checkpointer.save(step, model={"x": shared})
+            host[:] = -1
+            checkpointer.wait()
+            assert (Snapshot.open(tmp_path, step).model()["x"] == step).all()
