@@ -126,13 +126,13 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def _hand_over(self, batch: PreparedBatch) -> None:
         runtime = self._runtime
-        step = runtime.delivered.idx
-        runtime.delivered = runtime.delivered.after(runtime.schedule, batch)
-        runtime.log.append(step, batch.keys_digest, batch.bytes_digest)
+        before = runtime.delivered
+        runtime.delivered = before.after(runtime.schedule, batch)
+        runtime.log.append(before.idx, batch.keys_digest, batch.bytes_digest)
         runtime.metrics.batches += 1
         runtime.metrics.rows += batch.rows
         self.current.set_raw_value(batch.host)
-        self._write_mirrors()
+        self._write_mirrors(before)
 
     def _update_statistics(self, batch: PreparedBatch) -> None:
         if self.config.batch_stats_fn is None or batch.rows == 0:
@@ -256,8 +256,6 @@ class DataLoader(CheckpointableIteratorModule[Any]):
     def get_state(self) -> dict[str, Any]:
         """The state of what was handed over; never the read-ahead, never data."""
         self._check_mirrors()
-        # Counters may have been through a transform, which would have narrowed them; the truth is in the runtime.
-        self._write_mirrors()
         return super().get_state()
 
     def _validate_state(self, state: dict[str, Any]) -> None:
@@ -307,16 +305,24 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         self.current.set_raw_value(None)
         self._write_mirrors()
 
-    def _write_mirrors(self) -> None:
+    def _write_mirrors(self, before: Delivered | None = None) -> None:
+        """Makes the variables say what was delivered; with `before`, only those that have changed since then.
+
+        NNX takes 3 to 5 µs to set a variable, the largest part of what a small batch costs here.
+        """
         now = self._runtime.delivered
+        num_records = self._runtime.order.num_records
         self.idx.set_raw_value(now.idx)
         self.position.set_raw_value(now.position)
-        self.epoch.set_raw_value(now.position // self._runtime.order.num_records)
         self._applied_count.set_raw_value(np.asarray(now.applied, np.int64))
-        self._skipped_count.set_raw_value(np.asarray(now.skipped, np.int64))
         self.digest_rows.set_raw_value(now.digest.rows)
         self.digest_keys.set_raw_value(now.digest.keys)
-        self.digest_bytes.set_raw_value(now.digest.bytes)
+        if before is None or before.digest.bytes != now.digest.bytes:
+            self.digest_bytes.set_raw_value(now.digest.bytes)
+        if before is None or before.position // num_records != now.position // num_records:
+            self.epoch.set_raw_value(now.position // num_records)
+        if before is None or before.skipped != now.skipped:
+            self._skipped_count.set_raw_value(np.asarray(now.skipped, np.int64))
 
     def _check_mirrors(self) -> None:
         now = self._runtime.delivered

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datarax.order import Order, RecordKeys, Schedule, key_hashes
+from datarax.order import MAX_POSITION, Order, RecordKeys, Schedule, key_hashes
 
 # Rows per block of keys: from about 16,000 on, the fixed cost of the vectorised permutation no longer shows.
 _BLOCK_ROWS = 1 << 14
@@ -81,15 +81,16 @@ class BatchPlan:
         return made
 
     def _make_block(self, block: int) -> tuple[np.ndarray, RecordKeys, np.ndarray]:
-        first = self.schedule.base_step + block * self._steps_per_block
-        last = first + self._steps_per_block
-        if self.schedule.num_steps is not None:
-            last = min(last, self.schedule.num_steps)
-        steps = range(max(first, self.schedule.base_step), last)
-        # int64[steps, rows]
-        positions = np.empty((len(steps), len(self.slots)), np.int64)
-        for i, step in enumerate(steps):
-            positions[i] = self.schedule.positions(step, self.slots)
+        schedule = self.schedule
+        first = schedule.base_step + block * self._steps_per_block
+        end = schedule.num_steps
+        if end is None:
+            end = schedule.base_step + (MAX_POSITION + 1 - schedule.base_position) // schedule.batch_size
+        count = min(self._steps_per_block, end - first)
+        # int64[steps, rows]; the schedule says where the first step lies and what the last one pads.
+        starts = np.arange(count, dtype=np.int64) * schedule.batch_size
+        positions = schedule.positions(first, self.slots) + starts[:, None]
+        positions[-1] = schedule.positions(first + count - 1, self.slots)
         flat = positions.reshape(-1)
         keys = self.order.keys(flat)
         source_ids = self.order.source_ids[np.maximum(keys.source, 0)]

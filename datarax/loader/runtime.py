@@ -45,7 +45,7 @@ class Delivered:
             position = min(position, schedule.num_rows)
         # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
         hashed = self.digest.bytes is not None and batch.bytes_digest is not None
-        digest = self.digest if hashed else replace(self.digest, bytes=None)
+        digest = self.digest if hashed or self.digest.bytes is None else replace(self.digest, bytes=None)
         digest = digest.add(batch.keys_digest, batch.bytes_digest if hashed else None, batch.rows)
         return Delivered(self.idx + 1, position, self.applied + batch.rows, self.skipped, digest)
 
