@@ -14,7 +14,7 @@ from typing import Any
 
 from datarax.checkpoint import Snapshot, ledger_steps, list_steps, read_config, read_identity
 from datarax.checkpoint.layout import RunLayout
-from datarax.checkpoint.record import HistoryEntry, Record
+from datarax.checkpoint.record import SNAPSHOT_FORMAT, HistoryEntry, Record
 from datarax.checkpoint.restore import is_allowed
 from datarax.checkpoint.salvage import read_data_item
 from datarax.core.errors import Difference, InputError
@@ -134,6 +134,7 @@ def wrong_fields(directory: Path, step: int, record: Record) -> list[str]:
     earlier = [each for each in {*list_steps(directory), *ledger_steps(directory)} if each < step]
     previous = max(earlier, default=None)
     expected: list[tuple[str, Any, Any]] = [
+        ("format", record.format, SNAPSHOT_FORMAT),
         ("step", record.step, step),
         ("previous", record.previous, previous),
         ("loaders", sorted(record.loaders), [LOADER_NAME]),

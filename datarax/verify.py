@@ -361,7 +361,8 @@ def _differing_fields(
         skipped.add("digest_bytes")
     for name in sorted({*now, *state} - skipped):
         was, replayed = state.get(name, MISSING), now.get(name, MISSING)
-        if type(was) is not type(replayed) or not np.array_equal(was, replayed):
+        same_kind = type(was) is type(replayed) and np.asarray(was).dtype == np.asarray(replayed).dtype
+        if not same_kind or not np.array_equal(was, replayed):
             yield f"data/record.json: {name} is recorded as {was!r}, the replay gives {replayed!r}"
 
 
