@@ -104,6 +104,10 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             raise TypeError("this loader has no length: num_epochs is None, so it goes on for ever")
         return steps
 
+    def __bool__(self) -> bool:
+        """True: an endless loader has no length to ask."""
+        return True
+
     def __next__(self) -> Any:
         """The next batch; only now does the state count it.
 

@@ -53,9 +53,9 @@ class RunProgress:
         if stream is not None and stream.isatty():
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(),
+                BarColumn(bar_width=10),
                 TextColumn("{task.fields[facts]}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
                 console=Console(file=stream),
             )
             self._task = self._bar.add_task("run", total=total, completed=start, facts="")

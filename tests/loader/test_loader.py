@@ -438,3 +438,7 @@ def test_another_batch_size_continues_at_the_same_row_and_keeps_counting_steps()
     back = make(batch_size=5)
     back.set_state(state)
     assert np.array_equal(next(back), rows[29:34])
+
+
+def test_an_endless_loader_is_true():
+    assert make(num_epochs=None)
