@@ -13,13 +13,14 @@ import threading
 from types import FrameType
 from typing import Any
 
-from datarax.core.errors import DataraxError
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopRequested(DataraxError):
-    """A signal asked the run to stop at a moment when there was nothing to save."""
+class StopRequested(BaseException):
+    """A signal asked the run to stop at a moment when there was nothing to save.
+
+    Like KeyboardInterrupt no `Exception`: it passes through what handles the errors of the work it breaks off.
+    """
 
     exit_code = 75
 
@@ -34,6 +35,7 @@ class StopSignals:
 
     def __init__(self, *, raising: bool = False) -> None:
         self._raising = raising
+        self._broke_off = False
         self._received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -51,6 +53,10 @@ class StopSignals:
     def active(self) -> bool:
         """Whether signals are being taken."""
         return bool(self._previous)
+
+    def explains(self, error: BaseException) -> bool:
+        """Whether `error` came of breaking work off: itself, or what someone on its way (an import) made of it."""
+        return isinstance(error, StopRequested) or self._broke_off
 
     def defer(self) -> None:
         """From here on a signal is only noted; the loop asks `requested`.
@@ -80,6 +86,7 @@ class StopSignals:
             os._exit(128 + number)
         self._received = signal.Signals(number)
         if self._raising:
+            self._broke_off = True
             raise StopRequested(f"{self.name} received")
         _write(f"\ndatarax: {self.name} received, saving after this step; once more leaves at once\n")
 

@@ -102,7 +102,8 @@ def test_every_part_stands_in_the_table():
 PUBLIC = """
 ArrayRecordConfig ArrayRecordSource CheckpointableIteratorModule Checkpointer DataLoader DataLoaderConfig DataraxError
 DataraxModule DataraxModuleConfig GrainConfig GrainSource MemoryConfig MemorySource OrderPolicy RangeConfig RangeSource
-Remainder SaveConfig TensorStoreConfig TensorStoreSource TrainingSession map_batch map_records random_map_batch random_map_records
+Remainder SaveConfig TensorStoreConfig TensorStoreSource TrainingSession
+map_batch map_records random_map_batch random_map_records
 """
 
 

@@ -34,12 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Builds, or finds it built; a signal leaves nothing half done."""
+    signals = StopSignals(raising=True)
     try:
-        with StopSignals(raising=True):
+        with signals:
             return _record(arguments) if arguments.kind == "manifest" else _build(arguments)
-    except StopRequested as stop:
-        print(f"datarax: {stop}; nothing was left behind, run again to start over", file=sys.stderr)
-        return stop.exit_code
+    except BaseException as error:
+        if not signals.explains(error):
+            raise
+        print(f"datarax: {signals.name} received; nothing was left behind, run again", file=sys.stderr)
+        return StopRequested.exit_code
 
 
 def _build(arguments: argparse.Namespace) -> int:

@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(argv)
     arguments = parser.parse_args(argv)
+    # As with `python -m`: tasks and transforms named in a config may lie where the user stands.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         code = arguments.run(arguments)
         sys.stdout.flush()

@@ -23,12 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs to the last step or to a signal."""
     # From the first moment: a signal during imports or the building of data must leave nothing half done.
+    signals = StopSignals(raising=True)
     try:
-        with StopSignals(raising=True) as signals:
+        with signals:
             return _run(arguments, signals)
-    except StopRequested as stop:
-        print(f"datarax: {stop}; nothing was running yet, run again to continue", file=sys.stderr)
-        return stop.exit_code
+    except BaseException as error:
+        if not signals.explains(error):
+            raise
+        _say(f"datarax: {signals.name} received; nothing was running yet, run again to continue")
+        return StopRequested.exit_code
 
 
 def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:

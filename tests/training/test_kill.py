@@ -105,6 +105,21 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(seed, tmp_path, undis
     assert leftovers == [], "a finished run leaves no temporary files"
 
 
+def test_a_signal_while_the_users_modules_are_imported_is_a_stop_and_no_error(tmp_path):
+    config = write_config(tmp_path)
+    (tmp_path / "slow_task.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nfrom tests.support.tiny import task\n"
+    )
+    arguments = ["run", config, "--set", "task.use=slow_task:task", "--set", "run.steps=3"]
+    code, output = run_command(*arguments, directory=tmp_path)
+    assert code == 75, output
+    assert "SIGTERM received; nothing was running yet" in output
+    # What lies where the user stands can be named in a config.
+    (tmp_path / "slow_task.py").write_text("from tests.support.tiny import task\n")
+    code, output = run_command(*arguments, directory=tmp_path)
+    assert code == 0, output
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_first_signal_saves_after_the_step_and_exits_75(number, tmp_path):
     config = write_config(tmp_path)
