@@ -18,8 +18,9 @@ class SaveConfig:
     every_steps: int | None = None
     """Save at each multiple of this step; None: not by steps."""
 
-    every_seconds: float | None = None
-    """Save when this many seconds have passed since the last save began; None: not by time."""
+    every_seconds: float | None = 300.0
+    """Save when this many seconds have passed since the last save began; None or inf: not by time. Nobody who set no interval
+    should lose more than minutes."""
 
     keep_latest: int | None = 3
     """How many of the newest committed steps stay; None: all."""
