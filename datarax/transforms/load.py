@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from datarax.core.attributes import load_attribute
 from datarax.core.errors import ConfigError
 from datarax.transforms.transform import Level, Randomness, Transform, function_name
 
@@ -36,7 +35,7 @@ def load_transform(
         ConfigError: if it cannot be imported or found, saying what is there; if a level or randomness is
             missing or contradicts; or as `Transform` does.
     """
-    found = _attribute(use)
+    found = load_attribute(use, "use")
     if isinstance(found, Transform):
         for what, asked, has in (("level", level, found.level), ("randomness", randomness, found.randomness)):
             if asked is not None and asked != has:
@@ -62,31 +61,3 @@ def load_transform(
         parameters=parameters or {},
         version=version,
     )
-
-
-def _attribute(use: str) -> Any:
-    module_name, colon, path = use.partition(":") if isinstance(use, str) else ("", "", "")
-    if not (module_name and colon and path):
-        raise ConfigError(f"a transform is named as 'module:attribute', not as {use!r}")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # the module's own code runs here and may raise anything
-        raise ConfigError(
-            f"{use}: importing {module_name!r} raised {type(error).__name__}: {error}"
-        ) from error
-    at = module_name
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"{use}: {at!r} has no attribute {part!r}; {_what_is_there(found, part)}")
-        found, at = getattr(found, part), f"{at}.{part}"
-    return found
-
-
-def _what_is_there(owner: Any, missing: str) -> str:
-    names = [each for each in dir(owner) if not each.startswith("_") and callable(getattr(owner, each, None))]
-    names += [each for each in dir(owner) if isinstance(getattr(owner, each, None), Transform)]
-    if not names:
-        return "it has no public functions or transforms"
-    near = difflib.get_close_matches(missing, names, n=1)
-    listed = ", ".join(sorted(set(names))[:20]) + (", …" if len(names) > 20 else "")
-    return f"did you mean {near[0]!r}? It has {listed}" if near else f"it has {listed}"

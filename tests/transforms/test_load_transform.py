@@ -57,7 +57,7 @@ def test_a_ready_transform_keeps_what_the_config_does_not_give(module):
         (
             "{}:claen",
             {},
-            "has no attribute 'claen'; did you mean 'clean'\\? It has Tools, clean, map_batch, noisy, ready",
+            "has no attribute 'claen'; did you mean 'clean'\\? It has Tools, clean, map_batch, noisy, number, ready",
         ),
         ("{}:Tools.shine", {}, "'transforms_of_a_user.Tools' has no attribute 'shine'; it has polish"),
         ("{}:number", {}, "is 5, neither a Transform nor a function"),
@@ -73,10 +73,10 @@ def test_a_ready_transform_keeps_what_the_config_does_not_give(module):
             "ready is a transform with level 'batch'; the config asks for 'record'",
         ),
         ("{}:ready", {"parameters": {"to": 1}}, "called as"),
-        ("{}", {}, "named as 'module:attribute', not as 'transforms_of_a_user'"),
+        ("{}", {}, "use must be 'module:attribute', got 'transforms_of_a_user'"),
         ("no_such_module:f", {}, "importing 'no_such_module' raised ModuleNotFoundError"),
         ("broken_of_a_user:f", {}, "importing 'broken_of_a_user' raised .*module_that_nobody_has"),
-        (7, {}, "named as 'module:attribute', not as 7"),
+        (7, {}, "use must be 'module:attribute', got 7"),
     ],
 )
 def test_a_wrong_name_says_what_is_there(module, use, options, message):
