@@ -102,10 +102,10 @@ _BAD_SETTINGS = [
     ("run.directory=''", "run directory must be a path"),
     ("task.use=tests.support.tiny", "task.use must be 'module:attribute', got 'tests.support.tiny'"),
     ("task.use=no.such.module:task", "importing 'no.such.module' raised ModuleNotFoundError"),
-    ("task.use=tests.support.tiny:tusk", "'tests.support.tiny' has no 'tusk'"),
+    ("task.use=tests.support.tiny:tusk", "'tests.support.tiny' has no attribute 'tusk'"),
     ("task.use=tests.support.tiny:decode", "without init(config, mesh) and step(state, batch)"),
     ("transforms.0.use=tests.support.tiny:nothing", "has no attribute 'nothing'"),
-    ("batch_stats_fn=tests.support.tiny:nothing", "has no 'nothing'"),
+    ("batch_stats_fn=tests.support.tiny:nothing", "has no attribute 'nothing'"),
 ]
 
 
