@@ -75,23 +75,38 @@ def write_config(directory):
     return config
 
 
-def survive(config, directory, kills, seed):
+def survive(config, directory, kills, seed, *settings):
     """Runs to the end through some kills; returns what became of each."""
+    arguments = ["run", config, *settings]
     rng = random.Random(seed)
     outcomes = []
     for _ in range(kills):
         number = rng.choice(SIGNALS)
         # A start takes about 2 s here and elsewhere something else: any moment is as good as another.
         delay = rng.choice((rng.uniform(0, 0.5), rng.uniform(0, 4)))
-        command = Command(["run", config], directory=directory, log=directory / "output.log")
+        command = Command(arguments, directory=directory, log=directory / "output.log")
         code = command.kill_after(delay, number)
         assert code in {0} | _LEFT_WELL | _KILLED, f"exit code {code} after {number!r}:\n{command.output()}"
         outcomes.append((signal.Signals(number).name, round(delay, 2), code))
         if code == 0:
             break
-    code, output = run_command("run", config, directory=directory)
+    code, output = run_command(*arguments, directory=directory)
     assert code == 0, f"after {outcomes}:\n{output}"
     return outcomes
+
+
+def test_the_quickstart_killed_at_random_moments_ends_bit_identical(tmp_path):
+    config = Path(__file__).parents[2] / "configs" / "quickstart.toml"
+    short = ("--set", "run.steps=16", "--set", "save.every_seconds=0.5")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    code, output = run_command("run", config, *short, directory=whole)
+    assert code == 0, output
+    outcomes = survive(config, killed, 3, 100, *short)
+    runs = [directory / "runs" / "quickstart" for directory in (whole, killed)]
+    code, output = run_command("diff", *runs, directory=tmp_path)
+    assert code == 0, f"{outcomes}\n{output}"
 
 
 @pytest.mark.parametrize("seed", range(8))
