@@ -28,7 +28,7 @@ class Pending(Protocol):
             timeout_seconds: for how long; None: as long as a save may take.
 
         Returns:
-            Whether it has ended, and in one sentence what became of it; None if all was well before.
+            Whether it is committed, and in one sentence what became of it; None if all was well before.
         """
         ...
 
@@ -50,15 +50,15 @@ def forget(pending: Pending) -> None:
 def _finish_pending() -> None:
     global _reported
     timeout = None if not _pending or _threads_can_start() else _IMPATIENT_SECONDS
-    all_ended = True
+    all_committed = True
     for pending in list(_pending):
         outcome = pending.finish_at_exit(timeout)
         if outcome is not None:
-            ended, sentence = outcome
+            committed, sentence = outcome
             print(f"datarax: {sentence}", file=sys.stderr)
-            _reported, all_ended = True, all_ended and ended
-    if not all_ended:
-        _leave_now()  # the interpreter would wait for Orbax's threads, which will not end
+            _reported, all_committed = True, all_committed and committed
+    if not all_committed:
+        _leave_now()  # the interpreter would wait for Orbax's threads, which wait minutes for one that never began
 
 
 def _threads_can_start() -> bool:

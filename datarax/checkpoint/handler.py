@@ -149,7 +149,7 @@ class OrbaxWriter:
         if any(item.is_dir() for path in remains for item in path.iterdir()):
             _join_orbax_threads(_STRAGGLER_SECONDS)
         for path in remains:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
 
     def reload(self) -> None:
         """Look at the directory again after steps were moved away behind the manager's back."""
@@ -177,6 +177,15 @@ class OrbaxWriter:
     def _run_before_commit(self) -> None:
         assert self._data.item_directory is not None
         self._before_commit(self._data.item_directory.parent)
+
+
+def _remove(path: Path) -> None:
+    # Orbax writes its step metadata on yet another thread, which may put a file back while the directory is emptied.
+    for _ in range(50):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(0.1)
 
 
 def _join_orbax_threads(timeout_seconds: float) -> None:

@@ -140,7 +140,7 @@ class Saver:
             return None
         ended = job.done.wait(self._config.timeout_seconds if timeout_seconds is None else timeout_seconds)
         outcome = "is lost" if not ended else f"failed: {job.error}" if job.error else "is committed"
-        return ended, (
+        return ended and job.error is None, (
             f"the interpreter exited while the snapshot of step {job.step} was being saved in {self._layout.directory}; "
             f"it {outcome}. Leave the `with` block of the Checkpointer before exiting"
         )

@@ -34,6 +34,7 @@ def disk(monkeypatch):
     return Disk
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("with_model", [False, True])
 def test_a_failed_save_is_reported_by_poll_and_is_no_step(tmp_path, disk, with_model):
     tree = model(1) if with_model else None
@@ -67,6 +68,7 @@ def test_a_disk_that_turns_read_only_is_named_as_such(tmp_path, disk):
             checkpointer.wait()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_failure_never_cancels_the_next_save(tmp_path, disk):
     counter = Digesting()
     with Checkpointer(tmp_path) as checkpointer:
@@ -234,6 +236,8 @@ def save_and_wait(checkpointer, step, weights):
     checkpointer.wait()
 
 
+# TensorStore may answer after Orbax has given up and closed its event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_fails_the_save_and_room_made_later_lets_it_succeed(small_disk):
     weights = {"w": jnp.asarray(np.random.default_rng(0).random((128, 128), np.float32))}
     with Checkpointer(small_disk / "run", config=SaveConfig(keep_latest=1)) as checkpointer:
