@@ -9,6 +9,8 @@ from datarax.checkpoint.checkpointer import Checkpointer as Checkpointer
 from datarax.checkpoint.encoding import EncodingError as EncodingError
 from datarax.checkpoint.encoding import decode as decode
 from datarax.checkpoint.encoding import encode as encode
+from datarax.checkpoint.model_item import compare_template as compare_model
+from datarax.checkpoint.model_item import describe_model as describe_model
 from datarax.checkpoint.record import SNAPSHOT_FORMAT as SNAPSHOT_FORMAT
 from datarax.checkpoint.record import HistoryEntry as HistoryEntry
 from datarax.checkpoint.record import Record as Record
@@ -32,7 +34,9 @@ __all__ = [
     "Restored",
     "SaveConfig",
     "Snapshot",
+    "compare_model",
     "decode",
+    "describe_model",
     "encode",
     "ledger_record",
     "ledger_steps",

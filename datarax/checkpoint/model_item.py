@@ -194,12 +194,26 @@ def flatten_model(model: Any) -> tuple[list[LeafSpec], dict[str, jax.Array | np.
         InputError: if a leaf cannot be stored exactly, naming its path.
     """
     leaves, _ = named_leaves(model)
-    specs = [describe(path, leaf) for path, leaf in leaves]
-    for spec, (_, leaf) in zip(specs, leaves, strict=True):
-        _refuse_inexact(spec, leaf)
+    specs = _specs(leaves)
     return specs, {
         s.path: _stored_form(s, leaf) for s, (_, leaf) in zip(specs, leaves, strict=True) if s.stored
     }
+
+
+def describe_model(model: Any) -> list[LeafSpec]:
+    """The specs of all leaves of a model that is to be saved; nothing is copied.
+
+    Raises:
+        InputError: if a leaf cannot be stored exactly, naming its path.
+    """
+    return _specs(named_leaves(model)[0])
+
+
+def _specs(leaves: Sequence[tuple[str, Any]]) -> list[LeafSpec]:
+    specs = [describe(path, leaf) for path, leaf in leaves]
+    for spec, (_, leaf) in zip(specs, leaves, strict=True):
+        _refuse_inexact(spec, leaf)
+    return specs
 
 
 def _refuse_inexact(spec: LeafSpec, leaf: Any) -> None:

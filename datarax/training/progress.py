@@ -91,8 +91,9 @@ class RunProgress:
         """Told after each step; reports at the interval and at the last one."""
         if not last and time.monotonic() - self._last_time < self._every_seconds:
             return
+        # The task may have a metric called "step": the run's own comes first and wins.
         report: dict[str, Any] = {"step": step}
-        report.update({name: _number(value) for name, value in metrics.items()})
+        report.update({name: _number(value) for name, value in metrics.items() if name != "step"})
         # Read after the metrics have arrived: until then the steps were only handed to the device.
         now = time.monotonic()
         elapsed = max(now - self._last_time, 1e-9)

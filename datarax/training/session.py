@@ -15,10 +15,11 @@ from typing import Any, Literal, NoReturn, TextIO
 
 import jax
 
-from datarax.checkpoint import Checkpointer, Restored, SaveConfig, list_steps
+from datarax.checkpoint import Checkpointer, Restored, SaveConfig, Snapshot, list_steps
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
 from datarax.loader import DataLoader
 from datarax.signals import StopSignals
+from datarax.training.contract import Pace, TaskContract, state_and_metrics
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
 from datarax.training.task import Iterate, Task
@@ -175,6 +176,7 @@ class TrainingSession:
             state = self._task.init(self._parameters, mesh)
         except Exception as error:
             self._blame_task(error, "init")
+        self._contract = TaskContract(state)
         latest = checkpointer.latest_step()
         step = from_step if from_step is not None else latest
         if step is None:
@@ -194,7 +196,7 @@ class TrainingSession:
         """Restores `step`; if that is damaged and the config says so, the newest good one."""
         data = {LOADER_NAME: self._loader}
         try:
-            return checkpointer.restore(step, model=state, data=data)
+            return checkpointer.restore(step, model=self._template(step, state), data=data)
         except SnapshotDamagedError as error:
             good = error.newest_good_step
             if good is None:
@@ -210,7 +212,13 @@ class TrainingSession:
                 raise
             self._say(str(error))
             self._say(f'resume.on_damage = "previous": going back to step {good}')
-            return checkpointer.restore(good, model=state, data=data)
+            return checkpointer.restore(good, model=self._template(good, state), data=data)
+
+    def _template(self, step: int, state: Any) -> Any:
+        """What a snapshot's model is compared with. Where there is no state, a model that is there must not be dropped."""
+        if state is None and Snapshot.open(self._directory, step).leaves is not None:
+            return {}
+        return state
 
     def _check_untouched(self) -> None:
         delivered = self._loader.idx.get_value()
@@ -242,12 +250,15 @@ class TrainingSession:
     def _loop(
         self, checkpointer: Checkpointer, progress: RunProgress, signals: StopSignals, start: int, state: Any
     ) -> Outcome:
-        step, stopping = start, signals.requested
+        step, stopping, pace = start, signals.requested, Pace()
         self._show_notes(checkpointer, progress)
         while step < self._total and not stopping:
             batch = next(self._loader)
             try:
-                state, metrics = self._task.step(state, batch)
+                state, metrics = state_and_metrics(self._task.step(state, batch))
+                pace.handed_over(metrics)
+                if step == start:
+                    self._contract.check(state)
             except Exception as error:
                 self._blame_task(error, f"step, at step {step + 1}")
             step += 1
@@ -268,6 +279,10 @@ class TrainingSession:
         self, checkpointer: Checkpointer, progress: RunProgress, step: int, state: Any, *, insist: bool
     ) -> None:
         """Saves; with `insist` (there is no later step to try again) until it is committed or fails for good."""
+        try:
+            self._contract.check(state)
+        except Exception as error:
+            self._blame_task(error, f"step, at step {step}")
         while True:
             try:
                 if insist:
