@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_UNTIL_AGAIN = 0.05
 
 
 class StopRequested(BaseException):
@@ -38,6 +40,8 @@ class StopSignals:
         self._broke_off = False
         self._received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
+        self._previous_hook: Any = None
+        self._again: threading.Timer | None = None
 
     @property
     def requested(self) -> bool:
@@ -73,14 +77,24 @@ class StopSignals:
             # SIGINT may be ignored (background jobs of a shell start that way): it is taken all the same.
             for number in _SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
+            self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        if self._previous_hook is not None:
+            sys.unraisablehook, self._previous_hook = self._previous_hook, None
         for number, handler in self._previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._again is not None:
+            self._again = None
+            if self._raising:
+                raise StopRequested(f"{self.name} received")
+            return
         if self._received is not None:
             _write(f"\ndatarax: second signal ({signal.Signals(number).name}), leaving at once\n")
             os._exit(128 + number)
@@ -89,6 +103,16 @@ class StopSignals:
             self._broke_off = True
             raise StopRequested(f"{self.name} received")
         _write(f"\ndatarax: {self.name} received, saving after this step; once more leaves at once\n")
+
+    def _unraisable(self, unraisable: Any) -> None:
+        """Comes back a moment later where Python lets no exception out: a destructor, a callback of the garbage collector."""
+        if not isinstance(unraisable.exc_value, StopRequested) or self._received is None:
+            self._previous_hook(unraisable)
+            return
+        main = threading.main_thread().ident
+        self._again = threading.Timer(_SECONDS_UNTIL_AGAIN, signal.pthread_kill, (main, self._received))
+        self._again.daemon = True
+        self._again.start()
 
 
 def _write(text: str) -> None:
