@@ -67,7 +67,10 @@ def decode(tree: Any) -> Any:
         return {key: decode(value) for key, value in tree.items()}
     if len(tree) != 1 or tags[0] not in _DECODERS:
         raise ValueError(f"unknown mark {tags[0]!r} in an encoded state; it was written by another version")
-    return _DECODERS[tags[0]](tree[tags[0]])
+    try:
+        return _DECODERS[tags[0]](tree[tags[0]])
+    except (TypeError, KeyError, AttributeError, IndexError, OverflowError, struct.error) as error:
+        raise ValueError(f"what is marked {tags[0]!r} in an encoded state was not made by encode") from error
 
 
 def _encode_plain(value: Any, path: str) -> Any:

@@ -270,7 +270,7 @@ class TrainingSession:
             self._poll(checkpointer, progress)
             progress.step(step, metrics, last=insist)
         if step < self._total:
-            self._say(f"stopped by {signals.name} after step {step}; run again to continue exactly here")
+            progress.say(f"stopped by {signals.name} after step {step}; run again to continue exactly here")
         return Outcome(step, step == self._total, state, step - start)
 
     # Save.

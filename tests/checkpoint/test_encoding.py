@@ -159,3 +159,24 @@ def test_dtypes_named_by_ml_dtypes_are_covered():
     for name in ("bfloat16", "float8_e8m0fnu", "int2", "float4_e2m1fn"):
         array = np.zeros(2, getattr(ml_dtypes, name))
         assert equal(there_and_back(array), array)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"$array": 0},
+        {"$array": {"dtype": "<i8"}},
+        {"$array": {"dtype": "no_dtype", "shape": [], "data": ""}},
+        {"$array": {"dtype": "", "shape": [], "data": ""}},
+        {"$int": 5},
+        {"$float": None},
+        {"$nan": "00"},
+        {"$str": 1},
+        {"$dict": [[{}, 1]]},
+        {"$tuple": 3},
+        {"a": [{"$scalar": []}]},
+    ],
+)
+def test_what_no_encode_made_is_a_value_error(tree):
+    with pytest.raises(ValueError):  # noqa: PT011  the decoders' own words differ
+        decode(tree)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import signal
 
 import jax
@@ -233,6 +234,21 @@ def test_progress_goes_to_the_standard_error_of_the_moment(tmp_path):
     with contextlib.redirect_stderr(text):
         session(tmp_path / "run", stream="stderr", log=LogConfig(every_seconds=0), steps=2).run()
     assert text.getvalue().startswith("step 1/2  loss ")
+
+
+class Terminal(io.StringIO):
+    """What a stream of a terminal is to those who write to it."""
+
+    def isatty(self):
+        return True
+
+
+def test_how_to_go_on_stands_on_a_line_of_its_own_beside_the_bar(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    seen = Terminal()
+    session(tmp_path / "run", task=Stopping(3), stream=seen, log=LogConfig(every_seconds=0)).run()
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.getvalue()))
+    assert "stopped by SIGTERM after step 3; run again to continue exactly here" in map(str.strip, lines)
 
 
 def test_handlers_of_signals_are_put_back(tmp_path):
