@@ -24,7 +24,11 @@ class Task(Protocol):
         ...
 
     def step(self, state: Any, batch: Any) -> tuple[Any, Mapping[str, Any]]:
-        """One step: the next state, and metrics by name (scalars, for instance `loss`)."""
+        """One step: the next state, and metrics by name (scalars, for instance `loss`).
+
+        The next state is built like the one `init` made: the same leaves, each of the same kind, dtype and shape. Otherwise
+        no snapshot of it could be restored, and the run ends at once.
+        """
         ...
 
 
