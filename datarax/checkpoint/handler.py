@@ -143,11 +143,10 @@ class OrbaxWriter:
         """Delete what a failed save of `step` left: on a full disk it would keep the disk full.
 
         When one file fails, Orbax's other threads go on writing. They are waited for, because they would write into the
-        directory of a second try too; where no item was begun they only wait for a directory that never comes.
+        directory of a second try too.
         """
+        _join_orbax_threads(_STRAGGLER_SECONDS)
         remains = list(self._directory.glob(f"{step}{TEMPORARY_SUFFIX}*"))
-        if any(item.is_dir() for path in remains for item in path.iterdir()):
-            _join_orbax_threads(_STRAGGLER_SECONDS)
         for path in remains:
             _remove(path)
 
@@ -207,7 +206,11 @@ def manager_options(
         lightweight_initialize=True,  # reading the metadata of 200 steps takes 0.4 s, and nothing here needs them
         enable_async_checkpointing=True,
         async_options=ocp.AsyncOptions(
-            timeout_secs=timeout_seconds, post_finalization_callback=before_commit
+            timeout_secs=timeout_seconds,
+            post_finalization_callback=before_commit,
+            # A save with a model blocks 9 ms less otherwise, but where a directory cannot be made Orbax's threads then
+            # wait five minutes for it, and so does the exit of the interpreter.
+            create_directories_asynchronously=False,
         ),
         # Whether the step exists is checked before; the rename fails on a directory that is not empty.
         file_options=ocp_options.FileOptions(skip_sync_file_validations=True),

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import subprocess
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +59,26 @@ def test_a_failed_save_is_reported_by_poll_and_is_no_step(tmp_path, disk, with_m
         checkpointer.save(3, model=tree, data=Counter().at(3))
     assert list_steps(tmp_path) == [1, 2, 3]
     assert Snapshot.open(tmp_path, 3).check() == []
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_a_directory_that_cannot_be_made_leaves_no_thread_that_waits_for_it(
+    tmp_path, monkeypatch, with_model
+):
+    """Orbax's threads would wait five minutes for it, and the exit of the interpreter for them."""
+
+    def refuse(path, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    tree = model(1) if with_model else None
+    with Checkpointer(tmp_path) as checkpointer:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "mkdir", refuse)
+            with pytest.raises(SaveError, match="No space left on device"):
+                save_and_wait(checkpointer, 1, tree)
+        assert not [t for t in threading.enumerate() if type(t).__module__.startswith("orbax.")]
+        checkpointer.save(1, model=tree, data=Counter().at(1))
+        assert checkpointer.wait() == [1]
 
 
 def test_a_disk_that_turns_read_only_is_named_as_such(tmp_path, disk):
