@@ -199,7 +199,14 @@ class DataraxModule(nnx.Module):
                 variable.set_raw_value(detached(variable.get_raw_value()))
         for _, module in _modules_among(clone, variables):
             module._detach_static_attributes()
+            module._cloned()
         return clone
+
+    def _cloned(self) -> None:
+        """Called on each module of a clone, nested ones too, when all its Variables are its own.
+
+        For what is open, which the clone still shares: files, queues, threads. The default does nothing.
+        """
 
     def _detach_static_attributes(self) -> None:
         for name, value in vars(self).items():
@@ -216,7 +223,10 @@ class DataraxModule(nnx.Module):
         plain array attributes are not in it.
         """
         variables = variables_below(self)
-        return read_state(variables, unsaved=_named(_modules_among(self, variables), "unsaved_state"))
+        modules = _modules_among(self, variables)
+        for _, module in modules:
+            module._state_asked()
+        return read_state(variables, unsaved=_named(modules, "unsaved_state"))
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `get_state` gave, strictly: either all of it is taken over or nothing is.
@@ -248,6 +258,12 @@ class DataraxModule(nnx.Module):
             write(variable, value)
         for _, module in modules:
             module._state_restored()
+
+    def _state_asked(self) -> None:
+        """Called by `get_state` of this module, or of one that contains it, before the Variables are read.
+
+        For what is kept elsewhere and mirrored in them. The default does nothing.
+        """
 
     def _validate_state(self, state: dict[str, Any]) -> None:
         """Refuse a state whose structure is right and whose values are not, by raising ValueError.

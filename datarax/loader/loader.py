@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import numpy as np
@@ -20,9 +20,11 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
 from datarax.loader.config import DataLoaderConfig
+from datarax.loader.device import check_rows
+from datarax.loader.last_batch import LastBatch
 from datarax.loader.reader import PreparedBatch
 from datarax.loader.runtime import Delivered, Runtime
-from datarax.loader.statistics import statistics_identity
+from datarax.loader.statistics import RunningMeans, statistics_identity
 from datarax.metrics import LoaderMetrics
 from datarax.order import Digest, Order, RecordKeys, Remainder, Schedule
 from datarax.sources import DataSource
@@ -79,7 +81,11 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             )
         super().__init__(config, rngs=rngs, name=name)
         stages = check_pipeline(transforms)
-        self._runtime = Runtime(config, source, stages, _checked_rows(rows, config.batch_size), sharding)
+        slots = _checked_rows(rows, config.batch_size)
+        if sharding is not None:
+            check_rows(slots, sharding, config.batch_size)
+        self._runtime = Runtime(config, source, stages, slots, sharding)
+        self.current = LastBatch(self._runtime)
         self._applied_count = IterationCount(np.asarray(0, np.int64))
         self._skipped_count = IterationCount(np.asarray(0, np.int64))
         self.digest_rows = HostInt(0)
@@ -124,27 +130,61 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         asked = time.perf_counter()
         batch = runtime.take(step)
         runtime.metrics.wait_seconds += time.perf_counter() - asked
-        self._update_statistics(batch)
-        self._hand_over(batch)
+        self._hand_over(batch, self._means_after(batch, step))
         return batch.placed
 
-    def _hand_over(self, batch: PreparedBatch) -> None:
+    def _hand_over(self, batch: PreparedBatch, means: RunningMeans) -> None:
         runtime = self._runtime
-        before = runtime.delivered
-        runtime.delivered = before.after(runtime.schedule, batch)
-        runtime.log.append(before.idx, batch.keys_digest, batch.bytes_digest)
-        runtime.metrics.batches += 1
-        runtime.metrics.rows += batch.rows
-        self.current.set_raw_value(batch.host)
-        self._write_mirrors(before)
+        before, means_before, shown = runtime.delivered, runtime.means, runtime.current
+        stats_before, reset_before = self._computed_stats.get_raw_value(), self._is_stats_reset.get_value()
+        try:
+            runtime.delivered = before.after(runtime.schedule, batch)
+            runtime.current = batch.host
+            runtime.log.append(before.idx, batch.keys_digest, batch.bytes_digest)
+            if means is not means_before:
+                self._keep_means(means)
+            self._write_mirrors(before)
+            runtime.metrics.batches += 1
+            runtime.metrics.rows += batch.rows
+        except BaseException:
+            # Ctrl-C can break off any of these lines; a batch that the loop never got must not be half counted.
+            runtime.delivered, runtime.current = before, shown
+            runtime.log.take_back(before.idx)
+            if means is not means_before:
+                self._keep_means(means_before)
+                self._computed_stats.set_raw_value(stats_before)
+                self._is_stats_reset.set_value(reset_before)
+            self._write_mirrors()
+            raise
 
-    def _update_statistics(self, batch: PreparedBatch) -> None:
-        if self.config.batch_stats_fn is None or batch.rows == 0:
-            return
+    def _means_after(self, batch: PreparedBatch, step: int) -> RunningMeans:
         means = self._runtime.means
-        means.update(self.config.batch_stats_fn(batch.host), batch.rows)
-        self.set_statistics(means.values())
+        if self.config.batch_stats_fn is None or batch.rows == 0:
+            return means
+        try:
+            return means.after(self.config.batch_stats_fn(batch.host), batch.rows)
+        except Exception as error:
+            error.add_note(f"in batch_stats_fn, on the batch of step {step}")
+            raise
+
+    def _keep_means(self, means: RunningMeans) -> None:
+        self._runtime.means = means
+        super().set_statistics(means.values() if means.rows else None)
         self.stats_rows.set_value(means.rows)
+
+    def set_statistics(self, stats: dict[str, Any] | None) -> None:
+        """Keep `stats`, as in the base class; the running means start anew with the next batch."""
+        super().set_statistics(stats)
+        self._restart_means()
+
+    def reset_statistics(self) -> None:
+        """Have no statistics, as in the base class; the running means start anew with the next batch."""
+        super().reset_statistics()
+        self._restart_means()
+
+    def _restart_means(self) -> None:
+        self._runtime.means = RunningMeans()
+        self.stats_rows.set_value(0)
 
     # Random access.
 
@@ -197,7 +237,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         runtime.delivered = dataclasses.replace(runtime.delivered, idx=step, position=position)
         runtime.log.restart(step)
         runtime.drop()
-        self.current.set_raw_value(None)
+        runtime.current = None
         self._write_mirrors()
 
     # What it is, and what it did.
@@ -257,10 +297,12 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     # State.
 
-    def get_state(self) -> dict[str, Any]:
-        """The state of what was handed over; never the read-ahead, never data."""
+    def _state_asked(self) -> None:
         self._check_mirrors()
-        return super().get_state()
+        means = self._runtime.means
+        if means.rows:
+            # A transform may have made 32-bit numbers of those in the Variable.
+            self._computed_stats.set_raw_value(means.values())
 
     def _validate_state(self, state: dict[str, Any]) -> None:
         schedule, order = self._runtime.schedule, self._runtime.order
@@ -279,7 +321,9 @@ class DataLoader(CheckpointableIteratorModule[Any]):
                 raise ValueError(f"{field}: {state[field]} does not fit 64 bits")
         if idx == 0 and position != 0:
             raise ValueError(f"idx: 0 batches cannot have handed over {position} rows")
-        self._base_for(idx, position)
+        if state["stats_rows"] and not isinstance(state["_computed_stats"], dict):
+            raise ValueError(f"_computed_stats: there are no means of the {state['stats_rows']} stats_rows")
+        RunningMeans(state["_computed_stats"] if state["stats_rows"] else None, state["stats_rows"])
 
     def _base_for(self, idx: int, position: int) -> tuple[int, int]:
         """Where the schedule must start so that step `idx` begins at `position`."""
@@ -305,8 +349,8 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             runtime.open_at(*base)
         runtime.drop()
         runtime.log.restart(idx)
-        runtime.means.restore(self._computed_stats.get_value(), stats_rows)
-        self.current.set_raw_value(None)
+        runtime.means = RunningMeans(self._computed_stats.get_value() if stats_rows else None, stats_rows)
+        runtime.current = None
         self._write_mirrors()
 
     def _write_mirrors(self, before: Delivered | None = None) -> None:
@@ -345,9 +389,16 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def clone(self) -> DataLoader:
         """An independent loader at the same position, with threads of its own; the source is shared."""
-        clone = self.copy(rngs=None if self.rngs is None else nnx.clone(self.rngs))
-        clone.set_state(self.get_state())
-        return clone
+        return cast(DataLoader, super().clone())
+
+    def _cloned(self) -> None:
+        shared = self._runtime
+        self._check_mirrors()
+        self._runtime = shared.reopened()
+        self.current = LastBatch(self._runtime)
+        self._state_restored()
+        if shared.means.rows:
+            self._keep_means(shared.means)
 
     def copy(
         self,

@@ -7,8 +7,6 @@ are kept. Next: `reader.py`, which turns keys into rows.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +45,7 @@ class BatchPlan:
         self.schedule = schedule
         self.slots = slots
         self._steps_per_block = max(1, _BLOCK_ROWS // max(1, len(slots)))
-        self._blocks: OrderedDict[int, tuple[np.ndarray, RecordKeys, np.ndarray]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._blocks: dict[int, tuple[np.ndarray, RecordKeys, np.ndarray]] = {}
 
     def step(self, step: int) -> StepKeys:
         """The rows of `step`.
@@ -69,15 +66,13 @@ class BatchPlan:
         )
 
     def _block(self, block: int) -> tuple[np.ndarray, RecordKeys, np.ndarray]:
-        with self._lock:
-            if block in self._blocks:
-                self._blocks.move_to_end(block)
-                return self._blocks[block]
-        made = self._make_block(block)
-        with self._lock:
-            self._blocks[block] = made
-            while len(self._blocks) > _KEPT_BLOCKS:
-                self._blocks.popitem(last=False)
+        made = self._blocks.get(block)
+        if made is None:
+            made = self._make_block(block)
+            # Replaced, never changed: threads need no lock, and an interrupt leaves none held. What two of them make at
+            # once, or one loses to the other, is made again.
+            kept = list(self._blocks.items())[1 - _KEPT_BLOCKS :]
+            self._blocks = dict([*kept, (block, made)])
         return made
 
     def _make_block(self, block: int) -> tuple[np.ndarray, RecordKeys, np.ndarray]:

@@ -6,13 +6,29 @@ step may be computed again, and dropping what was read ahead loses nothing. Next
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+_alive: weakref.WeakSet[ReadAhead[Any]] = weakref.WeakSet()
+
+
+def _drop_all() -> None:
+    for each in list(_alive):
+        each.drop()
+
+
+# At exit, Python first finishes everything that is queued in any executor: seconds or minutes of batches that nobody
+# will take. Its own executors hook in here too, and the latest hook is called first.
+_register = getattr(threading, "_register_atexit", None)
+if _register is not None:
+    _register(_drop_all)
 
 
 class ReadAhead(Generic[T]):
@@ -31,23 +47,30 @@ class ReadAhead(Generic[T]):
         self._num_threads = num_threads
         self._pending: deque[tuple[int, Future[T]]] = deque()
         self._executor: ThreadPoolExecutor | None = None
+        self._process = os.getpid()
+        _alive.add(self)
 
     def take(self, step: int, stop: int | None) -> T:
         """The result of `step`; starts the steps after it, up to but not including `stop` (None: no end).
 
         Raises:
-            Exception: whatever `prepare` raised, unchanged. The same step may then be taken again.
+            BaseException: whatever `prepare` raised, unchanged. The same step may then be taken again.
         """
         if self._depth == 0:
             return self._prepare(step)
+        if self._process != os.getpid():
+            self._leave_to_parent()
         if not self._pending or self._pending[0][0] != step:
             self.drop()
         self._top_up(step, stop)
-        # Peek first: an interrupt while waiting leaves the queue as it was.
+        # Peek first: an interrupt while waiting leaves the queue as it was. What `prepare` itself raised, an exit
+        # or an interrupt included, must not stay in it to be raised again.
+        head = self._pending[0][1]
         try:
-            result = self._pending[0][1].result()
-        except Exception:
-            self.drop()
+            result = head.result()
+        except BaseException:
+            if head.done():
+                self.drop()
             raise
         self._pending.popleft()
         self._top_up(step + 1, stop)
@@ -70,6 +93,12 @@ class ReadAhead(Generic[T]):
         while len(self._pending) < self._depth and (stop is None or upcoming < stop):
             self._pending.append((upcoming, self._threads().submit(self._prepare, upcoming)))
             upcoming += 1
+
+    def _leave_to_parent(self) -> None:
+        """After a fork: threads, and with them all that they had under way, exist in the parent only."""
+        self._process = os.getpid()
+        self._pending.clear()
+        self._executor = None
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._executor is None:

@@ -56,12 +56,12 @@ class BatchReader:
 
         Raises:
             IndexError: if there is no such step.
-            Exception: what the source or a transform raised, with notes that name the step and the record.
+            BaseException: what the source or a transform raised, with notes that name the step and the record.
         """
         step_keys = self.plan.step(step)
         try:
             return self._prepare(step_keys)
-        except Exception as error:
+        except BaseException as error:
             error.add_note(f"while preparing the batch of step {step} ({self._describe(step_keys.keys)})")
             raise
 

@@ -7,6 +7,7 @@ state dicts: `loader.py` mirrors and restores.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,6 +72,7 @@ class Runtime:
         self.metrics = LoaderMetrics()
         self.log = StepLog()
         self.means = RunningMeans()
+        self.current: Any = None
         self.delivered = Delivered(0, 0, 0, 0, Digest.zero(config.byte_digest))
         self.config = config
         self.read_ahead: ReadAhead[PreparedBatch] | None = None
@@ -114,6 +116,12 @@ class Runtime:
         """Forgets what was read ahead."""
         assert self.read_ahead is not None
         self.read_ahead.drop()
+
+    def reopened(self) -> Runtime:
+        """The same parts with threads of their own, at the beginning."""
+        made = Runtime(self.config, self.source, self.transforms, self.rows, self.sharding)
+        made.pipeline_identity = self.pipeline_identity
+        return made
 
     def close(self) -> None:
         """Ends the threads."""

@@ -18,14 +18,22 @@ _MAX_BYTES = 1024
 
 
 class RunningMeans:
-    """The mean of each statistic over all rows so far."""
+    """The mean of each statistic over all rows so far; a value.
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self._means: dict[str, np.ndarray] = {}
+    Args:
+        means: the means over `rows` rows, as `values` gave them.
+        rows: rows so far; 0 starts anew.
 
-    def update(self, statistics: Mapping[str, Any], rows: int) -> None:
-        """Weighs in the statistics of one batch of `rows` rows.
+    Raises:
+        ConfigError: if a mean is not a number or an array of at most 1 KB.
+    """
+
+    def __init__(self, means: Mapping[str, Any] | None = None, rows: int = 0) -> None:
+        self.rows = rows
+        self._means = {key: _as_float64(key, value) for key, value in (means or {}).items()} if rows else {}
+
+    def after(self, statistics: Mapping[str, Any], rows: int) -> RunningMeans:
+        """The means once the statistics of one more batch of `rows` rows are weighed in; these stay what they are.
 
         Raises:
             ConfigError: if a statistic is not a number or an array of at most 1 KB, or the keys change in mid-run.
@@ -41,21 +49,20 @@ class RunningMeans:
                 f"a mean needs every key in every batch"
             )
         total = self.rows + rows
+        means = self._means or {key: np.zeros_like(value) for key, value in arrays.items()}
         for key, value in arrays.items():
-            mean = self._means.get(key, np.zeros_like(value))
-            self._means[key] = mean + (value - mean) * (rows / total)
-        self.rows = total
+            if value.shape != means[key].shape:
+                raise ConfigError(
+                    f"batch_stats_fn: {key!r} has the shape {value.shape}, but {means[key].shape} before; a mean needs "
+                    f"one shape in every batch"
+                )
+        return RunningMeans(
+            {key: mean + (arrays[key] - mean) * (rows / total) for key, mean in means.items()}, total
+        )
 
     def values(self) -> dict[str, Any]:
         """Means so far: Python floats for scalars, float64 arrays otherwise."""
         return {key: float(mean) if mean.ndim == 0 else mean.copy() for key, mean in self._means.items()}
-
-    def restore(self, means: Mapping[str, Any] | None, rows: int) -> None:
-        """Continues from a snapshot's means over `rows` rows."""
-        self.rows = rows
-        self._means = (
-            {key: np.asarray(value, np.float64) for key, value in (means or {}).items()} if rows else {}
-        )
 
 
 def _as_float64(key: str, value: Any) -> np.ndarray:

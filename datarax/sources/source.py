@@ -187,10 +187,11 @@ class DataSource(CheckpointableIteratorModule[Any]):
 
     def clone(self) -> Self:
         """A source at the same place, with files of its own."""
-        clone = cast(Self, super().clone())
-        clone._runtime = self._reopened()
-        clone._is_closed = False
-        return clone
+        return cast(Self, super().clone())
+
+    def _cloned(self) -> None:
+        self._runtime = self._reopened()
+        self._is_closed = False
 
     def close(self) -> None:
         """Frees what is open. Reading is refused afterwards; closing twice does nothing."""

@@ -1,0 +1,112 @@
+"""What threads that read ahead leave behind: nothing, in whatever way they are left."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from datarax.loader.prefetch import ReadAhead
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, KeyError])
+def test_what_a_step_raised_is_raised_once(error):
+    raised = []
+
+    def prepare(step):
+        if not raised:
+            raised.append(step)
+            raise error("once")
+        return step
+
+    ahead = ReadAhead(prepare, depth=2, num_threads=1)
+    with pytest.raises(error):
+        ahead.take(0, None)
+    assert [ahead.take(0, None), ahead.take(1, None)] == [0, 1]
+    ahead.close()
+
+
+def test_an_interrupted_wait_loses_no_work():
+    may_go_on, made = threading.Event(), []
+
+    def prepare(step):
+        may_go_on.wait(60)
+        made.append(step)
+        return step
+
+    class Interrupted:
+        """A future whose first wait is interrupted, as by Ctrl-C."""
+
+        def __init__(self, future):
+            self.future, self.done, self.cancel = future, future.done, future.cancel
+            self.waits = 0
+
+        def result(self):
+            self.waits += 1
+            if self.waits == 1:
+                raise KeyboardInterrupt
+            return self.future.result()
+
+    ahead = ReadAhead(prepare, depth=1, num_threads=1)
+    ahead._top_up(0, None)
+    ahead._pending[0] = (0, Interrupted(ahead._pending[0][1]))
+    with pytest.raises(KeyboardInterrupt):
+        ahead.take(0, None)
+    may_go_on.set()
+    assert ahead.take(0, 1) == 0
+    assert made == [0]
+    ahead.close()
+
+
+LEAVE = """
+import sys, threading
+from datarax.loader.prefetch import ReadAhead
+started = threading.Event()
+def prepare(step):
+    print(step, flush=True)
+    started.set()
+    if step:
+        threading.Event().wait(0.2)
+    return step
+ahead = ReadAhead(prepare, depth=50, num_threads=1)
+ahead.take(0, None)
+"""
+
+
+def test_leaving_the_interpreter_does_not_wait_for_what_nobody_will_take():
+    done = subprocess.run([sys.executable, "-c", LEAVE], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.split()) < 25  # of the 51 steps that were asked for
+
+
+FORK = """
+import os, signal, sys, warnings
+warnings.simplefilter("ignore")
+from datarax.loader.prefetch import ReadAhead
+ahead = ReadAhead(lambda step: step, depth=2, num_threads=1)
+ahead.take(0, None)
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    assert [ahead.take(step, None) for step in (1, 2, 3)] == [1, 2, 3]
+    ahead.close()
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert [ahead.take(step, None) for step in (1, 2, 3)] == [1, 2, 3]
+"""
+
+
+def test_a_forked_child_reads_on_with_threads_of_its_own():
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_closing_twice_and_taking_again_is_fine():
+    before = threading.active_count()
+    ahead = ReadAhead(lambda step: step, depth=3, num_threads=2)
+    assert ahead.take(5, None) == 5
+    ahead.close()
+    ahead.close()
+    assert ahead.take(6, None) == 6
+    ahead.close()
+    assert threading.active_count() == before
