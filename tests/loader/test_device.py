@@ -28,7 +28,7 @@ def test_an_integer_that_the_device_would_cut_is_refused_by_name():
     ):
         next(loader)
     assert loader.get_state()["idx"] == 0
-    with pytest.raises(OverflowError, match="deep.ids holds"):
+    with pytest.raises(OverflowError, match=r"deep\.ids holds"):
         next(make({"deep": {"ids": np.full(20, 2**32, np.uint64)}}))
 
 
