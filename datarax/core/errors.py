@@ -102,6 +102,30 @@ class SaveError(DataraxError, OSError):
     exit_code = 74
 
 
+class PeerError(DataraxError, RuntimeError):
+    """Something failed on one or more processes of a run, so all of them gave it up together; names each and what it said."""
+
+    def __init__(self, message: str, *, exit_code: int = 70) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class DisagreementError(DataraxError, RuntimeError):
+    """The processes of a run hold different things where they must hold the same; nothing was done."""
+
+    exit_code = 1
+
+
+class PeerLostError(DataraxError, RuntimeError):
+    """Another process of the run did not come in time; `missing` are those known to be absent."""
+
+    exit_code = 74
+
+    def __init__(self, message: str, *, missing: Sequence[int]) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+
+
 class ReadError(DataraxError, OSError):
     """Data that was readable at the start could not be read while running."""
 
