@@ -6,7 +6,7 @@ loaders; the readers of these protocols are the checkpointer and the verifier.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -71,4 +71,29 @@ class KeepsDigest(Protocol):
     @property
     def digest(self) -> DeliveryDigest:
         """The digest up to the present position."""
+        ...
+
+
+@runtime_checkable
+class SumsOverProcesses(Protocol):
+    """A module whose counters and digests each process keeps for its own share of the work."""
+
+    def contribution(self) -> dict[str, Any]:
+        """What this process alone has added since the state that all share: that of the last restore, or of the beginning.
+
+        Values with JSON.
+        """
+        ...
+
+    def combined(
+        self, contributions: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+        """`get_state()` and `digest.to_state()` as if one process had done it all.
+
+        Args:
+            contributions: one of each process, in the order of processes.
+
+        Raises:
+            ValueError: if they are not of one moment, naming what differs.
+        """
         ...
