@@ -2,10 +2,14 @@
 
 The background of a save is in `datarax.checkpoint.saver`, the checks of a restore in `datarax.checkpoint.restore`; here is
 what holds them together: the lock, the order of steps, the history. Knows nothing of loaders, batches and signals.
+
+With many processes each has a `Checkpointer` of the same run and calls the same methods in the same order. They agree before
+anything is done; process 0 holds the lock and writes what is written once; what one of them cannot do, none does.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,14 +21,19 @@ from datarax.checkpoint.encoding import EncodingError
 from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout, local_directory, refuse_wildcards
 from datarax.checkpoint.lock import RunLock
-from datarax.checkpoint.recorder import Recorder
+from datarax.checkpoint.recorder import Fixed, Recorder
 from datarax.checkpoint.restore import Restored, restore_snapshot
 from datarax.checkpoint.retention import clean_up, set_aside
 from datarax.checkpoint.save_config import SaveConfig
+from datarax.checkpoint.save_pace import SavePace
 from datarax.checkpoint.saver import SaveJob, Saver, reason
 from datarax.checkpoint.snapshot import Snapshot, newest_good_step
-from datarax.core.errors import ConfigError, DataraxError, InputError, SaveError
-from datarax.core.protocols import Stateful
+from datarax.core.errors import ConfigError, DataraxError, InputError, PeerError, SaveError
+from datarax.core.processes import Processes, check_agreement
+from datarax.core.protocols import KeepsStepDigests, Stateful
+from datarax.multihost import current
+
+_SHARED_SECONDS = 20.0
 
 
 class Checkpointer:
@@ -40,8 +49,7 @@ class Checkpointer:
         config_text: the fully resolved run config (TOML), stored once and named by each snapshot.
         allow_changed: fields of the identity that a restore lets differ.
         provenance: what is recorded of this start: versions, devices.
-        process_index: index of this process.
-        process_count: number of processes; one for now.
+        processes: those of the run; by default what `datarax.multihost.current` says.
 
     Attributes:
         config: the settings.
@@ -49,8 +57,7 @@ class Checkpointer:
         skipped_directories: numbered directories without a manifest, found on entering; they never were steps.
 
     Raises:
-        ConfigError: if the directory is not a local path or has a wildcard in it, the identity has no canonical JSON, or
-            there is more than one process.
+        ConfigError: if the directory is not a local path or has a wildcard in it, or the identity has no canonical JSON.
     """
 
     def __init__(
@@ -62,13 +69,8 @@ class Checkpointer:
         config_text: str | None = None,
         allow_changed: Sequence[str] = (),
         provenance: Mapping[str, Any] | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        processes: Processes | None = None,
     ) -> None:
-        if process_count != 1 or process_index != 0:
-            raise ConfigError(
-                f"snapshots are saved by one process for now, not by process {process_index} of {process_count}"
-            )
         if isinstance(allow_changed, str):
             raise ConfigError(f"allow_changed must be a list of fields, not the text {allow_changed!r}")
         self.config = config or SaveConfig()
@@ -78,19 +80,18 @@ class Checkpointer:
         self.skipped_directories: list[str] = []
         self._layout = RunLayout(local_directory(directory))
         refuse_wildcards(self._layout.directory)
-        self._recorder = Recorder(
-            self._layout, identity, config_text, process_index=process_index, process_count=process_count
-        )
+        self._recorder = Recorder(self._layout, identity, config_text)
         self._allow_changed = tuple(allow_changed)
         self._provenance = provenance
-        self._process = (process_index, process_count)
+        self._processes = processes or current()
+        self._pace = SavePace(self.config, self._processes)
+        self._start: int | None = None
         self._lock: RunLock | None = None
         self._saver: Saver | None = None
         self._latest: int | None = None
         self._continues_from: int | None = None
         self._failures: list[DataraxError] = []
         self._committed: list[int] = []
-        self._last_begin = time.monotonic()
 
     @property
     def directory(self) -> str:
@@ -100,11 +101,42 @@ class Checkpointer:
     @property
     def start(self) -> int:
         """Number of this start of the run, 1 for the first."""
-        return self._opened("start")[0].start
+        self._opened("start")
+        assert self._start is not None
+        return self._start
 
     def __enter__(self) -> Checkpointer:
-        if self._lock is not None:
+        if self._saver is not None:
             raise InputError(f"this Checkpointer of {self.directory} has been entered already")
+        layout = self._layout
+        about = f"opening the run {layout.directory}"
+        try:
+            opened = self._processes.exchange("open", self._open, self._agree_to_open, about=about)
+            self._start = opened["start"]
+            self._processes.exchange("shared", self._check_shared, lambda parts: None, about=about)
+            self._saver = Saver(layout, self.config, self._lock, self._processes)
+        except BaseException:
+            self._release()
+            raise
+        committed = opened["committed"]
+        self._latest = committed[-1] if committed else None
+        self.skipped_directories = [str(step) for step in opened["numbered"] if step not in committed]
+        for name in self.skipped_directories:
+            self.notes.append(
+                f"{layout.directory / name} has no manifest: it never was a snapshot and is skipped"
+            )
+        self._pace.begun(self._latest)
+        return self
+
+    def _open(self) -> dict[str, Any]:
+        """What this process does to open the run, and what it says of itself: process 0 takes the lock."""
+        facts = {
+            **self._recorder.facts(),
+            "the changes that are allowed": list(self._allow_changed),
+            "the save settings": dataclasses.asdict(self.config),
+        }
+        if not self._processes.first:
+            return {"facts": facts}
         layout = self._layout
         try:
             layout.directory.mkdir(parents=True, exist_ok=True)
@@ -112,23 +144,34 @@ class Checkpointer:
             for name in clean_up(layout, TEMPORARY_SUFFIX):
                 self.notes.append(f"removed {name}, left by a save that was killed before its commit")
             self._recorder.store_texts()
-            self._saver = Saver(layout, self.config, self._lock)
-        except BaseException as error:
-            self._release()
-            if isinstance(error, OSError) and not isinstance(error, DataraxError):
+        except OSError as error:
+            if isinstance(error, DataraxError):
+                raise
+            raise InputError(
+                f"the run directory {layout.directory} cannot be used: {reason(error)}"
+            ) from error
+        return {
+            "facts": facts,
+            "start": self._lock.start,
+            "committed": layout.committed(),
+            "numbered": layout.numbered(),
+        }
+
+    def _agree_to_open(self, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        check_agreement([part["facts"] for part in parts], f"opening the run {self._layout.directory}")
+        return parts[0]
+
+    def _check_shared(self) -> None:
+        """Whether this process sees in its directory what process 0 has just written there."""
+        mark = self._layout.starts / f"{self._start}.json"
+        deadline = time.monotonic() + _SHARED_SECONDS  # a network file system may take a moment
+        while not mark.exists():
+            if time.monotonic() > deadline:
                 raise InputError(
-                    f"the run directory {layout.directory} cannot be used: {reason(error)}"
-                ) from error
-            raise
-        committed = layout.committed()
-        self._latest = committed[-1] if committed else None
-        self.skipped_directories = [str(step) for step in layout.numbered() if step not in committed]
-        for name in self.skipped_directories:
-            self.notes.append(
-                f"{layout.directory / name} has no manifest: it never was a snapshot and is skipped"
-            )
-        self._last_begin = time.monotonic()
-        return self
+                    f"the run directory {self._layout.directory} is another one here than on process 0, whose {mark.name} in "
+                    f"starts/ is not to be seen; all processes need one shared directory"
+                )
+            time.sleep(0.05)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -154,18 +197,23 @@ class Checkpointer:
     def should_save(self, step: int) -> bool:
         """Whether a save of `step` is due by `SaveConfig.every_steps` or `every_seconds`.
 
-        Never for a step that is not newer than all committed and pending ones.
+        Never for a step that is not newer than all committed and pending ones. With many processes ask after each step.
         """
         self._opened("should_save")
         newest = self._newest()
-        if newest is not None and step <= newest:
-            return False
-        config = self.config
-        if config.every_steps is not None and step % config.every_steps == 0:
-            return True
-        return (
-            config.every_seconds is not None and time.monotonic() - self._last_begin >= config.every_seconds
-        )
+        return (newest is None or step > newest) and self._pace.is_due(step)
+
+    def agreed_to_stop(self) -> bool:
+        """Whether the processes have agreed to save now and stop, after one of them was told to (SIGTERM).
+
+        With many processes all must ask after each step, and equally often before the first. Always False for one alone, whose
+        signals belong to its session.
+        """
+        return self._opened("agreed_to_stop").agreed_to_stop()
+
+    def asks_others(self, step: int) -> bool:
+        """Whether `should_save` of `step` will wait for the other processes: finish what keeps them busy before."""
+        return self._pace.asks_others(step)
 
     def save(self, step: int, *, model: Any = None, data: Stateful | Modules | None = None) -> None:
         """Begin to save; what is on the disk later is what `model` and `data` were at this call.
@@ -183,16 +231,14 @@ class Checkpointer:
                 snapshots that this save would not continue; if a model leaf or a state cannot be stored exactly.
             SaveError: if the record would be too large, this save cannot begin, or an earlier one has failed.
             RunLockedError: if a later start has taken over the run.
+            DisagreementError: if the processes are not about to save the same.
+            PeerError: if another process cannot begin.
+            PeerLostError: if another process does not come.
         """
-        _, saver = self._opened("save")
+        saver = self._opened("save")
         self._settle(wait=True)
-        self._check_step(step)
-        if model is None and data is None:
-            raise InputError(
-                f"save of step {step} was given neither a model nor data; pass model=, data= or both"
-            )
-        job = self._prepared(step, model, {} if data is None else named_modules(data))
-        self._last_begin = time.monotonic()
+        job = self._prepared(step, model, data)
+        self._pace.begun(step)
         saver.start(job)
         self._raise_failure()
 
@@ -236,15 +282,23 @@ class Checkpointer:
         """
         if self._saver is not None:
             self._settle(wait=True)
-        snapshot = Snapshot.open(self._layout.directory, step)
+        found: list[Snapshot] = []
+
+        def look() -> int:
+            found.append(Snapshot.open(self._layout.directory, step))
+            return found[0].step
+
+        def same(steps: Sequence[int]) -> None:
+            check_agreement([{"the step": each} for each in steps], f"restoring from {self.directory}")
+
+        self._processes.exchange("restore_open", look, same, about=f"restoring from {self.directory}")
         restored = restore_snapshot(
-            snapshot,
+            found[0],
             model=model,
             data=data,
             identity=self._recorder.identity,
             allow_changed=self._allow_changed,
-            process_index=self._process[0],
-            process_count=self._process[1],
+            processes=self._processes,
         )
         self._continues_from = restored.step
         self._recorder.continue_from(restored, {} if data is None else named_modules(data))
@@ -279,8 +333,22 @@ class Checkpointer:
             SnapshotNotFoundError: if `step` is not a committed step.
             SaveError: if a move fails.
         """
-        lock, saver = self._opened("set_aside_after")
+        saver = self._opened("set_aside_after")
         self._settle(wait=True)
+
+        def move() -> list[int]:
+            return self._move_after(step) if self._processes.first else []
+
+        about = f"going back to step {step}"
+        moved = self._processes.exchange("set_aside", move, lambda parts: parts[0], about=about)
+        saver.reload()
+        self._latest = step
+        if step is None:
+            self._continues_from = None
+            self._recorder.begin_anew()
+        return moved
+
+    def _move_after(self, step: int | None) -> list[int]:
         layout = self._layout
         if step is not None:
             Snapshot.open(layout.directory, step)
@@ -290,23 +358,18 @@ class Checkpointer:
         paths = [layout.step(s) for s in reversed(newer)]
         paths += [layout.ledger(s) for s in reversed(ledger) if step is None or s > step]
         try:
-            set_aside(layout, paths, start=lock.start, reason=f"rolled back to step {step}")
+            set_aside(layout, paths, start=self.start, reason=f"rolled back to step {step}")
         except OSError as error:
             raise SaveError(f"the steps after {step} could not be set aside: {reason(error)}") from error
-        saver.reload()
-        self._latest = step
-        if step is None:
-            self._continues_from = None
-            self._recorder.begin_anew()
         return moved
 
-    def _opened(self, what: str) -> tuple[RunLock, Saver]:
-        if self._lock is None or self._saver is None:
+    def _opened(self, what: str) -> Saver:
+        if self._saver is None:
             raise InputError(
                 f"{what} was called outside the `with` block of the Checkpointer of {self.directory}; a save begun there could "
                 "be lost at exit. Write `with Checkpointer(...) as checkpointer:` around the training loop"
             )
-        return self._lock, self._saver
+        return self._saver
 
     def _release(self) -> None:
         saver, self._saver = self._saver, None
@@ -358,25 +421,61 @@ class Checkpointer:
                 f"(this process continues from {self._continues_from}): restore step {self._latest}, or call set_aside_after"
             )
 
-    def _prepared(self, step: int, model: Any, modules: Modules) -> SaveJob:
-        try:
-            job = self._recorder.job(step, model, modules, previous=self._latest, start=self.start)
-            self._make_room(step)
-            return job
-        except EncodingError as error:
-            raise InputError(f"the snapshot of step {step} cannot be made: {error}") from error
-        except OSError as error:
-            if isinstance(error, DataraxError):
-                raise
-            raise SaveError(
-                f"the snapshot of step {step} cannot be saved in {self.directory}: {reason(error)}"
-            ) from error
+    def _prepared(self, step: int, model: Any, data: Stateful | Modules | None) -> SaveJob:
+        """What each process holds, fixed; on process 0 the data item of all."""
+        fixed: list[Fixed] = []
+        files: list[Mapping[str, bytes]] = []
+        modules = {} if data is None else named_modules(data)
 
-    def _make_room(self, step: int) -> None:
-        """Move a numbered directory that never was a step out of the way of one that will be."""
+        def fix() -> dict[str, Any]:
+            self._check_step(step)
+            if model is None and data is None:
+                raise InputError(
+                    f"save of step {step} was given neither a model nor data; pass model=, data= or both"
+                )
+            try:
+                fixed.append(self._recorder.fix(step, model, modules, alone=self._processes.count == 1))
+            except EncodingError as error:
+                raise InputError(f"the snapshot of step {step} cannot be made: {error}") from error
+            return fixed[0].part
+
+        def merge(parts: Sequence[Mapping[str, Any]]) -> bool:
+            try:
+                files.append(
+                    self._recorder.files(modules, parts, step=step, previous=self._latest, start=self.start)
+                )
+                return self._make_room(step)
+            except EncodingError as error:
+                raise InputError(f"the snapshot of step {step} cannot be made: {error}") from error
+            except OSError as error:
+                if isinstance(error, DataraxError):
+                    raise
+                raise self._cannot_save(step, reason(error)) from error
+
+        try:
+            moved = self._processes.exchange("save", fix, merge, about=f"the save of step {step}")
+        except PeerError as error:
+            if error.exit_code != SaveError.exit_code:
+                raise
+            raise self._cannot_save(step, str(error)) from error
+        if moved:
+            self._opened("save").reload()  # Orbax took it for a step
+        return SaveJob(
+            step=step,
+            files=files[0] if files else None,
+            model=fixed[0].arrays or None,
+            leaves=fixed[0].leaves,
+            listeners=[module for module in modules.values() if isinstance(module, KeepsStepDigests)],
+        )
+
+    def _cannot_save(self, step: int, why: str) -> SaveError:
+        return SaveError(f"the snapshot of step {step} cannot be saved in {self.directory}: {why}")
+
+    def _make_room(self, step: int) -> bool:
+        """Move a numbered directory that never was a step out of the way of one that will be; whether there was one."""
         path = self._layout.step(step)
-        if path.exists():
-            lock, saver = self._opened("save")
-            place = set_aside(self._layout, [path], start=lock.start, reason="it had no manifest")
-            saver.reload()  # Orbax took it for a step
-            self.notes.append(f"{path} had no manifest and stood in the way of a save; it is now in {place}")
+        if not path.exists():
+            return False
+        place = set_aside(self._layout, [path], start=self.start, reason="it had no manifest")
+        self.notes.append(f"{path} had no manifest and stood in the way of a save; it is now in {place}")
+        return True

@@ -7,6 +7,7 @@ is decided elsewhere. Read next: `datarax.checkpoint.saver`, which calls it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -24,8 +25,12 @@ from orbax.checkpoint import options as ocp_options
 
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, fsync_directory, write_new
 from datarax.checkpoint.model_item import LeafSpec
+from datarax.core.processes import Processes
 
 _STRAGGLER_SECONDS = 60.0
+_SHORTEST_DEADLINE_SECONDS = 60.0
+_MEETINGS = 3
+"""Exchanges in one commit: all have written; process 0 has renamed; the rename is durable."""
 
 TEMPORARY_SUFFIX: str = ocp.utils.TMP_DIR_SUFFIX
 """What Orbax appends to the name of a step that it is still writing."""
@@ -33,9 +38,9 @@ TEMPORARY_SUFFIX: str = ocp.utils.TMP_DIR_SUFFIX
 
 @dataclass
 class DataSave(ocp.args.CheckpointArgs):
-    """The files of the data item, name -> content, fixed when the save begins."""
+    """The files of the data item, name -> content, fixed when the save begins; None on processes that write none."""
 
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes] | None
 
 
 class DataHandler(ocp.AsyncCheckpointHandler):
@@ -51,6 +56,8 @@ class DataHandler(ocp.AsyncCheckpointHandler):
     async def async_save(self, directory: Any, args: DataSave) -> list[ocp_future.Future]:
         """Begin to write; the returned future waits until Orbax has made the directory."""
         self.item_directory = Path(directory)
+        if args.files is None:
+            return []
         write = _write_files(self.item_directory, args.files)
         return [ocp_future.CommitFutureAwaitingContractedSignals(write, name="datarax_data")]
 
@@ -78,6 +85,20 @@ async def _write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     fsync_directory(directory)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which asks for a notice of preemption only when the loop does.
+
+    `save` and its background thread ask too, for the step being saved. JAX takes the last number asked for as where this
+    process is, so an older one would make all processes agree on a step that is over, and the notice would be lost.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+    def agreed_to_stop(self, poll: int) -> bool:
+        return super().reached_preemption(poll)
+
+
 class OrbaxWriter:
     """One asynchronous `CheckpointManager`; one save at a time.
 
@@ -85,31 +106,57 @@ class OrbaxWriter:
         directory: absolute path of the run, which must exist.
         timeout_seconds: after how long a background save counts as failed.
         before_commit: called in a background thread with the temporary directory of the step, when all items lie
-            finished in it and before it is renamed; an exception there keeps the step from being committed.
+            finished in it and before it is renamed; an exception there keeps the step from being committed. With many
+            processes only process 0 is called.
+        processes: those of the run; each has its writer, and all of them start and wait for the same saves.
     """
 
     def __init__(
-        self, directory: Path, *, timeout_seconds: int, before_commit: Callable[[Path], None]
+        self,
+        directory: Path,
+        *,
+        timeout_seconds: int,
+        before_commit: Callable[[Path], None],
+        processes: Processes | None = None,
     ) -> None:
         self._directory = directory
         self._before_commit = before_commit
         self._data = DataHandler()
         self._failed = False
+        self._processes = processes or Processes()
+        self._longest = float(timeout_seconds)
+        self._slowest = 0.0
+        self._begun = 0.0
+        self._meetings = 0
+        self._polls = 0
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add(DATA_ITEM, DataSave, self._data)
         _quiet.acquire()
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             str(directory),
-            options=manager_options(timeout_seconds, self._run_before_commit),
+            options=manager_options(
+                timeout_seconds, self._run_before_commit, processes=self._processes, meet=self._meet
+            ),
             handler_registry=registry,
         )
 
-    def start(self, step: int, files: Mapping[str, bytes], model: Mapping[str, Any] | None) -> None:
+    def agreed_to_stop(self) -> bool:
+        """Whether the processes have agreed to stop here, after one of them was told to (SIGTERM).
+
+        Every process must ask equally often, at the same moments of its run; only one of the answers is True. The questions are
+        counted, not the steps: what comes before the first step counts too.
+        """
+        if self._processes.count == 1:
+            return False
+        self._polls += 1
+        return self._manager.agreed_to_stop(self._polls)
+
+    def start(self, step: int, files: Mapping[str, bytes] | None, model: Mapping[str, Any] | None) -> None:
         """Begin to save; returns when nothing that the caller may change is referenced any more.
 
         Args:
             step: the step, greater than all steps saved since the last `reload`.
-            files: the data item.
+            files: the data item; None where another process writes it.
             model: the stored leaves by path, or None for a step without model item.
 
         Raises:
@@ -117,6 +164,7 @@ class OrbaxWriter:
         """
         if self._failed:
             self._drain()
+        self._begun, self._meetings = time.monotonic(), 0
         items: dict[str, Any] = {DATA_ITEM: DataSave(files)}
         if model is not None:
             items[MODEL_ITEM] = ocp.args.PyTreeSave(dict(model))
@@ -137,6 +185,42 @@ class OrbaxWriter:
             self._manager.wait_until_finished()
         except BaseException:
             self._failed = True
+            raise
+        self._slowest = max(self._slowest, time.monotonic() - self._begun)
+
+    @property
+    def deadline_seconds(self) -> float:
+        """How long the other processes are waited for in a commit: what is configured, or ten times the slowest one so far."""
+        if not self._slowest:
+            return self._longest
+        return min(self._longest, max(_SHORTEST_DEADLINE_SECONDS, 10 * self._slowest))
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Tell the processes that wait for this one in the commit that it has failed, unless they know."""
+        if self._processes.count > 1 and self._meetings < _MEETINGS:
+            self._meetings = _MEETINGS
+            with contextlib.suppress(Exception):
+                self._processes.fail("commit", error, timeout_seconds=self.deadline_seconds)
+
+    def meet(self, work: Callable[[], None]) -> None:
+        """The last meeting of a commit: `work` runs on process 0, and all raise what it raises."""
+        self._meetings = _MEETINGS
+        mine = work if self._processes.first else (lambda: None)
+        self._processes.exchange(
+            "commit", mine, lambda parts: None, about="the commit", timeout_seconds=self.deadline_seconds
+        )
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's barrier around the commit, by an exchange in which a process that fails can say so."""
+        del key
+        seconds = min(timeout_ms / 1000, self.deadline_seconds)
+        self._meetings += 1
+        try:
+            self._processes.exchange(
+                "commit", lambda: None, lambda parts: None, about="the commit", timeout_seconds=seconds
+            )
+        except BaseException:
+            self._meetings = _MEETINGS  # nobody comes to the next one
             raise
 
     def remove_remains(self, step: int) -> None:
@@ -196,9 +280,16 @@ def _join_orbax_threads(timeout_seconds: float) -> None:
 
 
 def manager_options(
-    timeout_seconds: int, before_commit: Callable[[], None] | None
+    timeout_seconds: int,
+    before_commit: Callable[[], None] | None,
+    *,
+    processes: Processes | None = None,
+    meet: Callable[..., None] | None = None,
 ) -> ocp.CheckpointManagerOptions:
     """The options under which every save runs; the benchmark of a two-byte handler uses the same."""
+    many = processes is not None and processes.count > 1
+    # Named processes make Orbax wait at barriers of the coordination service, which have deadlines, not in device collectives.
+    active = set(range(processes.count)) if processes is not None and many else None
     return ocp.CheckpointManagerOptions(
         create=False,
         cleanup_tmp_directories=False,  # done before, with the lock held
@@ -207,11 +298,13 @@ def manager_options(
         enable_async_checkpointing=True,
         async_options=ocp.AsyncOptions(
             timeout_secs=timeout_seconds,
+            barrier_sync_fn=meet if many else None,
             post_finalization_callback=before_commit,
             # A save with a model blocks 9 ms less otherwise, but where a directory cannot be made Orbax's threads then
             # wait five minutes for it, and so does the exit of the interpreter.
             create_directories_asynchronously=False,
         ),
+        multiprocessing_options=ocp_options.MultiprocessingOptions(active_processes=active),
         # Whether the step exists is checked before; the rename fails on a directory that is not empty.
         file_options=ocp_options.FileOptions(skip_sync_file_validations=True),
     )
@@ -245,11 +338,15 @@ def read_model(
     restore_args = {spec.path: _restore_args(spec, shardings[spec.path]) for spec in specs if spec.stored}
     if not restore_args:
         return {}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(
-            str(directory),
+    # The handler itself, not a Checkpointer around it: that would wait for the other processes, and for ever.
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        return handler.restore(
+            directory,
             args=ocp.args.PyTreeRestore(item=dict.fromkeys(restore_args, 0), restore_args=restore_args),
         )
+    finally:
+        handler.close()
 
 
 def _restore_args(spec: LeafSpec, sharding: jax.sharding.Sharding | None) -> ocp.RestoreArgs:

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.checkpoint.encoding import with_weak_type
+from datarax.checkpoint.global_arrays import global_array, weakly_typed
 from datarax.core.errors import MISSING, Difference, InputError
 
 STORED_DTYPES = frozenset(
@@ -228,8 +229,6 @@ def _refuse_inexact(spec: LeafSpec, leaf: Any) -> None:
         problem = "is an array of foreign byte order, which would come back native"
     elif isinstance(leaf, jax.Array) and leaf.is_deleted():
         problem = "was donated to a jitted function or deleted; save the state that the function returned"
-    elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        problem = "spans processes, which is not supported yet"
     if problem:
         raise InputError(f"model leaf {spec.path!r} {problem}")
 
@@ -335,14 +334,26 @@ def _value(spec: LeafSpec, stored: Any, leaf: Any) -> Any:
         return stored[()]
     if spec.kind is LeafKind.NUMPY:
         return stored
-    value = stored if isinstance(stored, jax.Array) else jax.device_put(stored, _sharding(leaf))
-    return with_weak_type(value) if spec.weak_type else value
+    value = stored if isinstance(stored, jax.Array) else _put(stored, _sharding(leaf))
+    if not spec.weak_type:
+        return value
+    return with_weak_type(value) if value.is_fully_addressable else weakly_typed(value)
 
 
 def _key(spec: LeafSpec, stored: Any, leaf: Any) -> jax.Array:
     assert spec.shape is not None
     if stored is None:
         return jax.random.split(jax.random.key(0, impl=spec.impl), 1)[:0].reshape(spec.shape)
-    keys = jax.random.wrap_key_data(jax.device_put(stored), impl=spec.impl)
     sharding = _sharding(leaf)
+    if sharding is not None and not sharding.is_fully_addressable:
+        return jax.random.wrap_key_data(_put(stored, sharding), impl=spec.impl)
+    keys = jax.random.wrap_key_data(jax.device_put(stored), impl=spec.impl)
     return keys if sharding is None else jax.device_put(keys, sharding)
+
+
+def _put(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    return global_array(
+        value, sharding
+    )  # device_put would compare the value over all processes, on their devices

@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from datarax.checkpoint.compose import Modules, fix_data, identities, position_of
+import jax
+import numpy as np
+
+from datarax.checkpoint.compose import FixedData, Modules, fix_data, identities, merge_data, position_of
+from datarax.checkpoint.global_arrays import held_alone, make_global
 from datarax.checkpoint.history import INLINE_ENTRIES, Lineage, entries_to_bytes
-from datarax.checkpoint.layout import RunLayout, sha256_hex, write_addressed
-from datarax.checkpoint.model_item import flatten_model
+from datarax.checkpoint.layout import RECORD_NAME, RunLayout, sha256_hex, write_addressed
+from datarax.checkpoint.model_item import LeafSpec, flatten_model, named_leaves
 from datarax.checkpoint.record import Record
 from datarax.checkpoint.restore import Restored
-from datarax.checkpoint.saver import SaveJob
 from datarax.core.errors import ConfigError, InputError
 from datarax.core.fingerprint import canonical_json
-from datarax.core.protocols import KeepsStepDigests
+from datarax.core.processes import check_agreement
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What one process brings to a snapshot; later changes of model and modules do not reach it."""
+
+    step: int
+    facts: Mapping[str, Any]
+    data: FixedData
+    leaves: Sequence[LeafSpec] | None
+    """All leaves of the model, or None without a model."""
+    arrays: Mapping[str, jax.Array | np.ndarray]
+    """The stored leaves by path."""
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """What the other processes are told, values with JSON."""
+        return {"facts": self.facts, "data": self.data.parts, "positions": self.data.positions}
 
 
 class Recorder:
-    """Makes the jobs of one writer.
+    """Makes the records of one run.
 
     Args:
         layout: the run.
         identity: identity tree of each module, or None to ask the modules.
         config_text: the resolved run config, or None.
-        process_index: index of this process.
-        process_count: number of processes.
 
     Raises:
         ConfigError: if the identity has no canonical JSON.
@@ -36,18 +56,14 @@ class Recorder:
         layout: RunLayout,
         identity: Mapping[str, Any] | None,
         config_text: str | None,
-        *,
-        process_index: int,
-        process_count: int,
     ) -> None:
         self.identity = None if identity is None else dict(identity)
         self._layout = layout
-        self._process_index = process_index
-        self._process_count = process_count
         self._config_bytes = None if config_text is None else config_text.encode()
         self._config = None if self._config_bytes is None else sha256_hex(self._config_bytes)
         self._identity_bytes = None if identity is None else _checked_json(identity)
-        self._identified: tuple[Modules, str] | None = None
+        self._identified: tuple[Modules, bytes] | None = None
+        self._stored: set[str] = set()
         self._lineage = Lineage()
 
     def store_texts(self) -> None:
@@ -59,7 +75,7 @@ class Recorder:
         if self._config_bytes is not None and self._config is not None:
             write_addressed(self._layout.config(self._config), self._config_bytes)
         if self._identity_bytes is not None:
-            write_addressed(self._layout.identity(sha256_hex(self._identity_bytes)), self._identity_bytes)
+            self._store_identity({})
 
     def continue_from(self, restored: Restored, modules: Modules) -> None:
         """Later records continue the history of a snapshot; an allowed change of identity enters it."""
@@ -72,19 +88,59 @@ class Recorder:
         """Later records belong to no earlier one."""
         self._lineage = Lineage()
 
-    def job(self, step: int, model: Any, modules: Modules, *, previous: int | None, start: int) -> SaveJob:
-        """Read everything that the snapshot of `step` will hold.
+    def facts(self) -> dict[str, Any]:
+        """What all processes of a run must say alike before it begins."""
+        identity = None if self._identity_bytes is None else sha256_hex(self._identity_bytes)
+        return {"the identity": identity, "the config": self._config}
+
+    def fix(self, step: int, model: Any, modules: Modules, *, alone: bool) -> Fixed:
+        """Read everything of this process that the snapshot of `step` will hold.
+
+        Args:
+            step: the step.
+            model: the model, or None.
+            modules: the data modules by name.
+            alone: whether this is the only process.
 
         Raises:
             InputError: if a model leaf cannot be stored exactly.
             EncodingError: if a state cannot be encoded.
+        """
+        held = None
+        if model is not None and not alone:
+            held, model = held_alone(named_leaves(model)[0]), make_global(model)
+        leaves, arrays = (None, {}) if model is None else flatten_model(model)
+        data = fix_data(modules)
+        facts = {
+            "the step": step,
+            "the identity": sha256_hex(self._identity_of(modules)),
+            "what each process holds of the model for itself": held,
+            "the leaves of the model": None
+            if leaves is None
+            else sha256_hex(canonical_json([x.to_tree() for x in leaves])),
+        }
+        return Fixed(step, facts, data, leaves, arrays)
+
+    def files(
+        self,
+        modules: Modules,
+        parts: Sequence[Mapping[str, Any]],
+        *,
+        step: int,
+        previous: int | None,
+        start: int,
+    ) -> dict[str, bytes]:
+        """The data item of the parts (`Fixed.part`) of all processes; stores what the record names.
+
+        Raises:
+            DisagreementError: if the parts do not belong together.
             SaveError: if the record is too large.
             OSError: if the identity or the history cannot be stored.
         """
-        leaves, arrays = (None, {}) if model is None else flatten_model(model)
-        data = fix_data(modules)
-        identity = self._identity_digest(modules)
-        entries = self._lineage.advanced(identity, self._config, data.positions)
+        check_agreement([part["facts"] for part in parts], f"the save of step {step}")
+        data = merge_data(modules, [part["data"] for part in parts])
+        identity = self._store_identity(modules)
+        entries = self._lineage.advanced(identity, self._config, parts[0]["positions"])
         record = Record(
             step=step,
             previous=previous,
@@ -95,13 +151,7 @@ class Recorder:
             earlier_history=self._store_earlier(entries[:-INLINE_ENTRIES]),
             loaders=data.loaders,
         )
-        return SaveJob(
-            step=step,
-            files=data.files(record, process_index=self._process_index, process_count=self._process_count),
-            model=arrays or None,
-            leaves=leaves,
-            listeners=[module for module in modules.values() if isinstance(module, KeepsStepDigests)],
-        )
+        return {RECORD_NAME: record.to_bytes(), **data.files}
 
     def _store_earlier(self, entries: list[Any]) -> str | None:
         if not entries:
@@ -111,7 +161,15 @@ class Recorder:
         write_addressed(self._layout.history(sha256), data)
         return sha256
 
-    def _identity_digest(self, modules: Modules) -> str:
+    def _store_identity(self, modules: Modules) -> str:
+        data = self._identity_of(modules)
+        sha256 = sha256_hex(data)
+        if sha256 not in self._stored:
+            write_addressed(self._layout.identity(sha256), data)
+            self._stored.add(sha256)
+        return sha256
+
+    def _identity_of(self, modules: Modules) -> bytes:
         if self.identity is not None and self._identity_bytes is not None:
             unknown = sorted(set(modules) - set(self.identity))
             if unknown:
@@ -119,12 +177,10 @@ class Recorder:
                     f"no identity was given for the data module {unknown[0]!r}; there is one for "
                     f"{', '.join(sorted(self.identity)) or 'none'}"
                 )
-            return sha256_hex(self._identity_bytes)
+            return self._identity_bytes
         # Asked once for each set of modules: the identity of a module does not change while it lives.
         if self._identified is None or not _same_modules(self._identified[0], modules):
-            data = _checked_json(identities(modules))
-            write_addressed(self._layout.identity(sha256_hex(data)), data)
-            self._identified = (modules, sha256_hex(data))
+            self._identified = (modules, _checked_json(identities(modules)))
         return self._identified[1]
 
 

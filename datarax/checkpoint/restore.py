@@ -1,4 +1,4 @@
-"""Putting a snapshot back: every check first, then everything or nothing.
+"""Putting a snapshot back: every check first, then everything or nothing, on all processes or on none.
 
 Knows neither locks nor managers, so that a verifier can restore from a run that someone else is writing.
 """
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from datarax.checkpoint.compose import Modules, identities, named_modules
-from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM
+from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, sha256_hex
 from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
 from datarax.checkpoint.record import HistoryEntry, Record
 from datarax.checkpoint.snapshot import Snapshot
 from datarax.core.errors import MISSING, Difference, InputError, MismatchError, SnapshotDamagedError
-from datarax.core.fingerprint import differences
+from datarax.core.fingerprint import canonical_json, differences
+from datarax.core.processes import Processes, check_agreement
 from datarax.core.protocols import Stateful
 
 
@@ -33,6 +34,16 @@ class Restored:
     """Differences of the identity that were allowed."""
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """A restore of which every check has passed and nothing has been applied."""
+
+    model: Any
+    states: Mapping[str, Any]
+    history: tuple[HistoryEntry, ...]
+    allowed: tuple[Difference, ...]
+
+
 def restore_snapshot(
     snapshot: Snapshot,
     *,
@@ -40,8 +51,7 @@ def restore_snapshot(
     data: Stateful | Modules | None = None,
     identity: Mapping[str, Any] | None = None,
     allow_changed: Sequence[str] = (),
-    process_index: int = 0,
-    process_count: int = 1,
+    processes: Processes | None = None,
 ) -> Restored:
     """Restore a model, data modules, or both from one snapshot.
 
@@ -51,32 +61,74 @@ def restore_snapshot(
         data: one module, recorded as `train`, or all recorded modules by name.
         identity: identity tree of each module; by default what the modules say.
         allow_changed: fields of the identity that may differ: a field path, or a prefix of it.
-        process_index: which part of the state of single processes to take.
-        process_count: number of processes.
+        processes: those of the run; all of them must call this, and restore only if all can.
 
     Raises:
         InputError: if neither model nor data is asked for.
         SnapshotDamagedError: if a file of what is asked for is not as it was written.
         MismatchError: if the snapshot does not belong to this identity, these modules or this model; nothing has changed.
+        PeerError: if it failed on some processes only, naming them; nothing has changed on any.
+        DisagreementError: if the processes are not about to restore the same.
     """
     if model is None and data is None:
         raise InputError("restore was asked for neither a model nor data; pass model=, data= or both")
     modules = None if data is None else named_modules(data)
-    wanted = [DATA_ITEM] + (
-        [MODEL_ITEM] if model is not None and MODEL_ITEM in snapshot.manifest.items else []
+    processes = processes or Processes()
+    about = f"the restore of step {snapshot.step}"
+    problems = processes.exchange(
+        "restore_files", lambda: _problems(snapshot, model, processes), _union, about=about
     )
-    problems = snapshot.check(wanted)
     if problems:
         raise snapshot.damaged(problems)
+    checked: list[_Checked] = []
+
+    def check() -> dict[str, Any]:
+        checked.append(_check(snapshot, model, modules, identity, allow_changed, processes))
+        return {
+            "the step": snapshot.step,
+            "the snapshot": sha256_hex(snapshot.manifest.to_bytes()),
+            "the identity": None
+            if modules is None
+            else _digest_of(identities(modules) if identity is None else identity),
+        }
+
+    processes.exchange("restore", check, lambda parts: check_agreement(parts, about), about=about)
+    done = checked[0]
+    if modules is not None:
+        _apply_together(snapshot, modules, done.states, processes, about)
+    return Restored(snapshot.step, done.model, snapshot.record, done.history, done.allowed)
+
+
+def _problems(snapshot: Snapshot, model: Any, processes: Processes) -> list[str]:
+    """What is wrong with this process's share of the files."""
+    wanted = [DATA_ITEM]
+    if model is not None and MODEL_ITEM in snapshot.manifest.items:
+        wanted.append(MODEL_ITEM)
+    return snapshot.check(wanted, share=(processes.index, processes.count))
+
+
+def _union(parts: Sequence[Sequence[str]]) -> list[str]:
+    return list(dict.fromkeys(problem for part in parts for problem in part))
+
+
+def _check(
+    snapshot: Snapshot,
+    model: Any,
+    modules: Modules | None,
+    identity: Mapping[str, Any] | None,
+    allow_changed: Sequence[str],
+    processes: Processes,
+) -> _Checked:
     found, allowed = _compare(snapshot, model, modules, identity, allow_changed)
     if found:
         raise MismatchError(_mismatch_text(snapshot, found), found)
-    states = _states(snapshot, modules, process_index, process_count)
+    states = _states(snapshot, modules, processes.index, processes.count)
     history = tuple(snapshot.history)
-    rebuilt = None if model is None else _read_model(snapshot, model)
-    if modules is not None:
-        _apply(snapshot, modules, states)
-    return Restored(snapshot.step, rebuilt, snapshot.record, history, tuple(allowed))
+    return _Checked(None if model is None else _read_model(snapshot, model), states, history, tuple(allowed))
+
+
+def _digest_of(identity: Mapping[str, Any]) -> str:
+    return sha256_hex(canonical_json(identity))
 
 
 def is_allowed(path: str, allow_changed: Sequence[str]) -> bool:
@@ -150,8 +202,30 @@ def _read_model(snapshot: Snapshot, template: Any) -> Any:
         raise snapshot.damaged([f"{MODEL_ITEM}: {error}"]) from error
 
 
-def _apply(snapshot: Snapshot, modules: Modules, states: Mapping[str, Any]) -> None:
-    before = {name: module.get_state() for name, module in modules.items()}
+def _apply_together(
+    snapshot: Snapshot, modules: Modules, states: Mapping[str, Any], processes: Processes, about: str
+) -> None:
+    before: dict[str, Any] = {}
+
+    def apply() -> None:
+        before.update({name: module.get_state() for name, module in modules.items()})
+        try:
+            _apply(snapshot, modules, states, before)
+        except BaseException:
+            before.clear()  # put back already
+            raise
+
+    try:
+        processes.exchange("restore_apply", apply, lambda parts: None, about=about)
+    except BaseException:
+        for name in reversed(before):  # this process could, another could not
+            modules[name].set_state(before[name])
+        raise
+
+
+def _apply(
+    snapshot: Snapshot, modules: Modules, states: Mapping[str, Any], before: Mapping[str, Any]
+) -> None:
     done: list[str] = []
     try:
         for name, module in modules.items():

@@ -9,6 +9,7 @@ failed save, which Orbax would raise in place of the next save.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import threading
@@ -33,7 +34,8 @@ from datarax.checkpoint.manifest import Manifest, seal_item
 from datarax.checkpoint.model_item import LeafSpec
 from datarax.checkpoint.retention import drop, steps_to_drop, throw_away
 from datarax.checkpoint.save_config import SaveConfig
-from datarax.core.errors import DataraxError, RunLockedError, SaveError
+from datarax.core.errors import DataraxError, PeerLostError, RunLockedError, SaveError
+from datarax.core.processes import Processes
 from datarax.core.protocols import KeepsStepDigests
 
 _RELOAD_EVERY = 256
@@ -44,8 +46,8 @@ class SaveJob:
     """One step on its way to the disk."""
 
     step: int
-    files: Mapping[str, bytes]
-    """The data item."""
+    files: Mapping[str, bytes] | None
+    """The data item; None where another process writes it."""
     model: Mapping[str, Any] | None = None
     """The stored leaves of the model, or None for a step without a model item."""
     leaves: Sequence[LeafSpec] | None = None
@@ -61,20 +63,31 @@ class Saver:
     """The background of a `Checkpointer`.
 
     Args:
-        layout: the run, which this process has locked.
+        layout: the run, which this process or process 0 has locked.
         config: what to keep and check.
-        lock: the lock; its start number is compared before each commit.
+        lock: the lock; its start number is compared before each commit. None on other processes than 0.
+        processes: those of the run. All of them start the same saves; what is done once, process 0 does.
     """
 
-    def __init__(self, layout: RunLayout, config: SaveConfig, lock: RunLock) -> None:
+    def __init__(
+        self,
+        layout: RunLayout,
+        config: SaveConfig,
+        lock: RunLock | None,
+        processes: Processes | None = None,
+    ) -> None:
         self._layout = layout
         self._config = config
         self._lock = lock
+        self._processes = processes or Processes()
         self._job: SaveJob | None = None
         self._saved = 0
         self._queue: queue.SimpleQueue[tuple[SaveJob, bool] | None] = queue.SimpleQueue()
         self._writer = OrbaxWriter(
-            layout.directory, timeout_seconds=config.timeout_seconds, before_commit=self._seal
+            layout.directory,
+            timeout_seconds=config.timeout_seconds,
+            before_commit=self._seal,
+            processes=self._processes,
         )
         # A daemon, so that it cannot keep the interpreter from exiting; the exit guard waits for its job instead.
         self._thread = threading.Thread(target=self._run, name="datarax-save", daemon=True)
@@ -84,6 +97,10 @@ class Saver:
     def pending_step(self) -> int | None:
         """The step that is being saved or was not yet taken."""
         return None if self._job is None else self._job.step
+
+    def agreed_to_stop(self) -> bool:
+        """See `OrbaxWriter.agreed_to_stop`."""
+        return self._writer.agreed_to_stop()
 
     def start(self, job: SaveJob) -> None:
         """Begin a save; there must be none.
@@ -99,6 +116,7 @@ class Saver:
             try:
                 self._writer.start(job.step, job.files, job.model)
             except BaseException as error:
+                self._writer.tell_failure(error)
                 if not self._abandon(job):  # interrupted so late that Orbax committed it
                     self._queue.put((job, begun))
                 if not isinstance(error, Exception):
@@ -154,7 +172,7 @@ class Saver:
             self._writer.wait()
         if self._layout.manifest(job.step).is_file():
             return False
-        self._writer.remove_remains(job.step)
+        self._remove_remains(job.step)
         self._forget_job()
         return True
 
@@ -165,19 +183,28 @@ class Saver:
                 if not begun:
                     self._writer.start(job.step, job.files, None)
                 self._writer.wait()
-                self._make_durable(job.step)
-            except RunLockedError as error:
-                job.error = error
+                self._writer.meet(functools.partial(self._make_durable, job.step))
             except BaseException as error:
-                job.error = self._save_error(job.step, error)
-                job.error.__cause__ = error
+                self._writer.tell_failure(error)
+                job.error = self._job_error(job.step, error)
             try:
                 if job.error is not None:
-                    self._writer.remove_remains(job.step)
-                else:
+                    self._remove_remains(job.step)
+                elif self._processes.first:
                     self._retain(job)
             finally:
                 job.done.set()
+
+    def _job_error(self, step: int, error: BaseException) -> DataraxError:
+        if isinstance(error, (RunLockedError, PeerLostError)):
+            return error
+        found = self._save_error(step, error)
+        found.__cause__ = error
+        return found
+
+    def _remove_remains(self, step: int) -> None:
+        if self._processes.first:
+            self._writer.remove_remains(step)
 
     def _seal(self, temporary: Path) -> None:
         """Write the manifest into the finished temporary directory; Orbax renames it next."""
@@ -199,8 +226,8 @@ class Saver:
             )
         write_new(temporary / MANIFEST_NAME, manifest.to_bytes())
         fsync_directory(temporary)
-        later = self._lock.superseded_by()
-        if later is not None:
+        later = None if self._lock is None else self._lock.superseded_by()
+        if later is not None and self._lock is not None:
             raise RunLockedError(
                 f"start {later} has taken over the run {self._layout.directory} from this one (start {self._lock.start}); the "
                 f"snapshot of step {job.step} was not committed. See starts/{later}.json for who it is"

@@ -158,11 +158,12 @@ class Snapshot:
             raise self.damaged([problem])
         return data
 
-    def check(self, items: Sequence[str] | None = None) -> list[str]:
+    def check(self, items: Sequence[str] | None = None, *, share: tuple[int, int] = (0, 1)) -> list[str]:
         """Compare everything on the disk with what was written.
 
         Args:
             items: which items; all by default.
+            share: `(i, n)`: of the model's files only each n-th from the i-th on; n processes check them all together.
 
         Returns:
             One sentence for each file that is missing, changed or not listed; [] if the snapshot is good.
@@ -173,7 +174,8 @@ class Snapshot:
         if DATA_ITEM not in self.manifest.items:
             problems.append("manifest.json: it lists no data item")
         for name in self.manifest.items if items is None else items:
-            problems += check_item(self.directory / name, self.manifest.items.get(name, {}))
+            part = share if name == MODEL_ITEM else (0, 1)
+            problems += check_item(self.directory / name, self.manifest.items.get(name, {}), share=part)
         return problems or self._check_references()
 
     def model(self) -> dict[str, np.ndarray]:

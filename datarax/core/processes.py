@@ -95,13 +95,13 @@ class Processes:
             topic, lambda: dict(facts), lambda parts: check_agreement(parts, about or topic), about=about
         )
 
-    def fail(self, topic: str, error: BaseException, *, about: str | None = None) -> NoReturn:
+    def fail(self, topic: str, error: BaseException, *, timeout_seconds: float | None = None) -> NoReturn:
         """Takes part in the next exchange of `topic` with an error, for a process that cannot take part otherwise."""
 
         def work() -> Any:
             raise error
 
-        self.exchange(topic, work, lambda parts: None, about=about)
+        self.exchange(topic, work, lambda parts: None, timeout_seconds=timeout_seconds)
         raise error
 
     def missing(self, seconds: float = _SOON) -> list[int]:

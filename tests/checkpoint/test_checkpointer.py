@@ -129,11 +129,6 @@ def test_a_file_in_the_place_of_the_directory_is_one_clear_error(tmp_path):
         pass
 
 
-def test_more_processes_than_one_are_refused_for_now(tmp_path):
-    with pytest.raises(ConfigError, match="one process"):
-        Checkpointer(tmp_path, process_index=1, process_count=2)
-
-
 @pytest.mark.parametrize(
     "settings",
     [
