@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import select
@@ -15,12 +16,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import jax
+import numpy as np
 from jax._src import distributed  # the client of the coordination service has no public name
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from datarax.core.errors import ConfigError, PeerLostError
 from datarax.core.processes import Processes
@@ -193,6 +196,86 @@ def finish() -> None:
     _current = None
 
 
+# Slots.
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Which slots of the global batch a process reads."""
+
+    rows: np.ndarray
+    """int64, sorted: those that its devices hold."""
+    owned: np.ndarray
+    """int64, sorted, a subset of `rows`: those that no lower process holds. Over all processes every slot has one owner."""
+
+
+def slots_of(
+    sharding: Sharding,
+    batch_size: int,
+    *,
+    process_index: int | None = None,
+    process_of: Callable[[Any], int] = lambda device: device.process_index,
+) -> Slots:
+    """The slots of one process under a sharding of the batch.
+
+    With model parallelism several processes hold the same rows, and the rows of one need not be a range.
+
+    Args:
+        sharding: where the leading axis of a batch lies.
+        batch_size: rows of the global batch.
+        process_index: which process; by default this one.
+        process_of: the process of a device.
+
+    Raises:
+        ConfigError: if the sharding does not divide the batch, with the numbers of row shards that fit.
+    """
+    index = jax.process_index() if process_index is None else process_index
+    try:
+        held = leading_axis(sharding).devices_indices_map((batch_size,))
+    except ValueError as error:
+        raise ConfigError(_does_not_divide(sharding, batch_size, error)) from error
+    # Devices of one row shard have the same slice: the shards are few where the devices are many.
+    holders: dict[tuple[int, int], tuple[int, bool]] = {}
+    for device, place in held.items():
+        start, stop, _ = place[0].indices(batch_size)
+        process = process_of(device)
+        lowest, mine = holders.get((start, stop), (process, False))
+        holders[start, stop] = (min(lowest, process), mine or process == index)
+    ranges = sorted((*span, lowest) for span, (lowest, mine) in holders.items() if mine)
+    return Slots(
+        _union([(start, stop) for start, stop, _ in ranges]),
+        _union([(start, stop) for start, stop, lowest in ranges if lowest == index]),
+    )
+
+
+def leading_axis(sharding: Sharding) -> Sharding:
+    """A sharding of arrays with any number of axes, reduced to that of their first."""
+    if isinstance(sharding, NamedSharding) and len(sharding.spec) > 1:
+        spec = PartitionSpec(*sharding.spec[:1])
+        return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+    return sharding
+
+
+def _union(ranges: list[tuple[int, int]]) -> np.ndarray:
+    if not ranges:
+        return np.zeros(0, np.int64)
+    return np.unique(np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in ranges]))
+
+
+def _does_not_divide(sharding: Sharding, batch_size: int, error: ValueError) -> str:
+    if not isinstance(sharding, NamedSharding):
+        return f"a batch of {batch_size} rows cannot be placed under {sharding}: {error}"
+    axes = sharding.spec[0] if len(sharding.spec) else None
+    names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    shards = math.prod(sharding.mesh.shape[name] for name in names)
+    fit = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+    shown = ", ".join(map(str, fit[:20])) + (" …" if len(fit) > 20 else "")
+    return (
+        f"a batch of {batch_size} rows cannot be split into {shards} row shards (mesh axes {', '.join(names)}); the numbers "
+        f"of row shards that fit are {shown}"
+    )
+
+
 class _Watch:
     """Ends the process with a clear message if joining takes too long or a signal comes meanwhile.
 
@@ -240,15 +323,16 @@ class _Watch:
         )
 
 
-def leave_at_once(code: int, why: str) -> NoReturn:
-    """Says why and ends the process without any clean-up: what is committed stays, peers that hang are not waited for."""
+def leave_at_once(code: int, why: str | None = None) -> NoReturn:
+    """Says why, if there is something to say, and ends the process without any clean-up: what is committed stays, peers that hang are not waited for."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except Exception:
             continue
-    with contextlib.suppress(OSError):
-        os.write(2, f"datarax: {why}\n".encode())
+    if why is not None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"datarax: {why}\n".encode())
     os._exit(code)
 
 

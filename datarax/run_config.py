@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import tomli_w
 
 from datarax.checkpoint import SaveConfig
@@ -23,7 +25,9 @@ from datarax.checkpoint.layout import local_directory
 from datarax.core.attributes import load_attribute
 from datarax.core.decode import decode, encode
 from datarax.core.errors import ConfigError, InputError
+from datarax.core.processes import Processes
 from datarax.loader import DataLoader, DataLoaderConfig
+from datarax.multihost import MultihostConfig
 from datarax.sources import DataSource
 from datarax.sources.open import SourceTable, open_source
 from datarax.training import LogConfig, ResumeConfig, TrainingSession, load_task
@@ -59,6 +63,28 @@ class TaskSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshSection:
+    """How the devices of all processes are arranged, and which of the axes split the batch. Not identity."""
+
+    axes: Mapping[str, int] = field(default_factory=lambda: {"data": -1})
+    """Size of each axis by name, the slowest first; one may be -1: all devices that are left."""
+    batch_axes: Sequence[str] = ("data",)
+    """Axes over which the rows of a batch are split; over the others they are repeated (model parallelism)."""
+
+    def __post_init__(self) -> None:
+        for name, size in self.axes.items():
+            if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
+                raise ConfigError(f"mesh.axes.{name} must be an integer of at least 1, or -1, got {size!r}")
+        if sum(size == -1 for size in self.axes.values()) > 1:
+            raise ConfigError("only one of mesh.axes may be -1")
+        for name in self.batch_axes:
+            if name not in self.axes:
+                raise ConfigError(
+                    f"mesh.batch_axes names {name!r}, but mesh.axes has {', '.join(self.axes) or 'none'}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformSection:
     """One stage between record and row."""
 
@@ -90,6 +116,10 @@ class RunConfig:
     """Stages from records to rows, in turn."""
     task: TaskSection | None = None
     """What to train; without it the run only takes the batches."""
+    mesh: MeshSection | None = None
+    """How devices are arranged. With it, or with many processes, batches are global arrays on the devices; without, NumPy."""
+    multihost: MultihostConfig = field(default_factory=MultihostConfig)
+    """How many processes find each other."""
     save: SaveConfig = field(default_factory=SaveConfig)
     """When to snapshot and what to keep."""
     resume: ResumeConfig = field(default_factory=ResumeConfig)
@@ -179,6 +209,35 @@ def apply_environment(config: RunConfig) -> None:
         os.environ["NPROC"] = str(config.run.cpu_threads)
 
 
+def build_mesh(config: RunConfig, processes: Processes | None = None) -> jax.sharding.Mesh | None:
+    """The mesh that a config describes over the devices of all processes; None if it describes none and there is one process.
+
+    Raises:
+        ConfigError: if its axes do not fit the number of devices.
+    """
+    section = config.mesh
+    if section is None:
+        if (processes or Processes()).count == 1:
+            return None
+        section = MeshSection()
+    devices, fixed = jax.device_count(), math.prod(size for size in section.axes.values() if size != -1)
+    sizes = {name: devices // fixed if size == -1 else size for name, size in section.axes.items()}
+    if math.prod(sizes.values()) != devices:
+        shown = ", ".join(f"{name} = {size}" for name, size in section.axes.items())
+        raise ConfigError(
+            f"mesh.axes ({shown}) does not fit {devices} devices; their product must be that number"
+        )
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes))
+
+
+def batch_sharding(config: RunConfig, mesh: jax.sharding.Mesh | None) -> jax.sharding.NamedSharding | None:
+    """The sharding of a batch over a mesh: rows over the batch axes, all else whole. None without a mesh."""
+    if mesh is None:
+        return None
+    axes = (config.mesh or MeshSection()).batch_axes
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(tuple(axes) or None))
+
+
 def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> DataLoader:
     """The loader that a config describes, over an opened source.
 
@@ -234,7 +293,7 @@ def _transforms(config: RunConfig) -> list[Transform]:
 
 
 def build_session(config: RunConfig, loader: DataLoader, **output: Any) -> TrainingSession:
-    """The session that a config describes; `output` is handed on (`stream`).
+    """The session that a config describes; `output` is handed on (`stream`, `mesh`, `processes`).
 
     Raises:
         ConfigError: if the task cannot be loaded or nothing says when the run ends.
@@ -257,7 +316,9 @@ def build_session(config: RunConfig, loader: DataLoader, **output: Any) -> Train
 __all__ = [
     "RunConfig",
     "apply_environment",
+    "batch_sharding",
     "build_loader",
+    "build_mesh",
     "build_session",
     "load_config",
     "open_loader",

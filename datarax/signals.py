@@ -2,6 +2,9 @@
 
 Owns both signals from `__enter__` to `__exit__` and puts back what it found. Only the main thread of a process can
 take signals; elsewhere this is inert and says so through `active`.
+
+With many processes SIGTERM is JAX's, whose notice makes all of them agree on a step: `hand_over` leaves it alone from then on,
+and turns the first SIGINT into a SIGTERM to this process. `leave_on_next` takes both back once the step is reached.
 """
 
 from __future__ import annotations
@@ -33,10 +36,12 @@ class StopSignals:
     Args:
         raising: start in the mode for work that may be broken off anywhere (building a dataset): the first signal raises
             `StopRequested` in the main thread. `defer()` changes to the mode of the training loop.
+        handed_over: SIGTERM is JAX's already: never touch it before `leave_on_next`.
     """
 
-    def __init__(self, *, raising: bool = False) -> None:
+    def __init__(self, *, raising: bool = False, handed_over: bool = False) -> None:
         self._raising = raising
+        self._handed_over = handed_over
         self._broke_off = False
         self._received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
@@ -72,10 +77,30 @@ class StopSignals:
         if self._received is not None:
             raise StopRequested(f"{self.name} received")
 
+    def hand_over(self) -> None:
+        """JAX has just taken SIGTERM for its notice; from here on it is not touched, and a first SIGINT becomes one.
+
+        Raises:
+            StopRequested: if a signal has arrived before; then no notice of it will come.
+        """
+        self._raising = False
+        self._handed_over = True
+        self._previous.pop(signal.SIGTERM, None)
+        if self._received is not None:
+            raise StopRequested(f"{self.name} received")
+
+    def leave_on_next(self) -> None:
+        """The agreed step is reached, and this process is saving: the next signal, whichever it is, leaves at once."""
+        if self._previous:
+            signal.signal(signal.SIGTERM, self._leave)
+            signal.signal(signal.SIGINT, self._leave)
+
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             # SIGINT may be ignored (background jobs of a shell start that way): it is taken all the same.
             for number in _SIGNALS:
+                if number == signal.SIGTERM and self._handed_over:
+                    continue
                 self._previous[number] = signal.signal(number, self._handle)
             self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
@@ -96,13 +121,22 @@ class StopSignals:
                 raise StopRequested(f"{self.name} received")
             return
         if self._received is not None:
-            _write(f"\ndatarax: second signal ({signal.Signals(number).name}), leaving at once\n")
-            os._exit(128 + number)
+            self._leave(number, frame)
         self._received = signal.Signals(number)
+        if self._handed_over:
+            _write(
+                f"\ndatarax: {self.name} received, all processes save at one step; once more leaves at once\n"
+            )
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         if self._raising:
             self._broke_off = True
             raise StopRequested(f"{self.name} received")
         _write(f"\ndatarax: {self.name} received, saving after this step; once more leaves at once\n")
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        _write(f"\ndatarax: second signal ({signal.Signals(number).name}), leaving at once\n")
+        os._exit(128 + number)
 
     def _unraisable(self, unraisable: Any) -> None:
         """Comes back a moment later where Python lets no exception out: a destructor, a callback of the garbage collector."""

@@ -9,8 +9,10 @@ from datarax.checkpoint.checkpointer import Checkpointer as Checkpointer
 from datarax.checkpoint.encoding import EncodingError as EncodingError
 from datarax.checkpoint.encoding import decode as decode
 from datarax.checkpoint.encoding import encode as encode
+from datarax.checkpoint.global_arrays import make_global as make_global
 from datarax.checkpoint.model_item import compare_template as compare_model
 from datarax.checkpoint.model_item import describe_model as describe_model
+from datarax.checkpoint.model_item import held_alone as held_alone
 from datarax.checkpoint.record import SNAPSHOT_FORMAT as SNAPSHOT_FORMAT
 from datarax.checkpoint.record import HistoryEntry as HistoryEntry
 from datarax.checkpoint.record import Record as Record
@@ -38,9 +40,11 @@ __all__ = [
     "decode",
     "describe_model",
     "encode",
+    "held_alone",
     "ledger_record",
     "ledger_steps",
     "list_steps",
+    "make_global",
     "newest_good_step",
     "read_config",
     "read_identity",

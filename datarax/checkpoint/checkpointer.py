@@ -245,6 +245,8 @@ class Checkpointer:
     def poll(self) -> list[int]:
         """Look after the save in progress without waiting.
 
+        With many processes a failure is raised by the next `save` or `wait`, at the same step for all.
+
         Returns:
             The steps committed since the last `poll` or `wait`.
 
@@ -255,15 +257,16 @@ class Checkpointer:
         """
         self._opened("poll")
         self._settle(wait=False)
-        self._raise_failure()
-        committed, self._committed = self._committed, []
-        return committed
+        if self._processes.count == 1:
+            self._raise_failure()
+        return self._take_committed()
 
     def wait(self) -> list[int]:
         """Wait for the save in progress; otherwise like `poll`."""
         self._opened("wait")
         self._settle(wait=True)
-        return self.poll()
+        self._raise_failure()
+        return self._take_committed()
 
     def restore(
         self, step: int | None = None, *, model: Any = None, data: Stateful | Modules | None = None
@@ -402,6 +405,10 @@ class Checkpointer:
     def _raise_failure(self) -> None:
         if self._failures:
             raise self._failures.pop(0)
+
+    def _take_committed(self) -> list[int]:
+        committed, self._committed = self._committed, []
+        return committed
 
     def _newest(self) -> int | None:
         pending = None if self._saver is None else self._saver.pending_step

@@ -22,7 +22,7 @@ def is_alone(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and leaf.is_fully_addressable
 
 
-def held_alone(leaves: Iterable[tuple[str, Any]]) -> str | None:
+def digest_alone(leaves: Iterable[tuple[str, Any]]) -> str | None:
     """SHA-256 over paths, dtypes and values of all leaves that this process holds alone; None if it holds none so."""
     found = None
     for path, leaf in leaves:
@@ -44,7 +44,7 @@ def _host_value(leaf: Any) -> np.ndarray:
 def make_global(model: Any, mesh: Mesh | None = None) -> Any:
     """The model with every array that this process holds alone as a global one, replicated on all devices of all processes.
 
-    The values must be the same on all processes; compare `held_alone` first.
+    The values must be the same on all processes; compare `model_item.held_alone` first.
 
     Args:
         model: a PyTree.

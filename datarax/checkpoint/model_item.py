@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.checkpoint.encoding import with_weak_type
-from datarax.checkpoint.global_arrays import global_array, weakly_typed
+from datarax.checkpoint.global_arrays import digest_alone, global_array, weakly_typed
 from datarax.core.errors import MISSING, Difference, InputError
 
 STORED_DTYPES = frozenset(
@@ -208,6 +208,15 @@ def describe_model(model: Any) -> list[LeafSpec]:
         InputError: if a leaf cannot be stored exactly, naming its path.
     """
     return _specs(named_leaves(model)[0])
+
+
+def held_alone(model: Any) -> str | None:
+    """SHA-256 over everything of a model that this process holds alone; None if it holds nothing so. See `global_arrays`.
+
+    Raises:
+        InputError: if the model is not a PyTree whose leaves have names.
+    """
+    return digest_alone(named_leaves(model)[0])
 
 
 def _specs(leaves: Sequence[tuple[str, Any]]) -> list[LeafSpec]:

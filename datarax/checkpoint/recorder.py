@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from datarax.checkpoint.compose import FixedData, Modules, fix_data, identities, merge_data, position_of
-from datarax.checkpoint.global_arrays import held_alone, make_global
+from datarax.checkpoint.global_arrays import make_global
 from datarax.checkpoint.history import INLINE_ENTRIES, Lineage, entries_to_bytes
 from datarax.checkpoint.layout import RECORD_NAME, RunLayout, sha256_hex, write_addressed
-from datarax.checkpoint.model_item import LeafSpec, flatten_model, named_leaves
+from datarax.checkpoint.model_item import LeafSpec, flatten_model, held_alone
 from datarax.checkpoint.record import Record
 from datarax.checkpoint.restore import Restored
 from datarax.core.errors import ConfigError, InputError
@@ -108,7 +108,7 @@ class Recorder:
         """
         held = None
         if model is not None and not alone:
-            held, model = held_alone(named_leaves(model)[0]), make_global(model)
+            held, model = held_alone(model), make_global(model)
         leaves, arrays = (None, {}) if model is None else flatten_model(model)
         data = fix_data(modules)
         facts = {

@@ -34,13 +34,18 @@ class SaveConfig:
     max_failures: int = 3
     """After how many failed saves in a row the session gives up."""
 
-    timeout_seconds: int = 600
-    """After how long a save in the background counts as failed."""
+    timeout_seconds: int = 1200
+    """After how long a save in the background counts as failed. Many processes wait for each other in a commit at most ten
+    times as long as the slowest one so far took, and at least a minute."""
+
+    preemption_seconds: int = 600
+    """With many processes: how long the save at the step they have agreed on may take after a SIGTERM. Then the process leaves
+    all the same: the newest committed snapshot continues exactly."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep_latest", "keep_every"):
             _check(name, getattr(self, name), int, 1, optional=True)
-        for name in ("max_failures", "timeout_seconds"):
+        for name in ("max_failures", "timeout_seconds", "preemption_seconds"):
             _check(name, getattr(self, name), int, 1)
         _check("model_digest_limit_bytes", self.model_digest_limit_bytes, int, 0)
         _check("every_seconds", self.every_seconds, (int, float), 0, optional=True)

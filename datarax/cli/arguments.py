@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from typing import Any
 
 
@@ -43,3 +44,24 @@ def print_json(tree: Any) -> None:
     """One JSON document on stdout."""
     json.dump(tree, sys.stdout, indent=2, sort_keys=True, default=str)
     sys.stdout.write("\n")
+
+
+def report(error: Exception, *, debug: bool) -> int:
+    """One clear message on stderr, and the exit code that belongs to the error."""
+    from datarax.core.errors import DataraxError
+
+    if isinstance(error, UserCodeError):
+        report(error.cause, debug=debug)
+        return 70
+    if debug:
+        traceback.print_exception(error)
+    expected = isinstance(error, (DataraxError, OSError))
+    kind = "" if isinstance(error, DataraxError) else f"{type(error).__name__}: "
+    print(f"datarax: {kind}{error}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"  {note}", file=sys.stderr)
+    if not expected and not debug:
+        print("  (run again with --debug for the traceback)", file=sys.stderr)
+    if isinstance(error, DataraxError):
+        return error.exit_code
+    return 74 if isinstance(error, OSError) else 70

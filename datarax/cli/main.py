@@ -10,11 +10,10 @@ import argparse
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 from datarax import __version__
-from datarax.cli.arguments import UserCodeError
+from datarax.cli.arguments import report
 
 _COMMANDS = {
     "run": "train (or just iterate) as a config says; run again = continue",
@@ -54,11 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("datarax: interrupted", file=sys.stderr)
         return 130
-    except UserCodeError as error:
-        _report(error.cause, debug=arguments.debug)
-        return 70
     except Exception as error:
-        return _report(error, debug=arguments.debug)
+        return report(error, debug=arguments.debug)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -85,24 +81,6 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser
-
-
-def _report(error: Exception, *, debug: bool) -> int:
-    """One clear message on stderr, and the exit code that belongs to the error."""
-    from datarax.core.errors import DataraxError
-
-    if debug:
-        traceback.print_exception(error)
-    expected = isinstance(error, (DataraxError, OSError))
-    kind = "" if isinstance(error, DataraxError) else f"{type(error).__name__}: "
-    print(f"datarax: {kind}{error}", file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr)
-    if not expected and not debug:
-        print("  (run again with --debug for the traceback)", file=sys.stderr)
-    if isinstance(error, DataraxError):
-        return error.exit_code
-    return 74 if isinstance(error, OSError) else 70
 
 
 if __name__ == "__main__":

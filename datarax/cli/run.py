@@ -6,9 +6,16 @@ import argparse
 import contextlib
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from datarax.cli.arguments import UserCodeError, add_config, add_json, print_json
+from datarax.cli.arguments import UserCodeError, add_config, add_json, print_json, report
 from datarax.signals import StopRequested, StopSignals
+
+if TYPE_CHECKING:
+    from datarax.core.processes import Processes
+    from datarax.run_config import RunConfig
+
+_A_BUILD_SECONDS = 7 * 24 * 3600  # a dead process is noticed by its heartbeat long before
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=int, metavar="N", help="go back to snapshot N; newer ones are set aside, not deleted"
     )
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="run N processes on this machine, as if each were a host"
+    )
     add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs to the last step or to a signal."""
+    if arguments.processes is not None:
+        return _launch(arguments)
     # From the first moment: a signal during imports or the building of data must leave nothing half done.
     signals = StopSignals(raising=True)
     try:
@@ -30,18 +42,72 @@ def run(arguments: argparse.Namespace) -> int:
     except BaseException as error:
         if not signals.explains(error):
             raise
-        _say(f"datarax: {signals.name} received; nothing was running yet, run again to continue")
+        name = signals.name or "SIGTERM to a process of the run"
+        _say(f"datarax: {name} received; nothing was running yet, run again to continue")
         return StopRequested.exit_code
 
 
+def _launch(arguments: argparse.Namespace) -> int:
+    from datarax.cli.launch import launch
+    from datarax.core.errors import ConfigError
+    from datarax.run_config import load_config
+
+    if arguments.processes < 1:
+        raise ConfigError(f"--processes must be at least 1, got {arguments.processes}")
+    config = load_config(arguments.config, arguments.overrides)
+    words = ["run", arguments.config]
+    for override in arguments.overrides:
+        words += ["--set", override]
+    if arguments.step is not None:
+        words += ["--step", str(arguments.step)]
+    words += [word for word, given in (("--json", arguments.json), ("--debug", arguments.debug)) if given]
+    return launch(
+        words,
+        processes=arguments.processes,
+        run_directory=config.run.directory,
+        heartbeat_seconds=config.multihost.heartbeat_seconds,
+    )
+
+
 def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
-    from datarax.run_config import apply_environment, build_session, load_config, open_loader
+    from datarax import multihost
+    from datarax.run_config import apply_environment, load_config
 
     config = load_config(arguments.config, arguments.overrides)
     apply_environment(config)
+    processes = multihost.start(config.multihost)
+    if processes.count == 1:
+        return _train(arguments, signals, config, processes)
+    signals.hand_over()
+    try:
+        code = _train(arguments, signals, config, processes)
+    except Exception as error:
+        if processes.broken:
+            # The others cannot be waited for, and no exit hook may try.
+            multihost.leave_at_once(report(error, debug=arguments.debug))
+        multihost.finish()
+        raise
+    except StopRequested:
+        multihost.finish()
+        raise
+    multihost.finish()
+    return code
+
+
+def _train(
+    arguments: argparse.Namespace, signals: StopSignals, config: RunConfig, processes: Processes
+) -> int:
+    from datarax.run_config import batch_sharding, build_mesh, build_session, open_loader
+
     started = time.monotonic()
-    with open_loader(config, build=True, say=_say) as loader:
-        session = build_session(config, loader)
+    if processes.count > 1:
+        _build_once(config, processes)
+    mesh = build_mesh(config, processes)
+    say = _say if processes.first else _say_nothing
+    with open_loader(
+        config, build=processes.count == 1, say=say, sharding=batch_sharding(config, mesh)
+    ) as loader:
+        session = build_session(config, loader, mesh=mesh, processes=processes)
         try:
             outcome = session.run(from_step=arguments.step, signals=signals)
         except Exception as error:
@@ -49,10 +115,10 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
                 raise UserCodeError(error) from error
             raise
     if outcome.complete and outcome.ran == 0:
-        _say(f"already complete: {outcome.step} steps in {config.run.directory}")
+        say(f"already complete: {outcome.step} steps in {config.run.directory}")
     elif outcome.complete:
-        _say(f"complete: {outcome.step} steps in {config.run.directory}")
-    if arguments.json:
+        say(f"complete: {outcome.step} steps in {config.run.directory}")
+    if arguments.json and processes.first:
         print_json(
             {
                 "directory": config.run.directory,
@@ -65,7 +131,25 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
     return 0 if outcome.complete else StopRequested.exit_code
 
 
+def _build_once(config: RunConfig, processes: Processes) -> None:
+    """Process 0 builds the data if they are missing; the others wait, and then open what lies there."""
+    from datarax.sources.open import open_source
+
+    def build() -> None:
+        if processes.first:
+            with open_source(config.source, build=True, say=_say):
+                pass
+
+    processes.exchange(
+        "build", build, lambda parts: None, about="building the data", timeout_seconds=_A_BUILD_SECONDS
+    )
+
+
 def _say(text: str) -> None:
     # Nobody may be reading any more (`| head`): the run does not end with its reader.
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def _say_nothing(text: str) -> None:
+    """For processes whose lines another one prints."""

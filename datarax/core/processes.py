@@ -6,6 +6,7 @@ A training step needs none of it; start, save and restore do. Who the processes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from datarax.core.errors import DataraxError, DisagreementError, PeerError, Peer
 T = TypeVar("T")
 
 _SOON = 5.0
+_A_LONG_RUN_MILLISECONDS = 10 * 365 * 24 * 3600 * 1000
 
 
 class Processes:
@@ -31,6 +33,7 @@ class Processes:
     Attributes:
         index: which one this is, 0 to count - 1; process 0 writes what is written once.
         count: how many there are.
+        broken: whether this process ends without the others, which then cannot be waited for.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Processes:
         self._timeout = timeout_seconds
         self._rounds: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._shared: BaseException | None = None
+        self.broken = False
 
     @property
     def first(self) -> bool:
@@ -95,6 +100,10 @@ class Processes:
             topic, lambda: dict(facts), lambda parts: check_agreement(parts, about or topic), about=about
         )
 
+    def is_shared(self, error: BaseException) -> bool:
+        """Whether all processes raise this error, or the like, at the same point."""
+        return self.count == 1 or error is self._shared or isinstance(error, (PeerError, DisagreementError))
+
     def fail(self, topic: str, error: BaseException, *, timeout_seconds: float | None = None) -> NoReturn:
         """Takes part in the next exchange of `topic` with an error, for a process that cannot take part otherwise."""
 
@@ -116,13 +125,20 @@ class Processes:
             return []
         return []
 
-    def leave_word(self, why: str) -> None:
-        """Says to the others why this process ends before them; whoever misses it later can repeat that."""
+    def abandon(self, why: str) -> None:
+        """Tells the others that this process ends before them, and why; each hears it in `wait_for_abandon`."""
         if self._client is not None:
-            try:
+            with contextlib.suppress(Exception):  # somebody was first, or there is no coordinator any more
                 self._client.key_value_set(f"datarax/last_word/{self.index}", why[:2000])
-            except Exception:
-                return
+                self._client.key_value_set("datarax/abandoned", f"{self.index}")
+
+    def wait_for_abandon(self) -> str | None:
+        """Waits, for a whole run if need be, until a process ends before the others; says who and why. None: nobody did."""
+        try:
+            index = int(self._client.blocking_key_value_get("datarax/abandoned", _A_LONG_RUN_MILLISECONDS))
+        except Exception:
+            return None
+        return None if index == self.index else self.describe(index)
 
     def describe(self, index: int) -> str:
         """A process as a person needs it: its number, host and pid, and its last word if it left one."""
@@ -168,6 +184,7 @@ class Processes:
         if tree.get("disagreement"):
             raise DisagreementError(tree["error"])
         if own is not None and tree["unanimous"]:
+            self._shared = own
             raise own
         raise PeerError(tree["error"], exit_code=tree["code"]) from own
 

@@ -11,8 +11,8 @@ import jax
 _PACKAGES = ("datarax", "jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "tensorstore", "numpy")
 
 
-def provenance() -> dict[str, str]:
-    """Versions, device kind and XLA's CPU thread count. Starts the backend."""
+def provenance(process_count: int = 1) -> dict[str, str]:
+    """Versions, device kind, counts of devices and processes, and XLA's CPU thread count. Starts the backend."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -24,5 +24,6 @@ def provenance() -> dict[str, str]:
         "python": platform.python_version(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": str(jax.device_count()),
+        "process_count": str(process_count),
         "xla_cpu_threads": os.environ.get("NPROC", "default"),
     }

@@ -15,11 +15,22 @@ from typing import Any, Literal, NoReturn, TextIO
 
 import jax
 
-from datarax.checkpoint import Checkpointer, Restored, SaveConfig, Snapshot, list_steps
+from datarax.checkpoint import (
+    Checkpointer,
+    Restored,
+    SaveConfig,
+    Snapshot,
+    held_alone,
+    list_steps,
+    make_global,
+)
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
+from datarax.core.processes import Processes
 from datarax.loader import DataLoader
-from datarax.signals import StopSignals
+from datarax.multihost import current, notice_replaced
+from datarax.signals import StopRequested, StopSignals
 from datarax.training.contract import Pace, TaskContract, state_and_metrics
+from datarax.training.peers import deadline, warn_of_replaced_notice, watched
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
 from datarax.training.task import Iterate, Task
@@ -74,6 +85,8 @@ class TrainingSession:
         parameters: handed to `task.init` as they are.
         steps: steps of the whole run; None: as many as the loader has.
         mesh: handed to `task.init`; default: all devices on one axis named "data".
+        processes: those of the run, by default what `datarax.multihost.current` says. All run the same session; process 0 prints
+            and writes what is written once.
         save: when to save, what to keep.
         resume: which changes are accepted.
         log: how often to report.
@@ -101,6 +114,7 @@ class TrainingSession:
         log: LogConfig | None = None,
         config_text: str | None = None,
         stream: TextIO | Literal["stderr"] | None = "stderr",
+        processes: Processes | None = None,
     ) -> None:
         self._directory = directory
         self._loader = loader
@@ -109,12 +123,14 @@ class TrainingSession:
         self._steps = steps
         self._total = total_steps(loader, steps)
         self._mesh = mesh
+        self._processes = processes or current()
         self._save_config = save or SaveConfig()
         self._resume = resume or ResumeConfig()
         self._log = log or LogConfig()
         self._config_text = config_text
         self._asked_stream = stream
         self._stream: TextIO | None = None
+        self._warned = False
         self._save_failures = 0
         self.task_failed = False
 
@@ -133,14 +149,20 @@ class TrainingSession:
             InputError: the run starts at step 0, but the loader has handed over batches before.
             RunLockedError: another process is writing to the directory.
             SaveError: saving failed `save.max_failures` times in a row.
+            StopRequested: a signal came before the first step.
+            PeerError: something failed on some of many processes; all raise this.
+            DisagreementError: the processes do not hold the same; all raise this.
             Exception: what the task or a read raised; the newest snapshot stays what it is.
         """
+        many = self._processes.count > 1
         if signals is None:
-            with StopSignals() as own:
+            with StopSignals(handed_over=many) as own:
                 return self.run(from_step=from_step, signals=own)
-        signals.defer()
+        if not many:
+            signals.defer()
         try:
-            return self._run(from_step, signals)
+            with watched(self._processes, self._directory):
+                return self._run(from_step, signals)
         except Exception as error:
             if self.task_failed:
                 error.add_note(_what_stays(self._directory))
@@ -148,6 +170,8 @@ class TrainingSession:
 
     def _run(self, from_step: int | None, signals: StopSignals) -> Outcome:
         self._stream = sys.stderr if self._asked_stream == "stderr" else self._asked_stream
+        if not self._processes.first:
+            self._stream = None
         self._save_failures, self.task_failed = 0, False
         with Checkpointer(
             self._directory,
@@ -155,11 +179,14 @@ class TrainingSession:
             identity={LOADER_NAME: self._loader.identity()},
             config_text=self._config_text,
             allow_changed=self._resume.allow_changed,
-            provenance=provenance(),
+            provenance=provenance(self._processes.count),
+            processes=self._processes,
         ) as checkpointer:
+            self._stop_if_agreed(checkpointer)
             start, state = self._start(checkpointer, from_step)
+            self._stop_if_agreed(checkpointer)
             with RunProgress(
-                Path(self._directory) / "metrics.jsonl",
+                Path(self._directory) / "metrics.jsonl" if self._processes.first else None,
                 total=self._total,
                 start=start,
                 metrics=self._loader.metrics,
@@ -167,6 +194,10 @@ class TrainingSession:
                 stream=self._stream,
             ) as progress:
                 return self._loop(checkpointer, progress, signals, start, state)
+
+    def _stop_if_agreed(self, checkpointer: Checkpointer) -> None:
+        if checkpointer.agreed_to_stop():
+            raise StopRequested("SIGTERM received by a process of the run")
 
     # Restore.
 
@@ -176,6 +207,8 @@ class TrainingSession:
             state = self._task.init(self._parameters, mesh)
         except Exception as error:
             self._blame_task(error, "init")
+        if self._processes.count > 1:
+            state = self._shared_state(state, mesh)
         self._contract = TaskContract(state)
         latest = checkpointer.latest_step()
         step = from_step if from_step is not None else latest
@@ -191,6 +224,16 @@ class TrainingSession:
         if restored.step < self._total:
             self._say(f"continuing after step {restored.step} of {self._total}")
         return restored.step, restored.model
+
+    def _shared_state(self, state: Any, mesh: jax.sharding.Mesh) -> Any:
+        """The state that `init` made, with every array of one process alone made global; the values must be the same on all."""
+        alone = held_alone(state)
+        self._processes.agree(
+            "init",
+            {"the part of the state that each process makes for itself": alone},
+            about="the task's init",
+        )
+        return make_global(state, mesh)
 
     def _restore(self, checkpointer: Checkpointer, step: int, state: Any, *, fall_back: bool) -> Restored:
         """Restores `step`; if that is damaged and the config says so, the newest good one."""
@@ -250,7 +293,8 @@ class TrainingSession:
     def _loop(
         self, checkpointer: Checkpointer, progress: RunProgress, signals: StopSignals, start: int, state: Any
     ) -> Outcome:
-        step, stopping, pace = start, signals.requested, Pace()
+        step, stopping, pace = start, self._asked_to_stop(checkpointer, signals), Pace()
+        many = self._processes.count > 1
         self._show_notes(checkpointer, progress)
         while step < self._total and not stopping:
             batch = next(self._loader)
@@ -263,17 +307,48 @@ class TrainingSession:
                 self._blame_task(error, f"step, at step {step + 1}")
             step += 1
             # Read once: a signal that arrives from here on belongs to the next step.
-            stopping = signals.requested
+            stopping = self._asked_to_stop(checkpointer, signals)
             insist = stopping or step == self._total
+            if checkpointer.asks_others(step):
+                jax.block_until_ready(metrics)  # the others wait for an answer only, not for the device
             if insist or checkpointer.should_save(step):
-                self._save(checkpointer, progress, step, state, insist=insist)
+                if many:
+                    jax.block_until_ready(state)
+                with self._in_time(stopping and many, step):
+                    self._save(checkpointer, progress, step, state, insist=insist)
             self._poll(checkpointer, progress)
             progress.step(step, metrics, last=insist)
         if step < self._total:
-            progress.say(f"stopped by {signals.name} after step {step}; run again to continue exactly here")
+            by = signals.name or "SIGTERM to a process of the run"
+            progress.say(f"stopped by {by} after step {step}; run again to continue exactly here")
         return Outcome(step, step == self._total, state, step - start)
 
+    def _asked_to_stop(self, checkpointer: Checkpointer, signals: StopSignals) -> bool:
+        """Whether to save and stop here: by a signal to this process, or with many processes where all have agreed to."""
+        if self._processes.count == 1:
+            return signals.requested
+        if notice_replaced() and not self._warned:
+            self._warned = True
+            warn_of_replaced_notice(self._processes)
+        agreed = checkpointer.agreed_to_stop()
+        if agreed:
+            signals.leave_on_next()
+        return agreed
+
     # Save.
+
+    def _in_time(self, limited: bool, step: int) -> contextlib.AbstractContextManager[None]:
+        """A limit to the save after a SIGTERM: the machine will be gone soon, and so must be this process."""
+        if not limited:
+            return contextlib.nullcontext()
+        seconds = self._save_config.preemption_seconds
+        return deadline(
+            seconds,
+            lambda: (
+                f"the save of step {step} was not committed within {seconds} seconds (save.preemption_seconds) after SIGTERM. "
+                + _what_stays(self._directory)
+            ),
+        )
 
     def _save(
         self, checkpointer: Checkpointer, progress: RunProgress, step: int, state: Any, *, insist: bool

@@ -1,0 +1,116 @@
+"""How a process of a run with many ends when another is lost, or when it fails alone: soon, with one message, never by hanging.
+
+A process that waits in a collective cannot look after the others. So one that fails alone says so through the coordination
+service before it ends, and a thread in each of the others listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from datarax.checkpoint import list_steps
+from datarax.core.errors import PeerLostError
+from datarax.core.processes import Processes
+from datarax.multihost import leave_at_once
+
+_HEARD_SECONDS = 2.0
+"""How long process 0 stays after the others were told: with it ends the coordinator, and JAX aborts who is still there."""
+
+
+@contextlib.contextmanager
+def watched(processes: Processes, directory: str | Path) -> Iterator[None]:
+    """While this lasts, a process that ends before the others takes this one with it, and a failure here is told to the others.
+
+    Args:
+        processes: those of the run.
+        directory: the run; what is committed there decides about the exit code.
+
+    Raises:
+        Exception: what was raised inside, if all processes raise it, or if it is this process's own. Where another process was
+            lost the process ends here: with code 75 if the run has a snapshot, else with 74.
+    """
+    if processes.count == 1:
+        yield
+        return
+    over = threading.Event()
+
+    def listen() -> None:
+        who = processes.wait_for_abandon()
+        if who is not None and not over.is_set():
+            _leave(processes, directory, f"it lost {who}")
+
+    threading.Thread(target=listen, name="datarax-peers", daemon=True).start()
+    try:
+        yield
+    except Exception as error:
+        over.set()
+        _end(processes, directory, error)
+        raise
+    finally:
+        over.set()
+
+
+def _end(processes: Processes, directory: str | Path, error: Exception) -> None:
+    """Returns if `error` is to be raised here; ends the process if it comes of the loss of another."""
+    if processes.is_shared(error):
+        return
+    if isinstance(error, PeerLostError):
+        processes.abandon(str(error))
+        _leave(processes, directory, str(error))
+    missing = processes.missing()
+    if not missing:
+        return  # all are here, so all have failed alike
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        # A collective that broke: the cause is in the process that is not here.
+        who = ", ".join(processes.describe(index) for index in missing)
+        processes.abandon(f"it lost {who}")
+        _leave(processes, directory, f"it lost {who}")
+    processes.broken = True
+    processes.abandon(f"{type(error).__name__}: {error}")
+    if processes.first:
+        time.sleep(_HEARD_SECONDS)
+
+
+def _leave(processes: Processes, directory: str | Path, why: str) -> None:
+    steps = list_steps(directory)
+    what = (
+        f"snapshot {steps[-1]} is committed; run the same command again to continue after it"
+        if steps
+        else "no snapshot was committed yet; run again to start over"
+    )
+    if processes.first:
+        time.sleep(_HEARD_SECONDS)
+    text = f"process {processes.index} of {processes.count} stops: {why}. {what}"
+    leave_at_once(75 if steps else 74, text)
+
+
+@contextlib.contextmanager
+def deadline(seconds: float, why: Callable[[], str]) -> Iterator[None]:
+    """Ends the process with code 75 if what is inside takes longer."""
+    timer = threading.Timer(seconds, lambda: leave_at_once(75, why()))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def warn_of_replaced_notice(processes: Processes) -> None:
+    """Says that this process would not hear of a preemption any more."""
+    print(
+        f"datarax: warning: process {processes.index} has got another handler for SIGTERM since the start. JAX's notice of a "
+        f"preemption is lost there: a SIGTERM to this process will save nothing. Remove that handler",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+__all__ = ["deadline", "warn_of_replaced_notice", "watched"]
