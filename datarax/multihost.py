@@ -324,7 +324,10 @@ class _Watch:
 
 
 def leave_at_once(code: int, why: str | None = None) -> NoReturn:
-    """Says why, if there is something to say, and ends the process without any clean-up: what is committed stays, peers that hang are not waited for."""
+    """Says why, if there is something to say, and ends the process without any clean-up.
+
+    What is committed stays; nothing waits for processes that hang.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

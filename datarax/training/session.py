@@ -85,8 +85,8 @@ class TrainingSession:
         parameters: handed to `task.init` as they are.
         steps: steps of the whole run; None: as many as the loader has.
         mesh: handed to `task.init`; default: all devices on one axis named "data".
-        processes: those of the run, by default what `datarax.multihost.current` says. All run the same session; process 0 prints
-            and writes what is written once.
+        processes: those of the run, by default what `datarax.multihost.current` says. All run the same session; process 0
+            prints and writes what is written once.
         save: when to save, what to keep.
         resume: which changes are accepted.
         log: how often to report.
