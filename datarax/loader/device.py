@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from datarax.core.errors import ConfigError
+from datarax.multihost import slots_of
 
 
 def place(batch: Any, sharding: Sharding, batch_size: int) -> Any:
@@ -40,16 +41,7 @@ def check_rows(rows: np.ndarray, sharding: Sharding, batch_size: int) -> None:
     Raises:
         ConfigError: if they are not, or if the sharding does not divide the batch.
     """
-    try:
-        indices = _for_rank(sharding, 1).addressable_devices_indices_map((batch_size,)).values()
-    except ValueError as error:
-        raise ConfigError(
-            f"a batch of {batch_size} rows cannot be placed under {sharding}: {error}"
-        ) from error
-    held = np.zeros(batch_size, np.bool_)
-    for index in indices:
-        held[index or ()] = True
-    needed = np.flatnonzero(held)
+    needed = slots_of(sharding, batch_size).rows
     if not np.array_equal(rows, needed):
         raise ConfigError(
             f"the devices of this process hold {_described(needed)} of the global batch under the given sharding, but "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import jax
@@ -24,8 +24,10 @@ from datarax.loader.device import check_rows
 from datarax.loader.last_batch import LastBatch
 from datarax.loader.reader import PreparedBatch
 from datarax.loader.runtime import Delivered, Runtime
-from datarax.loader.statistics import RunningMeans, statistics_identity
+from datarax.loader.shares import combined, contribution
+from datarax.loader.statistics import RunningMeans, SharedMeans, statistics_identity
 from datarax.metrics import LoaderMetrics
+from datarax.multihost import Slots, slots_of
 from datarax.order import Digest, Order, RecordKeys, Remainder, Schedule
 from datarax.sources import DataSource
 from datarax.transforms import Transform, check_pipeline
@@ -43,7 +45,10 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         config: batch size, seed, order, epochs, read-ahead.
         source: where the records are; it stays open when the loader is closed.
         transforms: stages applied in turn, see `datarax.transforms`.
-        rows: int64[rows], sorted slots of the global batch [0, batch_size) to read here; None for all of them.
+        rows: int64[rows], sorted slots of the global batch [0, batch_size) to read here; by default those that the sharding's
+            devices hold in this process, and without a sharding all of them.
+        owned: int64[...], sorted, a subset of `rows`: the slots that count here, in digests, counters and statistics, where
+            several processes read the same; by default those that the sharding gives to no lower process, without one all rows.
         sharding: if given, batches are global `jax.Array`s under it; else NumPy arrays.
         rngs: NNX random streams; part of the state, not used by the loader itself.
         name: used in messages.
@@ -63,6 +68,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         *,
         transforms: Sequence[Transform] = (),
         rows: np.ndarray | Sequence[int] | None = None,
+        owned: np.ndarray | Sequence[int] | None = None,
         sharding: jax.sharding.Sharding | None = None,
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
@@ -81,10 +87,8 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             )
         super().__init__(config, rngs=rngs, name=name)
         stages = check_pipeline(transforms)
-        slots = _checked_rows(rows, config.batch_size)
-        if sharding is not None:
-            check_rows(slots, sharding, config.batch_size)
-        self._runtime = Runtime(config, source, stages, slots, sharding)
+        slots = _slots(rows, owned, sharding, config.batch_size)
+        self._runtime = Runtime(config, source, stages, slots.rows, slots.owned, sharding)
         self.current = LastBatch(self._runtime)
         self._applied_count = IterationCount(np.asarray(0, np.int64))
         self._skipped_count = IterationCount(np.asarray(0, np.int64))
@@ -133,7 +137,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         self._hand_over(batch, self._means_after(batch, step))
         return batch.placed
 
-    def _hand_over(self, batch: PreparedBatch, means: RunningMeans) -> None:
+    def _hand_over(self, batch: PreparedBatch, means: SharedMeans) -> None:
         runtime = self._runtime
         before, means_before, shown = runtime.delivered, runtime.means, runtime.current
         stats_before, reset_before = self._computed_stats.get_raw_value(), self._is_stats_reset.get_value()
@@ -145,7 +149,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
                 self._keep_means(means)
             self._write_mirrors(before)
             runtime.metrics.batches += 1
-            runtime.metrics.rows += batch.rows
+            runtime.metrics.rows += runtime.delivered.position - before.position
         except BaseException:
             # Ctrl-C can break off any of these lines; a batch that the loop never got must not be half counted.
             runtime.delivered, runtime.current = before, shown
@@ -157,20 +161,22 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             self._write_mirrors()
             raise
 
-    def _means_after(self, batch: PreparedBatch, step: int) -> RunningMeans:
+    def _means_after(self, batch: PreparedBatch, step: int) -> SharedMeans:
         means = self._runtime.means
         if self.config.batch_stats_fn is None or batch.rows == 0:
             return means
         try:
-            return means.after(self.config.batch_stats_fn(batch.host), batch.rows)
+            owned = batch.owned
+            host = batch.host if owned is None else jax.tree.map(lambda leaf: leaf[owned], batch.host)
+            return means.after(self.config.batch_stats_fn(host), batch.rows)
         except Exception as error:
             error.add_note(f"in batch_stats_fn, on the batch of step {step}")
             raise
 
-    def _keep_means(self, means: RunningMeans) -> None:
+    def _keep_means(self, means: SharedMeans) -> None:
         self._runtime.means = means
-        super().set_statistics(means.values() if means.rows else None)
-        self.stats_rows.set_value(means.rows)
+        super().set_statistics(means.total.values() if means.total.rows else None)
+        self.stats_rows.set_value(means.total.rows)
 
     def set_statistics(self, stats: dict[str, Any] | None) -> None:
         """Keep `stats`, as in the base class; the running means start anew with the next batch."""
@@ -183,7 +189,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         self._restart_means()
 
     def _restart_means(self) -> None:
-        self._runtime.means = RunningMeans()
+        self._runtime.means = SharedMeans()
         self.stats_rows.set_value(0)
 
     # Random access.
@@ -214,7 +220,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         runtime = self._runtime
         if not with_bytes:
             step_keys = runtime.reader.plan.step(_checked_step(step))
-            return step_keys.digest, None, int(np.count_nonzero(step_keys.positions >= 0))
+            return step_keys.digest, None, int(np.count_nonzero(step_keys.counted))
         reader = dataclasses.replace(runtime.reader, byte_digest=True, sharding=None)
         batch = reader.prepare(_checked_step(step))
         return batch.keys_digest, batch.bytes_digest, batch.rows
@@ -264,7 +270,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     @property
     def digest(self) -> Digest:
-        """Digest of everything handed over by this process since the start of the run."""
+        """Digest of everything handed over: up to the last restore by all processes, since then of the rows that count here."""
         return self._runtime.delivered.digest
 
     def identity(self) -> dict[str, Any]:
@@ -295,11 +301,35 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
         self._runtime.log.forget_before(step)
 
+    # Many processes.
+
+    def contribution(self) -> dict[str, Any]:
+        """What this process has added since the last restore or the beginning; see `combined`."""
+        self._check_mirrors()
+        return contribution(self._runtime, self.get_state())
+
+    def combined(
+        self, contributions: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+        """The state and the digest as if one process had read all rows.
+
+        Counters and digests are sums over the rows that each process owns, so they are exact whoever read what; running means
+        agree with those of one process within rounding.
+
+        Args:
+            contributions: one of each process, in the order of processes.
+
+        Raises:
+            ValueError: if they are not of one moment, naming what differs.
+        """
+        state = self.get_state()
+        return combined(self._runtime, state, contributions)
+
     # State.
 
     def _state_asked(self) -> None:
         self._check_mirrors()
-        means = self._runtime.means
+        means = self._runtime.means.total
         if means.rows:
             # A transform may have made 32-bit numbers of those in the Variable.
             self._computed_stats.set_raw_value(means.values())
@@ -349,7 +379,9 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             runtime.open_at(*base)
         runtime.drop()
         runtime.log.restart(idx)
-        runtime.means = RunningMeans(self._computed_stats.get_value() if stats_rows else None, stats_rows)
+        runtime.share_from_here(
+            RunningMeans(self._computed_stats.get_value() if stats_rows else None, stats_rows)
+        )
         runtime.current = None
         self._write_mirrors()
 
@@ -397,7 +429,9 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         self._runtime = shared.reopened()
         self.current = LastBatch(self._runtime)
         self._state_restored()
-        if shared.means.rows:
+        self._runtime.base = shared.base
+        self._runtime.means = shared.means
+        if shared.means.total.rows:
             self._keep_means(shared.means)
 
     def copy(
@@ -414,6 +448,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             runtime.source,
             transforms=runtime.transforms,
             rows=runtime.rows,
+            owned=runtime.owned,
             sharding=runtime.sharding,
             rngs=rngs if rngs is not None else self.rngs,
             name=name if name is not None else self.name,
@@ -428,6 +463,30 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _slots(
+    rows: np.ndarray | Sequence[int] | None,
+    owned: np.ndarray | Sequence[int] | None,
+    sharding: jax.sharding.Sharding | None,
+    batch_size: int,
+) -> Slots:
+    """Which slots are read here, and which of them count here."""
+    held = None if sharding is None else slots_of(sharding, batch_size)
+    if rows is None and held is not None:
+        read = held.rows
+    else:
+        read = _checked_rows(rows, batch_size)
+        if sharding is not None:
+            check_rows(read, sharding, batch_size)
+    if owned is None:
+        return Slots(read, held.owned if held is not None else read)
+    counted = np.asarray(owned)
+    if len(counted) == 0:
+        counted = np.zeros(0, np.int64)
+    elif not np.isin(_checked_rows(counted, batch_size), read).all():
+        raise ConfigError(f"owned must be some of rows, got {counted}, but rows is {read}")
+    return Slots(read, counted.astype(np.int64))
 
 
 def _checked_rows(rows: np.ndarray | Sequence[int] | None, batch_size: int) -> np.ndarray:

@@ -28,7 +28,15 @@ class StepKeys:
     keys: RecordKeys
     """Which record each row is."""
     digest: int
-    """Sum mod 2^64 of the key hashes of the rows."""
+    """Sum mod 2^64 of the key hashes of the rows that count here."""
+    owned: np.ndarray | None
+    """bool[rows]: rows that count here; None if all do."""
+
+    @property
+    def counted(self) -> np.ndarray:
+        """bool[rows]: rows that count here and are no padding."""
+        real = self.positions >= 0
+        return real if self.owned is None else real & self.owned
 
 
 class BatchPlan:
@@ -38,12 +46,17 @@ class BatchPlan:
         order: the endless sequence of record keys.
         schedule: which positions a step covers.
         slots: int64[rows], the sorted slots of the global batch that are read here.
+        owned: int64[...], those of them that count here, where several processes read the same; None: all.
     """
 
-    def __init__(self, order: Order, schedule: Schedule, slots: np.ndarray) -> None:
+    def __init__(
+        self, order: Order, schedule: Schedule, slots: np.ndarray, owned: np.ndarray | None = None
+    ) -> None:
         self.order = order
         self.schedule = schedule
         self.slots = slots
+        # None where all count: the common case does no work for it.
+        self.owned = None if owned is None or len(owned) == len(slots) else np.isin(slots, owned)
         self._steps_per_block = max(1, _BLOCK_ROWS // max(1, len(slots)))
         self._blocks: dict[int, tuple[np.ndarray, RecordKeys, np.ndarray]] = {}
 
@@ -63,6 +76,7 @@ class BatchPlan:
             positions[offset],
             keys[offset * len(self.slots) : (offset + 1) * len(self.slots)],
             int(digests[offset]),
+            self.owned,
         )
 
     def _block(self, block: int) -> tuple[np.ndarray, RecordKeys, np.ndarray]:
@@ -90,5 +104,8 @@ class BatchPlan:
         keys = self.order.keys(flat)
         source_ids = self.order.source_ids[np.maximum(keys.source, 0)]
         hashes = key_hashes(flat, source_ids, keys.index, keys.epoch)
-        digests = hashes.reshape(positions.shape).sum(axis=1, dtype=np.uint64)
+        hashes = hashes.reshape(positions.shape)
+        if self.owned is not None:
+            hashes = hashes[:, self.owned]
+        digests = hashes.sum(axis=1, dtype=np.uint64)
         return positions, keys, digests

@@ -33,11 +33,13 @@ class PreparedBatch:
     placed: Any
     """The same as global jax arrays under the loader's sharding; `host` itself without one."""
     rows: int
-    """Rows that are not padding."""
+    """Rows that count here and are not padding."""
     keys_digest: int
-    """Sum mod 2^64 of the key hashes."""
+    """Sum mod 2^64 of the key hashes of these rows."""
     bytes_digest: int | None
-    """Sum mod 2^64 of the row hashes; None unless bytes are digested."""
+    """Sum mod 2^64 of their row hashes; None unless bytes are digested."""
+    owned: np.ndarray | None = None
+    """bool[rows]: the rows of `host` that count here; None if all do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +78,23 @@ class BatchReader:
             )
         else:
             batch = self._rows(step_keys.keys[real] if padded else step_keys.keys)
+        owned = step_keys.owned
+        counted = rows if owned is None else int(np.count_nonzero(owned & real))
         bytes_digest = None
         if self.byte_digest:
             positions = step_keys.positions[real] if padded else step_keys.positions
-            bytes_digest = int(row_hashes(positions, _leaves(batch)).sum(dtype=np.uint64)) if rows else 0
+            leaves = _leaves(batch)
+            if counted < rows:
+                assert owned is not None
+                among = owned[real]
+                positions, leaves = positions[among], [(path, leaf[among]) for path, leaf in leaves]
+            bytes_digest = int(row_hashes(positions, leaves).sum(dtype=np.uint64)) if counted else 0
         if self.plan.schedule.remainder is Remainder.PAD:
             batch = _pad(batch, real)
         placed = batch
         if self.sharding is not None:
             placed = place(batch, self.sharding, self.plan.schedule.batch_size)
-        return PreparedBatch(batch, placed, rows, step_keys.digest, bytes_digest)
+        return PreparedBatch(batch, placed, counted, step_keys.digest, bytes_digest, owned)
 
     def _rows(self, keys: RecordKeys) -> Any:
         """The transformed rows of `keys`, a PyTree of arrays [len(keys), ...]."""

@@ -16,7 +16,7 @@ from datarax.loader.config import DataLoaderConfig
 from datarax.loader.plan import BatchPlan
 from datarax.loader.prefetch import ReadAhead
 from datarax.loader.reader import BatchReader, PreparedBatch
-from datarax.loader.statistics import RunningMeans
+from datarax.loader.statistics import RunningMeans, SharedMeans
 from datarax.loader.step_log import StepLog
 from datarax.metrics import LoaderMetrics
 from datarax.order import Digest, Order, Schedule
@@ -33,11 +33,11 @@ class Delivered:
     position: int
     """Global rows handed over; the first slot of the next batch."""
     applied: int
-    """Rows handed over by this process."""
+    """Rows handed over that count here."""
     skipped: int
-    """Rows that a stage left out on this process."""
+    """Rows that a stage left out and that count here."""
     digest: Digest
-    """Digest of the rows handed over by this process."""
+    """Digest of the rows handed over that count here."""
 
     def after(self, schedule: Schedule, batch: PreparedBatch) -> Delivered:
         """The state once `batch` has been handed over."""
@@ -60,6 +60,7 @@ class Runtime:
         source: DataSource,
         transforms: tuple[Transform, ...],
         rows: np.ndarray,
+        owned: np.ndarray,
         sharding: jax.sharding.Sharding | None,
     ) -> None:
         self.source = source
@@ -67,13 +68,14 @@ class Runtime:
         # Once: what the code says now counts, not what an editor makes of the file in mid-run.
         self.pipeline_identity = pipeline_identity(transforms)
         self.rows = rows
+        self.owned = owned
         self.sharding = sharding
         self.order = Order(config.order_config(), {source.name: len(source)})
         self.metrics = LoaderMetrics()
         self.log = StepLog()
-        self.means = RunningMeans()
         self.current: Any = None
         self.delivered = Delivered(0, 0, 0, 0, Digest.zero(config.byte_digest))
+        self.share_from_here(RunningMeans())
         self.config = config
         self.read_ahead: ReadAhead[PreparedBatch] | None = None
         self.open_at(0, 0)
@@ -90,7 +92,7 @@ class Runtime:
             base_position=base_position,
         )
         self.reader = BatchReader(
-            plan=BatchPlan(self.order, schedule, self.rows),
+            plan=BatchPlan(self.order, schedule, self.rows, self.owned),
             source=self.source,
             transforms=self.transforms,
             seed=config.seed,
@@ -117,9 +119,14 @@ class Runtime:
         assert self.read_ahead is not None
         self.read_ahead.drop()
 
+    def share_from_here(self, means: RunningMeans) -> None:
+        """What was delivered so far, with these means, is from now on what all processes have in common."""
+        self.base = self.delivered
+        self.means = SharedMeans.of(means)
+
     def reopened(self) -> Runtime:
         """The same parts with threads of their own, at the beginning."""
-        made = Runtime(self.config, self.source, self.transforms, self.rows, self.sharding)
+        made = Runtime(self.config, self.source, self.transforms, self.rows, self.owned, self.sharding)
         made.pipeline_identity = self.pipeline_identity
         return made
 

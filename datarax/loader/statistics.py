@@ -5,7 +5,8 @@ Means are row-weighted, in float64, reported beside a run, and outside digest an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -60,9 +61,62 @@ class RunningMeans:
             {key: mean + (arrays[key] - mean) * (rows / total) for key, mean in means.items()}, total
         )
 
+    @staticmethod
+    def merged(parts: Sequence[RunningMeans]) -> RunningMeans:
+        """The means over the rows of all parts, in float64.
+
+        Raises:
+            ValueError: if the parts have other keys or shapes.
+        """
+        parts = [part for part in parts if part.rows]
+        rows = sum(part.rows for part in parts)
+        for part in parts[1:]:
+            if {k: v.shape for k, v in part._means.items()} != {
+                k: v.shape for k, v in parts[0]._means.items()
+            }:
+                raise ValueError("the statistics of the processes have other keys or shapes")
+        keys = parts[0]._means if parts else ()
+        return RunningMeans({k: sum(p._means[k] * (p.rows / rows) for p in parts) for k in keys}, rows)
+
+    def to_tree(self) -> dict[str, Any]:
+        """With JSON, exact."""
+        means = {
+            key: {"shape": list(m.shape), "values": m.ravel().tolist()} for key, m in self._means.items()
+        }
+        return {"rows": self.rows, "means": means}
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any]) -> RunningMeans:
+        """The inverse of `to_tree`."""
+        means = {
+            key: np.array(m["values"], np.float64).reshape(m["shape"]) for key, m in tree["means"].items()
+        }
+        return RunningMeans(means, tree["rows"])
+
     def values(self) -> dict[str, Any]:
         """Means so far: Python floats for scalars, float64 arrays otherwise."""
         return {key: float(mean) if mean.ndim == 0 else mean.copy() for key, mean in self._means.items()}
+
+
+@dataclass(frozen=True)
+class SharedMeans:
+    """Running means of one of many processes: what all have in common, what this one has added, and both together."""
+
+    base: RunningMeans = field(default_factory=RunningMeans)
+    """The means that all processes began with."""
+    added: RunningMeans = field(default_factory=RunningMeans)
+    """The means of what this process has seen since."""
+    total: RunningMeans = field(default_factory=RunningMeans)
+    """The means of both, as this process alone would go on."""
+
+    @staticmethod
+    def of(base: RunningMeans) -> SharedMeans:
+        """Nothing added yet."""
+        return SharedMeans(base, RunningMeans(), base)
+
+    def after(self, statistics: Mapping[str, Any], rows: int) -> SharedMeans:
+        """Once the statistics of one more batch of this process are weighed in. See `RunningMeans.after`."""
+        return SharedMeans(self.base, self.added.after(statistics, rows), self.total.after(statistics, rows))
 
 
 def _as_float64(key: str, value: Any) -> np.ndarray:

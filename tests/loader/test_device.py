@@ -74,7 +74,8 @@ for spec in ((), ("data",), (("data", "model"),), ("data", "model"), ("data", No
 try:
     make(("data", "model"), batch_size=6)
 except ConfigError as error:
-    assert "a batch of 6 rows cannot be placed" in str(error)
+    assert "a batch of 6 rows cannot be split into 4 row shards" in str(error)
+    assert "that fit are 1, 2, 3, 6" in str(error)
 else:
     raise SystemExit("6 rows over 4 shards were accepted")
 """
