@@ -164,6 +164,8 @@ def _initialize(config: MultihostConfig, where: str, place: Mapping[str, Any]) -
                 heartbeat_timeout_seconds=config.heartbeat_seconds,
                 shutdown_timeout_seconds=config.exchange_timeout_seconds,
             )
+            # The backend starts on all processes together or hangs: at once, not when one of them first needs it.
+            jax.devices()
         except ValueError as error:
             raise ConfigError(
                 f"multihost.start = 'cluster', but JAX finds no cluster here: {error}; under another launcher set "

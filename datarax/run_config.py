@@ -227,7 +227,10 @@ def build_mesh(config: RunConfig, processes: Processes | None = None) -> jax.sha
         raise ConfigError(
             f"mesh.axes ({shown}) does not fit {devices} devices; their product must be that number"
         )
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes))
+    kinds = (jax.sharding.AxisType.Auto,) * len(
+        sizes
+    )  # the compiler splits the model's work, as most tasks expect
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
 
 
 def batch_sharding(config: RunConfig, mesh: jax.sharding.Mesh | None) -> jax.sharding.NamedSharding | None:

@@ -29,8 +29,8 @@ from datarax.core.processes import Processes
 
 _STRAGGLER_SECONDS = 60.0
 _SHORTEST_DEADLINE_SECONDS = 60.0
-_MEETINGS = 3
-"""Exchanges in one commit: all have written; process 0 has renamed; the rename is durable."""
+_MEETINGS = ("written", "renamed", "durable")
+"""In one commit of many processes: all have written; process 0 has renamed; the rename is durable."""
 
 TEMPORARY_SUFFIX: str = ocp.utils.TMP_DIR_SUFFIX
 """What Orbax appends to the name of a step that it is still writing."""
@@ -127,7 +127,7 @@ class OrbaxWriter:
         self._longest = float(timeout_seconds)
         self._slowest = 0.0
         self._begun = 0.0
-        self._meetings = 0
+        self._met = 0
         self._polls = 0
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add(DATA_ITEM, DataSave, self._data)
@@ -135,7 +135,7 @@ class OrbaxWriter:
         self._manager = _Manager(
             str(directory),
             options=manager_options(
-                timeout_seconds, self._run_before_commit, processes=self._processes, meet=self._meet
+                timeout_seconds, self._run_before_commit, processes=self._processes, meet=self._orbax_barrier
             ),
             handler_registry=registry,
         )
@@ -164,7 +164,7 @@ class OrbaxWriter:
         """
         if self._failed:
             self._drain()
-        self._begun, self._meetings = time.monotonic(), 0
+        self._begun, self._met = time.monotonic(), 0
         items: dict[str, Any] = {DATA_ITEM: DataSave(files)}
         if model is not None:
             items[MODEL_ITEM] = ocp.args.PyTreeSave(dict(model))
@@ -197,31 +197,37 @@ class OrbaxWriter:
 
     def tell_failure(self, error: BaseException) -> None:
         """Tell the processes that wait for this one in the commit that it has failed, unless they know."""
-        if self._processes.count > 1 and self._meetings < _MEETINGS:
-            self._meetings = _MEETINGS
+        if self._processes.count > 1 and self._met < len(_MEETINGS):
+            topic, self._met = _MEETINGS[self._met], len(_MEETINGS)
             with contextlib.suppress(Exception):
-                self._processes.fail("commit", error, timeout_seconds=self.deadline_seconds)
+                self._processes.fail(topic, error, timeout_seconds=self.deadline_seconds)
 
-    def meet(self, work: Callable[[], None]) -> None:
-        """The last meeting of a commit: `work` runs on process 0, and all raise what it raises."""
-        self._meetings = _MEETINGS
-        mine = work if self._processes.first else (lambda: None)
-        self._processes.exchange(
-            "commit", mine, lambda parts: None, about="the commit", timeout_seconds=self.deadline_seconds
-        )
+    def meet_last(self, work: Callable[[], None]) -> None:
+        """The last meeting of a commit: `work` runs on process 0, and all raise what it raises.
 
-    def _meet(self, *, key: str, timeout_ms: int) -> None:
-        """Orbax's barrier around the commit, by an exchange in which a process that fails can say so."""
-        del key
-        seconds = min(timeout_ms / 1000, self.deadline_seconds)
-        self._meetings += 1
-        try:
-            self._processes.exchange(
-                "commit", lambda: None, lambda parts: None, about="the commit", timeout_seconds=seconds
+        Raises:
+            OSError: if Orbax has not asked for the meetings before; then it has committed without waiting for all.
+        """
+        if self._processes.count > 1 and self._met != len(_MEETINGS) - 1:
+            raise OSError(
+                f"Orbax met the other processes {self._met} times in a commit, expected are {len(_MEETINGS) - 1}"
             )
-        except BaseException:
-            self._meetings = _MEETINGS  # nobody comes to the next one
-            raise
+        self._meet(_MEETINGS[-1], self.deadline_seconds, work if self._processes.first else lambda: None)
+
+    def _orbax_barrier(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's barriers around the commit, as meetings at which a process that has failed can say so."""
+        if "async_write_complete" in key or "async_commit_complete" in key:
+            # In this order; that both were asked for is made sure at the last meeting.
+            topic = _MEETINGS["async_commit_complete" in key]
+            self._meet(topic, min(timeout_ms / 1000, self.deadline_seconds), lambda: None)
+        # Its other barriers guard a mark that nothing here reads.
+
+    def _meet(self, topic: str, seconds: float, work: Callable[[], None]) -> None:
+        met, self._met = self._met, len(_MEETINGS)  # after a failure nobody comes to the next one
+        self._processes.exchange(
+            topic, work, lambda parts: None, about="the commit of a snapshot", timeout_seconds=seconds
+        )
+        self._met = met + 1
 
     def remove_remains(self, step: int) -> None:
         """Delete what a failed save of `step` left: on a full disk it would keep the disk full.

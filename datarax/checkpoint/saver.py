@@ -183,7 +183,7 @@ class Saver:
                 if not begun:
                     self._writer.start(job.step, job.files, None)
                 self._writer.wait()
-                self._writer.meet(functools.partial(self._make_durable, job.step))
+                self._writer.meet_last(functools.partial(self._make_durable, job.step))
             except BaseException as error:
                 self._writer.tell_failure(error)
                 job.error = self._job_error(job.step, error)

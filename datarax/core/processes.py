@@ -22,7 +22,6 @@ from datarax.core.errors import DataraxError, DisagreementError, PeerError, Peer
 T = TypeVar("T")
 
 _SOON = 5.0
-_A_LONG_RUN_MILLISECONDS = 10 * 365 * 24 * 3600 * 1000
 
 
 class Processes:
@@ -126,19 +125,16 @@ class Processes:
         return []
 
     def abandon(self, why: str) -> None:
-        """Tells the others that this process ends before them, and why; each hears it in `wait_for_abandon`."""
+        """Tells the others that this process ends before them, and why; they learn it from `abandoned_by`."""
         if self._client is not None:
             with contextlib.suppress(Exception):  # somebody was first, or there is no coordinator any more
                 self._client.key_value_set(f"datarax/last_word/{self.index}", why[:2000])
                 self._client.key_value_set("datarax/abandoned", f"{self.index}")
 
-    def wait_for_abandon(self) -> str | None:
-        """Waits, for a whole run if need be, until a process ends before the others; says who and why. None: nobody did."""
-        try:
-            index = int(self._client.blocking_key_value_get("datarax/abandoned", _A_LONG_RUN_MILLISECONDS))
-        except Exception:
-            return None
-        return None if index == self.index else self.describe(index)
+    def abandoned_by(self) -> str | None:
+        """Which other process has ended before the others, and why; None if none has said so."""
+        found = self._try_get("datarax/abandoned")
+        return None if found is None or int(found) == self.index else self.describe(int(found))
 
     def describe(self, index: int) -> str:
         """A process as a person needs it: its number, host and pid, and its last word if it left one."""

@@ -20,8 +20,7 @@ from datarax.core.errors import PeerLostError
 from datarax.core.processes import Processes
 from datarax.multihost import leave_at_once
 
-_HEARD_SECONDS = 2.0
-"""How long process 0 stays after the others were told: with it ends the coordinator, and JAX aborts who is still there."""
+_LISTEN_SECONDS = 0.5
 
 
 @contextlib.contextmanager
@@ -42,11 +41,13 @@ def watched(processes: Processes, directory: str | Path) -> Iterator[None]:
     over = threading.Event()
 
     def listen() -> None:
-        who = processes.wait_for_abandon()
-        if who is not None and not over.is_set():
-            _leave(processes, directory, f"it lost {who}")
+        while not over.wait(_listen_seconds(processes)):
+            who = processes.abandoned_by()
+            if who is not None and not over.is_set():
+                _leave(processes, directory, f"it lost {who}")
 
-    threading.Thread(target=listen, name="datarax-peers", daemon=True).start()
+    listener = threading.Thread(target=listen, name="datarax-peers", daemon=True)
+    listener.start()
     try:
         yield
     except Exception as error:
@@ -55,6 +56,7 @@ def watched(processes: Processes, directory: str | Path) -> Iterator[None]:
         raise
     finally:
         over.set()
+        listener.join()
 
 
 def _end(processes: Processes, directory: str | Path, error: Exception) -> None:
@@ -74,8 +76,18 @@ def _end(processes: Processes, directory: str | Path, error: Exception) -> None:
         _leave(processes, directory, f"it lost {who}")
     processes.broken = True
     processes.abandon(f"{type(error).__name__}: {error}")
+    _let_others_hear(processes)
+
+
+def _listen_seconds(processes: Processes) -> float:
+    # However many they are: together they ask the coordinator some hundred times a second at most.
+    return max(_LISTEN_SECONDS, processes.count / 200)
+
+
+def _let_others_hear(processes: Processes) -> None:
+    """With process 0 ends the coordinator, and JAX aborts who is still there: they get the time to listen once more."""
     if processes.first:
-        time.sleep(_HEARD_SECONDS)
+        time.sleep(2 * _listen_seconds(processes) + 1)
 
 
 def _leave(processes: Processes, directory: str | Path, why: str) -> None:
@@ -85,8 +97,7 @@ def _leave(processes: Processes, directory: str | Path, why: str) -> None:
         if steps
         else "no snapshot was committed yet; run again to start over"
     )
-    if processes.first:
-        time.sleep(_HEARD_SECONDS)
+    _let_others_hear(processes)
     text = f"process {processes.index} of {processes.count} stops: {why}. {what}"
     leave_at_once(75 if steps else 74, text)
 

@@ -202,7 +202,9 @@ class TrainingSession:
     # Restore.
 
     def _start(self, checkpointer: Checkpointer, from_step: int | None) -> tuple[int, Any]:
-        mesh = self._mesh if self._mesh is not None else jax.make_mesh((jax.device_count(),), ("data",))
+        mesh = self._mesh
+        if mesh is None:
+            mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         try:
             state = self._task.init(self._parameters, mesh)
         except Exception as error:
