@@ -6,6 +6,7 @@ The server starts no JAX backend, so each fork has one of its own and can be kil
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,8 @@ def _server():
     return context
 
 
-def _main(arguments, directory, log):
+def _main(arguments, directory, log, environment):
+    os.environ.update(environment)
     os.chdir(directory)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
@@ -37,10 +39,11 @@ def _main(arguments, directory, log):
 class Command:
     """One `datarax` command in a process of its own; its output goes to a log file."""
 
-    def __init__(self, arguments, *, directory, log):
+    def __init__(self, arguments, *, directory, log, environment=None):
         self.log = Path(log)
+        words = [str(argument) for argument in arguments]
         self.process = _server().Process(
-            target=_main, args=([str(a) for a in arguments], str(directory), str(log))
+            target=_main, args=(words, str(directory), str(log), environment or {})
         )
         self.process.start()
 
@@ -79,6 +82,75 @@ def run_command(*arguments, directory, log=None):
     command = Command(arguments, directory=directory, log=log)
     code = command.wait()
     return code, command.output()
+
+
+class Fleet:
+    """One `datarax` command in several processes that are one run, as on several hosts; each has a log of its own."""
+
+    def __init__(self, arguments, *, count, directory, environment=None):
+        port = free_port()
+        place = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
+        self.logs = [Path(directory) / f"process-{index}.log" for index in range(count)]
+        for log in self.logs:
+            log.unlink(missing_ok=True)
+        self.commands = [
+            Command(
+                arguments,
+                directory=directory,
+                log=self.logs[index],
+                environment={**place, "JAX_PROCESS_ID": str(index), **(environment or {})},
+            )
+            for index in range(count)
+        ]
+
+    def wait(self, timeout=180):
+        """The exit codes in the order of processes (negative: ended by that signal)."""
+        try:
+            return [command.wait(timeout) for command in self.commands]
+        except AssertionError as error:
+            self.kill()
+            raise AssertionError(f"{error}\n{self.output()}") from None
+
+    def wait_until(self, condition, timeout=120):
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline or not all(c.process.is_alive() for c in self.commands):
+                codes = [c.process.exitcode for c in self.commands]
+                self.kill()
+                raise AssertionError(f"nothing came; exit codes {codes}\n{self.output()}")
+            time.sleep(0.005)
+
+    def signal(self, index, number):
+        if self.commands[index].process.is_alive():
+            os.kill(self.commands[index].process.pid, number)
+
+    def signal_after(self, seconds, index, number):
+        """Sends a signal to one process after a while, unless all have ended by then."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and any(c.process.is_alive() for c in self.commands):
+            time.sleep(0.002)
+        self.signal(index, number)
+
+    def kill(self):
+        for command in self.commands:
+            if command.process.is_alive():
+                command.process.kill()
+                command.process.join()
+
+    def output(self):
+        return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs if log.exists())
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def run_fleet(*arguments, count, directory, environment=None):
+    """Runs one command in `count` processes to its end; returns (exit codes, output)."""
+    fleet = Fleet(arguments, count=count, directory=directory, environment=environment)
+    return fleet.wait(), fleet.output()
 
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

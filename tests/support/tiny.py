@@ -1,10 +1,13 @@
 """A training job small enough to be killed dozens of times: a jitted model with momentum and a random stream."""
 
+import os
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from datarax.transforms import map_batch, random_map_batch
 
@@ -63,6 +66,38 @@ def _train_step(state, x, noise):
 _train = jax.jit(_train_step, donate_argnums=0)
 
 task = TinyTask()
+
+
+class RecordingTask:
+    """Keeps every global batch as it lies on the devices, and trains a model that may be split over an axis `model`."""
+
+    def init(self, config, mesh):
+        self.pause = config.get("pause", 0.0)
+        self.directory = Path(config["batches"])
+        self.directory.mkdir(exist_ok=True)
+        split = NamedSharding(mesh, PartitionSpec("model" if "model" in mesh.axis_names else None))
+        make = jax.jit(
+            lambda: (jnp.zeros(16, jnp.float32), jnp.zeros(16, jnp.float32)), out_shardings=(split, split)
+        )
+        w, momentum = make()
+        return {"train": {"w": w, "momentum": momentum, "key": jax.random.key(7)}, "step": 0}
+
+    def step(self, state, batch):
+        time.sleep(self.pause)
+        for name, leaf in batch.items():
+            for shard in leaf.addressable_shards:
+                rows = np.asarray(shard.data)
+                first = shard.index[0].start or 0
+                path = self.directory / f"{state['step']}-{name}-{first}-{len(rows)}.npy"
+                temporary = path.with_suffix(f".{os.getpid()}.{shard.device.id}.tmp")
+                with open(temporary, "wb") as file:
+                    np.save(file, rows)
+                os.replace(temporary, path)
+        train, loss = _train(state["train"], batch["x"], batch["noise"])
+        return {"train": train, "step": state["step"] + 1}, {"loss": loss}
+
+
+recording_task = RecordingTask()
 
 
 class FailingTask(TinyTask):
