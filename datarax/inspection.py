@@ -8,6 +8,11 @@ from typing import Any
 from datarax.checkpoint import Snapshot, ledger_steps, list_steps
 
 
+def committed_steps(directory: str | Path) -> list[int]:
+    """The committed steps of a run, ascending; [] if there is no such run."""
+    return list_steps(directory)
+
+
 def inspect_run(directory: str | Path, step: int | None = None) -> dict[str, Any]:
     """The facts of a snapshot, by default the newest; `problems` names each file that is not as it was written.
 
@@ -44,4 +49,4 @@ def _content(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-__all__ = ["inspect_run"]
+__all__ = ["committed_steps", "inspect_run"]

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from datarax.cli.arguments import UserCodeError, add_config, add_json, print_json, report
+from datarax.cli.launch import follow_launcher, launch
 from datarax.signals import StopRequested, StopSignals
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     signals = StopSignals(raising=True)
     try:
         with signals:
+            follow_launcher()
             return _run(arguments, signals)
     except BaseException as error:
         if not signals.explains(error):
@@ -48,7 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    from datarax.cli.launch import launch
     from datarax.core.errors import ConfigError
     from datarax.run_config import load_config
 
