@@ -16,7 +16,8 @@ from pathlib import Path
 
 from datarax.checkpoint import SaveConfig
 from datarax.loader import DataLoaderConfig
-from datarax.run_config import RunConfig, RunSection, TaskSection, TransformSection
+from datarax.multihost import MultihostConfig
+from datarax.run_config import MeshSection, RunConfig, RunSection, TaskSection, TransformSection
 from datarax.sources.open import BuildTable, SourceTable
 from datarax.training import LogConfig, ResumeConfig
 
@@ -29,6 +30,8 @@ _TABLES = [
     ("source.build", BuildTable),
     ("loader", DataLoaderConfig),
     ("[transforms]", TransformSection),
+    ("mesh", MeshSection),
+    ("multihost", MultihostConfig),
     ("save", SaveConfig),
     ("resume", ResumeConfig),
     ("log", LogConfig),

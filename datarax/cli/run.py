@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -79,6 +80,7 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
     processes = multihost.start(config.multihost)
     if processes.count == 1:
         return _train(arguments, signals, config, processes)
+    _keep_stdout()
     signals.hand_over()
     try:
         code = _train(arguments, signals, config, processes)
@@ -130,6 +132,13 @@ def _train(
             }
         )
     return 0 if outcome.complete else StopRequested.exit_code
+
+
+def _keep_stdout() -> None:
+    """Our standard output stays what it is; what libraries print there from C++ (Gloo does) goes to standard error."""
+    own = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(own, "w", encoding="utf-8")
 
 
 def _build_once(config: RunConfig, processes: Processes) -> None:
