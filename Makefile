@@ -4,6 +4,7 @@
 #   make test    all tests
 #   make check   format, lint, types
 #   make bench   the loader against its ceilings and against Grain
+#   make soak    hundreds of signals into runs of many processes (about half an hour)
 
 SHELL := /bin/sh
 VENV ?= .venv
@@ -14,10 +15,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_FLAGS ?= -q
 
-.PHONY: run test check format bench golden constraints clean help setup
+.PHONY: run test check format bench soak golden constraints clean help setup
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 setup: $(READY)
 
@@ -48,6 +49,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/loader_speed.py
 	$(BIN)/python benchmarks/save_blocking.py
+
+soak: $(READY)
+	$(BIN)/python -m tests.soak --kills 300
 
 # Adds the golden files of a new ORDER_VERSION; never writes one that is there.
 golden: $(READY)

@@ -120,6 +120,15 @@ class Fleet:
                 raise AssertionError(f"nothing came; exit codes {codes}\n{self.output()}")
             time.sleep(0.005)
 
+    def wait_while(self, condition, timeout=120):
+        """Waits while a condition holds and any process lives."""
+        deadline = time.monotonic() + timeout
+        while condition() and any(command.process.is_alive() for command in self.commands):
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"nothing came\n{self.output()}")
+            time.sleep(0.002)
+
     def signal(self, index, number):
         if self.commands[index].process.is_alive():
             os.kill(self.commands[index].process.pid, number)
