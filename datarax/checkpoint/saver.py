@@ -34,7 +34,7 @@ from datarax.checkpoint.manifest import Manifest, seal_item
 from datarax.checkpoint.model_item import LeafSpec
 from datarax.checkpoint.retention import drop, steps_to_drop, throw_away
 from datarax.checkpoint.save_config import SaveConfig
-from datarax.core.errors import DataraxError, PeerLostError, RunLockedError, SaveError
+from datarax.core.errors import DataraxError, PeerError, PeerLostError, RunLockedError, SaveError
 from datarax.core.processes import Processes
 from datarax.core.protocols import KeepsStepDigests
 
@@ -266,5 +266,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
         return f"{os.strerror(error.errno)}{where}"
+    if isinstance(error, PeerError):
+        return str(error)  # names each process and what it said, a line each
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

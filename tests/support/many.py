@@ -149,7 +149,7 @@ class Disturbance:
 
 # Slow steps, so that the run lasts longer than its disturbances; and who waits for one that is gone need not do so for long.
 _WHILE_DISTURBED = {
-    "task.parameters.pause": 0.06,
+    "task.parameters.pause": 0.15,
     "multihost.start_timeout_seconds": 10,
     "multihost.heartbeat_seconds": 8,
 }

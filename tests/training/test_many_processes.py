@@ -51,10 +51,10 @@ def test_stopped_and_killed_through_1_2_4_3_1_processes(model_axis, tmp_path, un
     assert code == 0, f"{outcomes}\n{output}"
 
 
-# Together 56 signals at random moments, to 1, 2, 3 or 4 processes, also while they start and while they save.
+# Together 60 signals at random moments, to 1, 2, 3 or 4 processes, also while they start and while they save.
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_random_moments_it_is_the_run_of_one_process(seed, tmp_path, undisturbed):
-    done = survive(["run", write_config(tmp_path)], tmp_path, 14, seed)
+    done = survive(["run", write_config(tmp_path)], tmp_path, 15, seed)
     print(table(done))
     assert sum(set(each.codes) != {0} for each in done) >= 13, "the run was over before its disturbances"
     assert_same_run(tmp_path, undisturbed)
