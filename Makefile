@@ -49,6 +49,8 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/loader_speed.py
 	$(BIN)/python benchmarks/save_blocking.py
+	$(BIN)/python -m benchmarks.planning
+	$(BIN)/python -m benchmarks.resume_time
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak --kills 300
