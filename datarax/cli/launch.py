@@ -225,11 +225,12 @@ class _Launcher:
 
 def _copy(source: IO[bytes], target: int, index: int) -> None:
     """Passes the lines of one process on, each with its number."""
-    for line in source:
-        if _STACK_TRACE.match(line):
-            continue
-        with contextlib.suppress(OSError):
-            os.write(target, f"[{index}] ".encode() + line.rstrip(b"\r\n") + b"\n")
+    with source:
+        for line in source:
+            if _STACK_TRACE.match(line):
+                continue
+            with contextlib.suppress(OSError):
+                os.write(target, f"[{index}] ".encode() + line.rstrip(b"\r\n") + b"\n")
 
 
 def _free_port() -> int:

@@ -1,0 +1,187 @@
+"""Many processes on one machine: how they are started, how signals reach them, and what their ends mean together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from datarax import Checkpointer
+from datarax.cli import launch as launching
+from datarax.cli.launch import launch
+from tests.checkpoint.modules import Counter
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with one committed snapshot."""
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        checkpointer.save(40, data={"c": Counter()})
+    return tmp_path / "run"
+
+
+def children(tmp_path, text):
+    """A program for the children, which know their index as `me`."""
+    path = tmp_path / "child.py"
+    path.write_text(f"import os, signal, sys, time\nme = int(os.environ['JAX_PROCESS_ID'])\n{text}\n")
+    return [sys.executable, str(path)]
+
+
+def started(command, run, count=3, **settings):
+    settings = {"heartbeat_seconds": 1, **settings}
+    return launch(["a", "b"], processes=count, run_directory=str(run), command=command, **settings)
+
+
+def test_each_child_knows_its_place_and_gets_the_arguments(tmp_path, monkeypatch):
+    text = "import json\njson.dump([dict(os.environ), sys.argv[1:]], open(f'{me}.json', 'w'))"
+    monkeypatch.chdir(tmp_path)
+    assert started(children(tmp_path, text), tmp_path / "none") == 0
+    seen = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(3)]
+    assert [arguments for _, arguments in seen] == [["a", "b"]] * 3
+    assert [environment["JAX_NUM_PROCESSES"] for environment, _ in seen] == ["3"] * 3
+    (address,) = {environment["JAX_COORDINATOR_ADDRESS"] for environment, _ in seen}
+    assert address.startswith("localhost:")
+
+
+@pytest.mark.parametrize("code", [1, 2, 70, 74])
+def test_a_code_that_says_what_is_wrong_is_the_answer_even_if_others_went_first(code, tmp_path, run, capfd):
+    text = f"time.sleep(0.5) if me == 1 else None\nsys.exit({code} if me == 1 else 75)"
+    assert started(children(tmp_path, text), run) == code
+    assert "process 1 (pid " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGABRT"])
+def test_a_lost_process_is_named_and_a_snapshot_makes_it_a_stop(number, tmp_path, run, capfd):
+    text = f"os.kill(os.getpid(), signal.{number}) if me == 2 else time.sleep(1)\nsys.exit(75)"
+    assert started(children(tmp_path, text), run) == 75
+    said = capfd.readouterr().err
+    first = said.split("datarax: ")[1].splitlines()[0]
+    assert first.startswith("process 2 (pid ")
+    assert ("killed by SIGKILL" if number == "SIGKILL" else "JAX does so when the coordinator") in first
+    assert "snapshot 40 is committed; run the same command again to continue after it" in said
+
+
+def test_a_lost_process_before_any_snapshot_is_a_failure(tmp_path, capfd):
+    text = "os.kill(os.getpid(), signal.SIGKILL) if me == 2 else time.sleep(0.5)\nsys.exit(74)"
+    assert started(children(tmp_path, text), tmp_path / "none") == 74
+    text = "os.kill(os.getpid(), signal.SIGKILL)"
+    assert started(children(tmp_path, text), tmp_path / "none") == 74
+    assert "no snapshot was committed yet" in capfd.readouterr().err
+
+
+def test_all_stopped_well_needs_no_words(tmp_path, run, capfd):
+    assert started(children(tmp_path, "sys.exit(75)"), run) == 75
+    assert capfd.readouterr().err == ""
+
+
+def test_who_does_not_notice_the_loss_of_another_is_ended(tmp_path, run, monkeypatch, capfd):
+    monkeypatch.setattr(launching, "_AFTER_LOSS_SECONDS", 0.3)
+    monkeypatch.setattr(launching, "_AFTER_SIGTERM_SECONDS", 0.3)
+    text = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.kill(os.getpid(), signal.SIGKILL) if me else time.sleep(600)"
+    assert started(children(tmp_path, text), run) == 75
+    assert "process 0" in capfd.readouterr().err
+
+
+def test_lines_of_others_have_their_number_and_no_stack_traces(tmp_path, run, capfd):
+    text = (
+        "print('hello', flush=True)\n"
+        "print('*** Check failure stack trace: ***\\n    @     0x7f0a168b5995  std::f()\\nlast', file=sys.stderr)"
+    )
+    assert started(children(tmp_path, text), run, count=2) == 0
+    out, err = capfd.readouterr()
+    assert sorted(out.splitlines()) == ["[1] hello", "hello"]
+    assert [line for line in err.splitlines() if line.startswith("[1]")] == ["[1] last"]
+
+
+LAUNCHER = """
+import sys
+from datarax.cli.launch import launch
+sys.exit(launch([], processes=2, run_directory="none", heartbeat_seconds=1, command=sys.argv[1:]))
+"""
+
+WAITS = """
+def stop(*_):
+    open(f"stopped-{me}", "w").close()
+    if not os.path.exists("stubborn"):
+        os._exit(75)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from datarax.cli.launch import follow_launcher
+follow_launcher()
+open(f"ready-{me}", "w").close()
+while True:
+    time.sleep(0.05)
+"""
+
+
+def launcher(tmp_path, text):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, *children(tmp_path, text)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    wait_for(lambda: all((tmp_path / f"ready-{index}").exists() for index in range(2)))
+    return process
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_first_signal_reaches_all_as_sigterm(number, tmp_path):
+    process = launcher(tmp_path, WAITS)
+    process.send_signal(number)
+    assert process.wait(60) == 75
+    assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0", "stopped-1"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_all_at_once(number, tmp_path):
+    (tmp_path / "stubborn").touch()
+    process = launcher(tmp_path, WAITS)
+    process.send_signal(signal.SIGTERM)
+    wait_for(lambda: len(list(tmp_path.glob("stopped-*"))) == 2)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+
+
+def test_children_stop_well_if_the_launcher_dies(tmp_path):
+    process = launcher(tmp_path, WAITS)
+    process.kill()
+    process.wait(60)
+    wait_for(lambda: len(list(tmp_path.glob("stopped-*"))) == 2)
+
+
+def test_the_command_line_runs_many_processes_and_keeps_its_output_clean(tmp_path):
+    places = [f"run.directory={tmp_path}/run", f"source.files={tmp_path}/data", "run.steps=3"]
+    sets = [word for place in places for word in ("--set", place)]
+    many = ["--processes", "2", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "datarax.cli.main", "run", ROOT / "configs" / "multihost.toml", *sets, *many],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["step"], answer["complete"]) == (3, True)
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_a_number_of_processes_below_one_is_refused(count, capsys):
+    from datarax.cli.main import main
+
+    assert main(["run", str(ROOT / "configs" / "multihost.toml"), "--processes", count]) == 2
+    assert "--processes must be at least 1" in capsys.readouterr().err
