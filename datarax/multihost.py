@@ -164,6 +164,8 @@ def _initialize(config: MultihostConfig, where: str, place: Mapping[str, Any]) -
                 heartbeat_timeout_seconds=config.heartbeat_seconds,
                 shutdown_timeout_seconds=config.exchange_timeout_seconds,
             )
+            if distributed.global_state.num_processes == 1:
+                return _alone_after_all()
             # The backend starts on all processes together or hangs: at once, not when one of them first needs it.
             jax.devices()
         except ValueError as error:
@@ -175,6 +177,15 @@ def _initialize(config: MultihostConfig, where: str, place: Mapping[str, Any]) -
             raise PeerLostError(f"{where}: could not join the others: {error}", missing=[]) from error
     _current = _joined(config)
     return _current
+
+
+def _alone_after_all() -> Processes:
+    """A cluster of one process: no others are waited for, and SIGTERM belongs to Python again."""
+    jax.distributed.shutdown()
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+    return Processes()
 
 
 def _joined(config: MultihostConfig) -> Processes:
