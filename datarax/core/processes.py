@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -113,23 +114,28 @@ class Processes:
         raise error
 
     def missing(self, seconds: float = _SOON) -> list[int]:
-        """Which processes do not answer within some seconds; each process that is alive must ask."""
+        """Which processes do not come to ask the same within some seconds. Each asks once, when it cannot go on."""
         if self.count == 1:
             return []
+        absent = list(range(self.count))
+        deadline = time.monotonic() + seconds
         try:
-            self.exchange("presence", lambda: None, lambda parts: None, timeout_seconds=seconds)
-        except PeerLostError as error:
-            return list(error.missing) or [0 if self.index else 1]
-        except DataraxError:
-            return []
-        return []
+            self._client.key_value_set(f"datarax/stopped/{self.index}", "")
+            while absent and time.monotonic() < deadline:
+                time.sleep(0.05)
+                found = self._client.key_value_dir_get("datarax/stopped/")
+                absent = sorted(set(range(self.count)) - {int(key.rsplit("/", 1)[1]) for key, _ in found})
+        except jax.errors.JaxRuntimeError:
+            return [0] if self.index else []  # the coordinator is gone, and with it process 0
+        return absent
 
-    def abandon(self, why: str) -> None:
-        """Tells the others that this process ends before them, and why; they learn it from `abandoned_by`."""
+    def abandon(self, index: int, why: str | None = None) -> None:
+        """Tells the others that a process has ended before them, this one or another; they learn it from `abandoned_by`."""
         if self._client is not None:
             with contextlib.suppress(Exception):  # somebody was first, or there is no coordinator any more
-                self._client.key_value_set(f"datarax/last_word/{self.index}", why[:2000])
-                self._client.key_value_set("datarax/abandoned", f"{self.index}")
+                if why is not None:
+                    self._client.key_value_set(f"datarax/last_word/{index}", why[:2000])
+                self._client.key_value_set("datarax/abandoned", f"{index}")
 
     def abandoned_by(self) -> str | None:
         """Which other process has ended before the others, and why; None if none has said so."""

@@ -64,18 +64,21 @@ def _end(processes: Processes, directory: str | Path, error: Exception) -> None:
     if processes.is_shared(error):
         return
     if isinstance(error, PeerLostError):
-        processes.abandon(str(error))
+        processes.abandon(error.missing[0] if error.missing else processes.index)
         _leave(processes, directory, str(error))
-    missing = processes.missing()
-    if not missing:
-        return  # all are here, so all have failed alike
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        # A collective that broke: the cause is in the process that is not here.
-        who = ", ".join(processes.describe(index) for index in missing)
-        processes.abandon(f"it lost {who}")
+    # A collective that broke: the cause is in another process, which may have said so. Anything else is our own.
+    broke = isinstance(error, jax.errors.JaxRuntimeError)
+    who = processes.abandoned_by() if broke else None
+    missing = [] if who else processes.missing()
+    if who is None and not missing:
+        return  # all have stopped here, so all have failed alike
+    if broke:
+        if who is None:
+            processes.abandon(missing[0])
+            who = ", ".join(processes.describe(index) for index in missing)
         _leave(processes, directory, f"it lost {who}")
     processes.broken = True
-    processes.abandon(f"{type(error).__name__}: {error}")
+    processes.abandon(processes.index, f"{type(error).__name__}: {error}")
     _let_others_hear(processes)
 
 

@@ -347,8 +347,8 @@ class TrainingSession:
         return deadline(
             seconds,
             lambda: (
-                f"the save of step {step} was not committed within {seconds} seconds (save.preemption_seconds) after SIGTERM. "
-                + _what_stays(self._directory)
+                f"the save of step {step} was not committed within {seconds} seconds after SIGTERM "
+                f"(save.preemption_seconds). {_what_stays(self._directory)}"
             ),
         )
 

@@ -220,9 +220,13 @@ def test_who_does_not_come_is_missed_by_name_at_the_deadline(absent):
                 assert not processes[index].is_shared(result)
 
 
-def test_who_is_there_is_not_missing_and_who_is_not_is():
+def test_who_stops_too_is_not_missing():
     with coordinated(3) as processes:
-        assert together(3, lambda index: processes[index].missing(5.0)) == [[]] * 3
+        assert together(3, lambda index: processes[index].missing(20.0)) == [[]] * 3
+
+
+def test_who_goes_on_or_is_gone_is_missing():
+    with coordinated(3) as processes:
         absent = together(3, lambda index: processes[index].missing(1.0) if index != 1 else None)
         assert absent == [[1], None, [1]]
 
@@ -230,13 +234,20 @@ def test_who_is_there_is_not_missing_and_who_is_not_is():
 def test_who_ends_before_the_others_says_so_and_why():
     with coordinated(3) as processes:
         assert [each.abandoned_by() for each in processes] == [None] * 3
-        processes[2].abandon("ValueError: odd")
+        processes[2].abandon(2, "ValueError: odd")
         assert processes[2].abandoned_by() is None
         for each in processes[:2]:
             assert "process 2 (pid " in each.abandoned_by()
             assert "which ended with: ValueError: odd" in each.abandoned_by()
-        processes[1].abandon("it lost process 2")
-        assert "process 2" in processes[0].abandoned_by()
+        processes[1].abandon(1)
+        assert "process 2" in processes[0].abandoned_by(), "the first counts"
+
+
+def test_what_one_says_of_another_the_others_hear():
+    with coordinated(3) as processes:
+        processes[0].abandon(1)
+        assert processes[2].abandoned_by() == processes[2].describe(1)
+        assert processes[1].abandoned_by() is None
 
 
 def test_one_process_alone_asks_nobody():

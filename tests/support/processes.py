@@ -87,7 +87,7 @@ def run_command(*arguments, directory, log=None):
 class Fleet:
     """One `datarax` command in several processes that are one run, as on several hosts; each has a log of its own."""
 
-    def __init__(self, arguments, *, count, directory, environment=None):
+    def __init__(self, arguments, *, count, directory, environment=None, each=lambda index: ()):
         port = free_port()
         place = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
         self.logs = [Path(directory) / f"process-{index}.log" for index in range(count)]
@@ -95,7 +95,7 @@ class Fleet:
             log.unlink(missing_ok=True)
         self.commands = [
             Command(
-                arguments,
+                [*arguments, *each(index)],
                 directory=directory,
                 log=self.logs[index],
                 environment={**place, "JAX_PROCESS_ID": str(index), **(environment or {})},
@@ -156,9 +156,9 @@ def free_port():
         return found.getsockname()[1]
 
 
-def run_fleet(*arguments, count, directory, environment=None):
+def run_fleet(*arguments, count, directory, **settings):
     """Runs one command in `count` processes to its end; returns (exit codes, output)."""
-    fleet = Fleet(arguments, count=count, directory=directory, environment=environment)
+    fleet = Fleet(arguments, count=count, directory=directory, **settings)
     return fleet.wait(), fleet.output()
 
 
