@@ -32,7 +32,7 @@ def contribution(runtime: Runtime, state: Mapping[str, Any]) -> dict[str, Any]:
         state: its state.
     """
     now, base = runtime.delivered, runtime.base
-    own_means = runtime.means.total.rows > 0
+    own_means = runtime.config.batch_stats_fn is not None  # even if no row of it was this process's so far
     return {
         "idx": now.idx,
         "position": now.position,
