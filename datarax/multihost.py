@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -25,7 +25,7 @@ import numpy as np
 from jax._src import distributed  # the client of the coordination service has no public name
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from datarax.core.errors import ConfigError, PeerLostError
+from datarax.core.errors import ConfigError, DisagreementError, PeerLostError
 from datarax.core.processes import Processes
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -258,6 +258,32 @@ def slots_of(
     return Slots(
         _union([(start, stop) for start, stop, _ in ranges]),
         _union([(start, stop) for start, stop, lowest in ranges if lowest == index]),
+    )
+
+
+def check_slots(owned: Sequence[Sequence[Sequence[int]]], batch_size: int) -> None:
+    """Makes sure that every slot of the global batch has one owner.
+
+    Args:
+        owned: for each process the slots that it owns, as ranges `[start, stop)`.
+        batch_size: slots of the global batch.
+
+    Raises:
+        DisagreementError: if a slot has none or several, naming it and them.
+    """
+    owners = np.zeros(batch_size, np.int64)
+    for ranges in owned:
+        for start, stop in ranges:
+            owners[start:stop] += 1
+    wrong = np.flatnonzero(owners != 1)
+    if len(wrong) == 0:
+        return
+    slot = int(wrong[0])
+    holders = [i for i, ranges in enumerate(owned) if any(start <= slot < stop for start, stop in ranges)]
+    whose = f"processes {', '.join(map(str, holders))}" if holders else "no process"
+    raise DisagreementError(
+        f"{len(wrong)} of {batch_size} slots of the global batch do not have one owner, the first is slot {slot}, counted by "
+        f"{whose}; let rows and owned follow from one sharding on all processes"
     )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from datarax import multihost
-from datarax.core.errors import ConfigError
-from datarax.multihost import MultihostConfig, start
+from datarax.core.errors import ConfigError, DisagreementError
+from datarax.multihost import MultihostConfig, check_slots, start
 from tests.support.joined import Failed, joined
 from tests.support.processes import free_port
 
@@ -89,7 +89,7 @@ def test_settings_that_make_no_sense_are_refused(name, value):
 
 STARTS = """
 import sys
-from datarax.multihost import MultihostConfig, start
+from datarax.multihost import MultihostConfig, check_slots, start
 from datarax.signals import StopSignals
 with StopSignals(raising=True):
     print("waiting", flush=True)
@@ -218,7 +218,7 @@ def test_open_mpi_tells_processes_their_place():
 
 ALONE = """
 import os, signal, sys
-from datarax.multihost import MultihostConfig, start
+from datarax.multihost import MultihostConfig, check_slots, start
 signal.signal(signal.SIGTERM, lambda *_: os._exit(33))
 processes = start(MultihostConfig(start="cluster", start_timeout_seconds=60))
 assert processes.count == 1
@@ -246,7 +246,7 @@ SLOTS = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from datarax.core.errors import ConfigError
+from datarax.core.errors import ConfigError, DisagreementError
 from datarax.multihost import slots_of
 
 devices = np.array(jax.devices())
@@ -320,3 +320,17 @@ def test_the_tests_own_processes_report_what_they_raise():
     assert results[0] == 2
     assert isinstance(results[1], Failed)
     assert results[1].kind == "ZeroDivisionError"
+
+
+@pytest.mark.parametrize(
+    ("owned", "said"),
+    [
+        ([[[0, 4]], [[4, 7]]], "1 of 8 slots .* slot 7, counted by no process"),
+        ([[[0, 5]], [[4, 8]]], "slot 4, counted by processes 0, 1"),
+        ([[[0, 2], [4, 8]], [], []], "2 of 8 slots .* slot 2, counted by no process"),
+    ],
+)
+def test_slots_without_one_owner_are_refused(owned, said):
+    with pytest.raises(DisagreementError, match=said):
+        check_slots(owned, 8)
+    check_slots([[[0, 2], [6, 8]], [[2, 6]], []], 8)

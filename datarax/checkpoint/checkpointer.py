@@ -189,6 +189,8 @@ class Checkpointer:
         Raises:
             SaveError: if a save failed and that has not been reported yet.
         """
+        if self._processes.broken:
+            return  # a save in progress waits for processes that do not come; this one ends, and with it the lock
         if self._saver is not None:
             self._settle(wait=True)
         self._release()

@@ -7,7 +7,8 @@ import contextlib
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from datarax.cli.arguments import UserCodeError, add_config, add_json, print_json, report
 from datarax.cli.launch import follow_launcher, launch
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from datarax.core.processes import Processes
     from datarax.run_config import RunConfig
 
-_A_BUILD_SECONDS = 7 * 24 * 3600  # a dead process is noticed by its heartbeat long before
+# A dead process is noticed by its heartbeat long before.
+_A_BUILD_SECONDS = 7 * 24 * 3600
+_AN_OPENING_SECONDS = 3600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,12 +108,19 @@ def _train(
     started = time.monotonic()
     if processes.count > 1:
         _build_once(config, processes)
-    mesh = build_mesh(config, processes)
     say = _say if processes.first else _say_nothing
-    with open_loader(
-        config, build=processes.count == 1, say=say, sharding=batch_sharding(config, mesh)
-    ) as loader:
-        session = build_session(config, loader, mesh=mesh, processes=processes)
+    with contextlib.ExitStack() as opened:
+
+        def prepare() -> Any:
+            mesh = build_mesh(config, processes)
+            loader = opened.enter_context(
+                open_loader(
+                    config, build=processes.count == 1, say=say, sharding=batch_sharding(config, mesh)
+                )
+            )
+            return build_session(config, loader, mesh=mesh, processes=processes)
+
+        session = _all_or_none(processes, prepare)
         try:
             outcome = session.run(from_step=arguments.step, signals=signals)
         except Exception as error:
@@ -132,6 +142,19 @@ def _train(
             }
         )
     return 0 if outcome.complete else StopRequested.exit_code
+
+
+def _all_or_none(processes: Processes, prepare: Callable[[], Any]) -> Any:
+    """What every process prepares for itself: if one cannot, none goes on to wait for it."""
+    made: list[Any] = []
+    processes.exchange(
+        "prepare",
+        lambda: made.append(prepare()),
+        lambda parts: None,
+        about="opening the data and the task",
+        timeout_seconds=_AN_OPENING_SECONDS,
+    )
+    return made[0]
 
 
 def _keep_stdout() -> None:

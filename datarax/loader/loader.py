@@ -254,6 +254,11 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         return self._runtime.source
 
     @property
+    def slots(self) -> Slots:
+        """The slots of the global batch that are read here, and those that count here."""
+        return Slots(self._runtime.rows, self._runtime.owned)
+
+    @property
     def order(self) -> Order:
         """The order of this loader's records."""
         return self._runtime.order

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 
@@ -23,63 +24,91 @@ from datarax.multihost import leave_at_once
 _LISTEN_SECONDS = 0.5
 
 
-@contextlib.contextmanager
-def watched(processes: Processes, directory: str | Path) -> Iterator[None]:
-    """While this lasts, a process that ends before the others takes this one with it, and a failure here is told to the others.
+class Peers:
+    """The other processes of a run, seen from one that trains.
 
     Args:
         processes: those of the run.
-        directory: the run; what is committed there decides about the exit code.
-
-    Raises:
-        Exception: what was raised inside, if all processes raise it, or if it is this process's own. Where another process was
-            lost the process ends here: with code 75 if the run has a snapshot, else with 74.
+        directory: the run; what is committed there decides about the exit code of a loss.
     """
-    if processes.count == 1:
-        yield
-        return
-    over = threading.Event()
 
-    def listen() -> None:
-        while not over.wait(_listen_seconds(processes)):
-            who = processes.abandoned_by()
-            if who is not None and not over.is_set():
-                _leave(processes, directory, f"it lost {who}")
+    def __init__(self, processes: Processes, directory: str | Path) -> None:
+        self._processes = processes
+        self._directory = directory
+        self._ended: Exception | None = None
 
-    listener = threading.Thread(target=listen, name="datarax-peers", daemon=True)
-    listener.start()
-    try:
-        yield
-    except Exception as error:
-        over.set()
-        _end(processes, directory, error)
-        raise
-    finally:
-        over.set()
-        listener.join()
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """While this lasts, a process that ends before the others takes this one with it."""
+        if self._processes.count == 1:
+            yield
+            return
+        over = threading.Event()
 
+        def listen() -> None:
+            while not over.wait(_listen_seconds(self._processes)):
+                who = self._processes.abandoned_by()
+                if who is not None and not over.is_set():
+                    self._leave(f"it lost {who}")
 
-def _end(processes: Processes, directory: str | Path, error: Exception) -> None:
-    """Returns if `error` is to be raised here; ends the process if it comes of the loss of another."""
-    if processes.is_shared(error):
-        return
-    if isinstance(error, PeerLostError):
-        processes.abandon(error.missing[0] if error.missing else processes.index)
-        _leave(processes, directory, str(error))
-    # A collective that broke: the cause is in another process, which may have said so. Anything else is our own.
-    broke = isinstance(error, jax.errors.JaxRuntimeError)
-    who = processes.abandoned_by() if broke else None
-    missing = [] if who else processes.missing()
-    if who is None and not missing:
-        return  # all have stopped here, so all have failed alike
-    if broke:
-        if who is None:
-            processes.abandon(missing[0])
-            who = ", ".join(processes.describe(index) for index in missing)
-        _leave(processes, directory, f"it lost {who}")
-    processes.broken = True
-    processes.abandon(processes.index, f"{type(error).__name__}: {error}")
-    _let_others_hear(processes)
+        listener = threading.Thread(target=listen, name="datarax-peers", daemon=True)
+        listener.start()
+        try:
+            with self.ending():
+                yield
+        finally:
+            over.set()
+            listener.join()
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """A failure inside is told to the others, before anything outside waits for them.
+
+        Raises:
+            Exception: what was raised inside, if all processes raise it, or if it is this process's own. Where another process
+                was lost the process ends here: with code 75 if the run has a snapshot, else with 74.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._processes.count > 1 and error is not self._ended:
+                self._ended = error
+                self._end(error)
+            raise
+
+    def _end(self, error: Exception) -> None:
+        """Returns if `error` is to be raised here; ends the process if it comes of the loss of another."""
+        processes = self._processes
+        if processes.is_shared(error):
+            return
+        if isinstance(error, PeerLostError):
+            processes.abandon(error.missing[0] if error.missing else processes.index)
+            self._leave(str(error))
+        # A collective that broke: the cause is in another process, which may have said so. Anything else is our own.
+        broke = isinstance(error, jax.errors.JaxRuntimeError)
+        who = processes.abandoned_by() if broke else None
+        missing = [] if who else processes.missing()
+        if who is None and not missing:
+            return  # all have stopped here, so all have failed alike
+        if broke:
+            if who is None:
+                processes.abandon(missing[0])
+                who = ", ".join(processes.describe(index) for index in missing)
+            self._leave(f"it lost {who}")
+        processes.broken = True
+        processes.abandon(processes.index, f"{type(error).__name__}: {error}")
+        _let_others_hear(processes)
+
+    def _leave(self, why: str) -> NoReturn:
+        steps = list_steps(self._directory)
+        what = (
+            f"snapshot {steps[-1]} is committed; run the same command again to continue after it"
+            if steps
+            else "no snapshot was committed yet; run again to start over"
+        )
+        _let_others_hear(self._processes)
+        text = f"process {self._processes.index} of {self._processes.count} stops: {why}. {what}"
+        leave_at_once(75 if steps else 74, text)
 
 
 def _listen_seconds(processes: Processes) -> float:
@@ -91,18 +120,6 @@ def _let_others_hear(processes: Processes) -> None:
     """With process 0 ends the coordinator, and JAX aborts who is still there: they get the time to listen once more."""
     if processes.first:
         time.sleep(2 * _listen_seconds(processes) + 1)
-
-
-def _leave(processes: Processes, directory: str | Path, why: str) -> None:
-    steps = list_steps(directory)
-    what = (
-        f"snapshot {steps[-1]} is committed; run the same command again to continue after it"
-        if steps
-        else "no snapshot was committed yet; run again to start over"
-    )
-    _let_others_hear(processes)
-    text = f"process {processes.index} of {processes.count} stops: {why}. {what}"
-    leave_at_once(75 if steps else 74, text)
 
 
 @contextlib.contextmanager
@@ -127,4 +144,4 @@ def warn_of_replaced_notice(processes: Processes) -> None:
     )
 
 
-__all__ = ["deadline", "warn_of_replaced_notice", "watched"]
+__all__ = ["Peers", "deadline", "warn_of_replaced_notice"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO
 
 import jax
+import numpy as np
 
 from datarax.checkpoint import (
     Checkpointer,
@@ -27,10 +28,10 @@ from datarax.checkpoint import (
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
 from datarax.core.processes import Processes
 from datarax.loader import DataLoader
-from datarax.multihost import current, notice_replaced
+from datarax.multihost import check_slots, current, notice_replaced
 from datarax.signals import StopRequested, StopSignals
 from datarax.training.contract import Pace, TaskContract, state_and_metrics
-from datarax.training.peers import deadline, warn_of_replaced_notice, watched
+from datarax.training.peers import Peers, deadline, warn_of_replaced_notice
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
 from datarax.training.task import Iterate, Task
@@ -161,19 +162,20 @@ class TrainingSession:
         if not many:
             signals.defer()
         try:
-            with watched(self._processes, self._directory):
-                return self._run(from_step, signals)
+            peers = Peers(self._processes, self._directory)
+            with peers.listening():
+                return self._run(from_step, signals, peers)
         except Exception as error:
             if self.task_failed:
                 error.add_note(_what_stays(self._directory))
             raise
 
-    def _run(self, from_step: int | None, signals: StopSignals) -> Outcome:
+    def _run(self, from_step: int | None, signals: StopSignals, peers: Peers) -> Outcome:
         self._stream = sys.stderr if self._asked_stream == "stderr" else self._asked_stream
         if not self._processes.first:
             self._stream = None
         self._save_failures, self.task_failed = 0, False
-        with Checkpointer(
+        checkpointer = Checkpointer(
             self._directory,
             config=self._save_config,
             identity={LOADER_NAME: self._loader.identity()},
@@ -181,7 +183,10 @@ class TrainingSession:
             allow_changed=self._resume.allow_changed,
             provenance=provenance(self._processes.count),
             processes=self._processes,
-        ) as checkpointer:
+        )
+        # A failure is told to the others before the checkpointer waits for its save, which needs them.
+        with checkpointer, peers.ending():
+            self._check_slots()
             self._stop_if_agreed(checkpointer)
             start, state = self._start(checkpointer, from_step)
             self._stop_if_agreed(checkpointer)
@@ -194,6 +199,16 @@ class TrainingSession:
                 stream=self._stream,
             ) as progress:
                 return self._loop(checkpointer, progress, signals, start, state)
+
+    def _check_slots(self) -> None:
+        """All processes together must deliver the global batch, each slot of it counted once."""
+        if self._processes.count == 1:
+            return
+        owned = self._loader.slots.owned
+        cuts = np.flatnonzero(np.diff(owned) != 1) + 1
+        ranges = [[int(part[0]), int(part[-1]) + 1] for part in np.split(owned, cuts) if len(part)]
+        size, about = self._loader.schedule.batch_size, "the slots of the global batch"
+        self._processes.exchange("slots", lambda: ranges, lambda parts: check_slots(parts, size), about=about)
 
     def _stop_if_agreed(self, checkpointer: Checkpointer) -> None:
         if checkpointer.agreed_to_stop():

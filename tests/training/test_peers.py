@@ -119,6 +119,22 @@ def test_one_that_fails_alone_says_why_and_the_others_repeat_it(place):
     assert output.count("snapshot 5 is committed; run the same command again to continue after it") == 2
 
 
+def test_one_that_fails_alone_does_not_wait_for_its_save_which_needs_the_others(place):
+    codes, output = run_fleet(
+        *command(place, "FailsOnOne"), "--set", "save.every_steps=1", count=3, directory=place
+    )
+    assert codes == [75, 70, 75], output
+    assert output.count("which ended with: ValueError: the batch is odd") == 2
+
+
+def test_one_that_lacks_its_data_stops_all_before_they_begin(place):
+    (place / "hidden").mkdir()
+    elsewhere = {"each": lambda index: ("--set", f"source.files={'hidden' if index == 1 else 'data'}")}
+    codes, output = run_fleet(*command(place, "Odd"), count=3, directory=place, **elsewhere)
+    assert len(set(codes)) == 1, output
+    assert codes[0] in (1, 2), output
+
+
 def test_the_coordinator_that_fails_alone_lets_the_others_end_first(place):
     (place / "odd.py").write_text(TASKS.replace("me == 1:\n            raise", "me == 0:\n            raise"))
     codes, output = run_fleet(*command(place, "FailsOnOne"), count=3, directory=place)
