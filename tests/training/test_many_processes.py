@@ -8,7 +8,8 @@ import signal
 
 import pytest
 
-from tests.support.many import LOST, assert_same_run, newest, survive, table, write_config
+from datarax.checkpoint import Snapshot
+from tests.support.many import LOST, assert_same_run, newest, step_digests, survive, table, write_config
 from tests.support.processes import Fleet, run_command, run_fleet
 
 
@@ -62,3 +63,30 @@ def test_killed_at_random_moments_it_is_the_run_of_one_process(seed, tmp_path, u
     assert code == 0, f"{done}\n{output}"
     leftovers = [path.name for path in (tmp_path / "run").rglob("*tmp*")]
     assert leftovers == [], "a finished run leaves no temporary files"
+
+
+def test_the_end_of_the_data_is_the_same_however_many_read_it(tmp_path):
+    # Two epochs of 300 records in batches of 36: an epoch ends within a batch, and the last batch is mostly padding.
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = ["loader.num_epochs=2", "loader.remainder=pad", "loader.batch_size=36", "save.every_steps=4"]
+    settings += ["task.use=tests.support.tiny:task", "save.keep_latest=10"]
+    command = {}
+    for directory in (whole, parts):
+        directory.mkdir()
+        command[directory] = ["run", write_config(directory)]
+        command[directory] += [word for setting in settings for word in ("--set", setting)]
+    code, output = run_command(*command[whole], directory=whole)
+    assert code == 0, output
+    for count, steps in ((3, 8), (2, 9), (4, 16), (3, 1000), (2, 1000)):
+        more = ("--set", f"run.steps={steps}")
+        codes, output = run_fleet(*command[parts], *more, count=count, directory=parts)
+        assert codes == [0] * count, output
+    assert "already complete: 17 steps" in output
+    ours, theirs = (Snapshot.open(directory / "run") for directory in (parts, whole))
+    assert ours.step == theirs.step == 17
+    assert ours.record.loaders["train"].state == theirs.record.loaders["train"].state
+    assert ours.record.loaders["train"].digest == theirs.record.loaders["train"].digest
+    assert ours.record.loaders["train"].digest["rows"] == 600
+    assert step_digests(parts) == step_digests(whole)
+    code, output = run_command("verify", parts / "run", directory=parts)
+    assert code == 0, output
