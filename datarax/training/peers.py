@@ -7,6 +7,7 @@ service before it ends, and a thread in each of the others listens.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -14,14 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-import jax
-
 from datarax.checkpoint import list_steps
 from datarax.core.errors import PeerLostError
 from datarax.core.processes import Processes
 from datarax.multihost import leave_at_once
 
 _LISTEN_SECONDS = 0.5
+
+# How jaxlib says that others do not take part any more, in errors of whatever type; want of memory is a process's own.
+_BROKEN_COLLECTIVE = re.compile("(CANCELLED|UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED): ")
 
 
 class Peers:
@@ -85,7 +87,7 @@ class Peers:
             processes.abandon(error.missing[0] if error.missing else processes.index)
             self._leave(str(error))
         # A collective that broke: the cause is in another process, which may have said so. Anything else is our own.
-        broke = isinstance(error, jax.errors.JaxRuntimeError)
+        broke = _BROKEN_COLLECTIVE.match(str(error)) is not None
         who = processes.abandoned_by() if broke else None
         missing = [] if who else processes.missing()
         if who is None and not missing:
@@ -94,7 +96,7 @@ class Peers:
             if who is None:
                 processes.abandon(missing[0])
                 who = ", ".join(processes.describe(index) for index in missing)
-            self._leave(f"it lost {who}")
+            self._leave(f"it lost {who} ({str(error).splitlines()[0]})")
         processes.broken = True
         processes.abandon(processes.index, f"{type(error).__name__}: {error}")
         _let_others_hear(processes)

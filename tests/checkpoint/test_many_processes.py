@@ -5,6 +5,7 @@ Real processes joined by `jax.distributed`, real Orbax, a real shared directory.
 
 import asyncio
 import os
+import signal
 import time
 
 import jax
@@ -362,3 +363,29 @@ def test_a_save_that_is_due_by_time_is_due_at_one_step_for_all(tmp_path):
     results = joined(save_by_time, tmp_path / "run", count=2)
     assert results[0] == results[1]
     assert len(results[0]) >= 2
+
+
+def stop_after_a_late_step(processes, run):
+    with Checkpointer(run, config=BY_HAND, processes=processes) as checkpointer:
+        before = [checkpointer.agreed_to_stop() for _ in range(3)]
+        checkpointer.save(
+            10**6, data={"c": Counter().at(1)}
+        )  # Orbax asks for this step, and once more in the background
+        checkpointer.wait()
+        if processes.index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)  # a long step: JAX looks for signals once a second and makes the agreement meanwhile
+        answers = []
+        while not any(answers) and len(answers) < 400:
+            time.sleep(0.02)
+            answers.append(checkpointer.agreed_to_stop())
+        after = [checkpointer.agreed_to_stop() for _ in range(3)]
+        return before, len(answers), answers[-1], after
+
+
+def test_a_notice_is_heard_at_one_question_of_all_whatever_step_was_saved_before(tmp_path):
+    results = joined(stop_after_a_late_step, tmp_path / "run", count=3)
+    assert len({str(result) for result in results}) == 1, results
+    before, asked, answer, after = results[0]
+    assert before == after == [False] * 3
+    assert answer, f"not heard in {asked} questions"
