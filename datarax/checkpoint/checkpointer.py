@@ -304,6 +304,7 @@ class Checkpointer:
             identity=self._recorder.identity,
             allow_changed=self._allow_changed,
             processes=self._processes,
+            timeout_seconds=self.config.timeout_seconds,
         )
         self._continues_from = restored.step
         self._recorder.continue_from(restored, {} if data is None else named_modules(data))

@@ -124,6 +124,8 @@ class OrbaxWriter:
         self._data = DataHandler()
         self._failed = False
         self._processes = processes or Processes()
+        # Two writers commit in the background at the same time: their meetings must not be taken for each other's.
+        self._scope = self._processes.next_scope()
         self._longest = float(timeout_seconds)
         self._slowest = 0.0
         self._begun = 0.0
@@ -135,7 +137,11 @@ class OrbaxWriter:
         self._manager = _Manager(
             str(directory),
             options=manager_options(
-                timeout_seconds, self._run_before_commit, processes=self._processes, meet=self._orbax_barrier
+                timeout_seconds,
+                self._run_before_commit,
+                processes=self._processes,
+                scope=self._scope,
+                meet=self._orbax_barrier,
             ),
             handler_registry=registry,
         )
@@ -200,7 +206,7 @@ class OrbaxWriter:
         if self._processes.count > 1 and self._met < len(_MEETINGS):
             topic, self._met = _MEETINGS[self._met], len(_MEETINGS)
             with contextlib.suppress(Exception):
-                self._processes.fail(topic, error, timeout_seconds=self.deadline_seconds)
+                self._processes.fail(f"{topic}-{self._scope}", error, timeout_seconds=self.deadline_seconds)
 
     def meet_last(self, work: Callable[[], None]) -> None:
         """The last meeting of a commit: `work` runs on process 0, and all raise what it raises.
@@ -225,7 +231,11 @@ class OrbaxWriter:
     def _meet(self, topic: str, seconds: float, work: Callable[[], None]) -> None:
         met, self._met = self._met, len(_MEETINGS)  # after a failure nobody comes to the next one
         self._processes.exchange(
-            topic, work, lambda parts: None, about="the commit of a snapshot", timeout_seconds=seconds
+            f"{topic}-{self._scope}",
+            work,
+            lambda parts: None,
+            about="the commit of a snapshot",
+            timeout_seconds=seconds,
         )
         self._met = met + 1
 
@@ -290,6 +300,7 @@ def manager_options(
     before_commit: Callable[[], None] | None,
     *,
     processes: Processes | None = None,
+    scope: str | None = None,
     meet: Callable[..., None] | None = None,
 ) -> ocp.CheckpointManagerOptions:
     """The options under which every save runs; the benchmark of a two-byte handler uses the same."""
@@ -310,7 +321,9 @@ def manager_options(
             # wait five minutes for it, and so does the exit of the interpreter.
             create_directories_asynchronously=False,
         ),
-        multiprocessing_options=ocp_options.MultiprocessingOptions(active_processes=active),
+        multiprocessing_options=ocp_options.MultiprocessingOptions(
+            active_processes=active, barrier_sync_key_prefix=f"datarax-{scope}" if many else None
+        ),
         # Whether the step exists is checked before; the rename fails on a directory that is not empty.
         file_options=ocp_options.FileOptions(skip_sync_file_validations=True),
     )

@@ -52,6 +52,7 @@ def restore_snapshot(
     identity: Mapping[str, Any] | None = None,
     allow_changed: Sequence[str] = (),
     processes: Processes | None = None,
+    timeout_seconds: float | None = None,
 ) -> Restored:
     """Restore a model, data modules, or both from one snapshot.
 
@@ -62,6 +63,7 @@ def restore_snapshot(
         identity: identity tree of each module; by default what the modules say.
         allow_changed: fields of the identity that may differ: a field path, or a prefix of it.
         processes: those of the run; all of them must call this, and restore only if all can.
+        timeout_seconds: how much longer than this process the others may take to read their part.
 
     Raises:
         InputError: if neither model nor data is asked for.
@@ -76,7 +78,11 @@ def restore_snapshot(
     processes = processes or Processes()
     about = f"the restore of step {snapshot.step}"
     problems = processes.exchange(
-        "restore_files", lambda: _problems(snapshot, model, processes), _union, about=about
+        "restore_files",
+        lambda: _problems(snapshot, model, processes),
+        _union,
+        about=about,
+        timeout_seconds=timeout_seconds,
     )
     if problems:
         raise snapshot.damaged(problems)
@@ -92,7 +98,13 @@ def restore_snapshot(
             else _digest_of(identities(modules) if identity is None else identity),
         }
 
-    processes.exchange("restore", check, lambda parts: check_agreement(parts, about), about=about)
+    processes.exchange(
+        "restore",
+        check,
+        lambda parts: check_agreement(parts, about),
+        about=about,
+        timeout_seconds=timeout_seconds,
+    )
     done = checked[0]
     if modules is not None:
         _apply_together(snapshot, modules, done.states, processes, about)

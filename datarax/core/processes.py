@@ -49,6 +49,7 @@ class Processes:
         self._client = client
         self._timeout = timeout_seconds
         self._rounds: dict[str, int] = {}
+        self._scopes = 0
         self._lock = threading.Lock()
         self._shared: BaseException | None = None
         self.broken = False
@@ -76,7 +77,8 @@ class Processes:
             work: the part of this process, a value with JSON. What it raises, all raise.
             answer: from the parts in the order of processes, runs on process 0 only; its result has JSON.
             about: the topic as a person would say it.
-            timeout_seconds: how long to wait for the others; by default the configured time.
+            timeout_seconds: how long to wait for the others once this process has done its part; by default the configured
+                time, which is meant for parts that all do equally fast.
 
         Raises:
             PeerLostError: if a process did not come in time, naming it.
@@ -89,16 +91,31 @@ class Processes:
         part, own = self._part(work)
         return self._settle(topic, part, own, answer, about, timeout_seconds or self._timeout)
 
-    def agree(self, topic: str, facts: Mapping[str, Any], *, about: str | None = None) -> None:
+    def agree(
+        self,
+        topic: str,
+        facts: Mapping[str, Any],
+        *,
+        about: str | None = None,
+        timeout_seconds: float | None = None,
+    ) -> None:
         """Makes sure that all processes hold the same facts (values with JSON).
 
         Raises:
             DisagreementError: on all of them, naming fact, values and processes.
             PeerLostError: if a process did not come in time.
         """
-        self.exchange(
-            topic, lambda: dict(facts), lambda parts: check_agreement(parts, about or topic), about=about
-        )
+
+        def compare(parts: list[dict[str, Any]]) -> None:
+            check_agreement(parts, about or topic)
+
+        self.exchange(topic, lambda: dict(facts), compare, about=about, timeout_seconds=timeout_seconds)
+
+    def next_scope(self) -> str:
+        """A name for topics of one pair of threads: the n-th call has the same on all processes."""
+        with self._lock:
+            self._scopes += 1
+            return f"{self._scopes}"
 
     def is_shared(self, error: BaseException) -> bool:
         """Whether all processes raise this error, or the like, at the same point."""

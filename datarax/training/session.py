@@ -227,7 +227,8 @@ class TrainingSession:
         if self._processes.count > 1:
             state = self._shared_state(state, mesh)
         self._contract = TaskContract(state)
-        latest = checkpointer.latest_step()
+        # Process 0 says: what a shared file system shows may lag behind on the others.
+        latest = self._processes.exchange("newest", checkpointer.latest_step, lambda parts: parts[0])
         step = from_step if from_step is not None else latest
         if step is None:
             self._check_untouched()
@@ -249,6 +250,7 @@ class TrainingSession:
             "init",
             {"the part of the state that each process makes for itself": alone},
             about="the task's init",
+            timeout_seconds=self._save_config.timeout_seconds,  # one host may compile far longer than another
         )
         return make_global(state, mesh)
 

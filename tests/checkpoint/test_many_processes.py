@@ -389,3 +389,26 @@ def test_a_notice_is_heard_at_one_question_of_all_whatever_step_was_saved_before
     before, asked, answer, after = results[0]
     assert before == after == [False] * 3
     assert answer, f"not heard in {asked} questions"
+
+
+def save_two_runs(processes, first, second):
+    with (
+        Checkpointer(first, config=BY_HAND, processes=processes) as one,
+        Checkpointer(second, config=BY_HAND, processes=processes) as two,
+    ):
+        for step in range(1, 6):
+            one.save(step, model=model(step), data={"c": Counter().at(step)})
+            two.save(step, model=model(step + 100), data={"c": Counter().at(step)})
+        # Whichever each process waits for first.
+        for each in (one, two) if processes.index else (two, one):
+            each.wait()
+        return one.steps(), two.steps()
+
+
+def test_two_runs_are_saved_at_the_same_time_without_being_mixed(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert joined(save_two_runs, first, second, count=2) == [([1, 2, 3, 4, 5],) * 2] * 2
+    for run, offset in ((first, 0), (second, 100)):
+        assert Snapshot.open(run).check() == []
+        assert Snapshot.open(run).model()["count"] == 5 + offset
+        np.testing.assert_array_equal(Snapshot.open(run).model()["numpy"], np.arange(4) + 5 + offset)
