@@ -77,8 +77,12 @@ class MergedData:
     files: Mapping[str, bytes]
 
 
-def fix_data(modules: Modules) -> FixedData:
+def fix_data(modules: Modules, *, alone: bool) -> FixedData:
     """Read and encode the states and digests of all modules.
+
+    Args:
+        modules: by name.
+        alone: whether this is the only process; then its state is the state of all.
 
     Raises:
         EncodingError: if a state holds a value that cannot be encoded, naming its path.
@@ -89,7 +93,7 @@ def fix_data(modules: Modules) -> FixedData:
         state = module.get_state()
         positions[name] = position_of(state)
         part: dict[str, Any] = {"scope": _scope(module), "state": None, "contribution": None}
-        if isinstance(module, SumsOverProcesses) and part["scope"] == "global":
+        if isinstance(module, SumsOverProcesses) and part["scope"] == "global" and not alone:
             part["contribution"] = module.contribution()
         else:
             part["state"] = encode(state, name)
@@ -115,7 +119,8 @@ def merge_data(modules: Modules, parts: Sequence[Mapping[str, Mapping[str, Any]]
         EncodingError: if a state cannot be encoded.
     """
     about = "the state of the data"
-    check_agreement([_facts(part) for part in parts], about)
+    if len(parts) > 1:
+        check_agreement([_facts(part) for part in parts], about)
     loaders: dict[str, LoaderRecord] = {}
     blocks: list[bytes] = []
     own: dict[int, dict[str, Any]] = {index: {} for index in range(len(parts))}
@@ -127,7 +132,7 @@ def merge_data(modules: Modules, parts: Sequence[Mapping[str, Mapping[str, Any]]
             for index, one in enumerate(each):
                 own[index][name] = one["state"]
             state, digest = None, digest if len(parts) == 1 else None
-        elif isinstance(module, SumsOverProcesses):
+        elif isinstance(module, SumsOverProcesses) and each[0]["contribution"] is not None:
             try:
                 total, digest = module.combined([one["contribution"] for one in each])
             except ValueError as error:

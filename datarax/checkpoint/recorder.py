@@ -110,16 +110,20 @@ class Recorder:
         if model is not None and not alone:
             held, model = held_alone(model), make_global(model)
         leaves, arrays = (None, {}) if model is None else flatten_model(model)
-        data = fix_data(modules)
-        facts = {
+        data = fix_data(modules, alone=alone)
+        facts = {} if alone else self._facts_of(step, modules, leaves, held)
+        return Fixed(step, facts, data, leaves, arrays)
+
+    def _facts_of(
+        self, step: int, modules: Modules, leaves: Sequence[LeafSpec] | None, held: str | None
+    ) -> dict[str, Any]:
+        described = None if leaves is None else canonical_json([leaf.to_tree() for leaf in leaves])
+        return {
             "the step": step,
             "the identity": sha256_hex(self._identity_of(modules)),
             "what each process holds of the model for itself": held,
-            "the leaves of the model": None
-            if leaves is None
-            else sha256_hex(canonical_json([x.to_tree() for x in leaves])),
+            "the leaves of the model": None if described is None else sha256_hex(described),
         }
-        return Fixed(step, facts, data, leaves, arrays)
 
     def files(
         self,
