@@ -18,9 +18,11 @@ from datarax.signals import StopRequested
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "configs" / "deploy"
 SLURM = DEPLOY / "slurm.sbatch"
+TPU = DEPLOY / "cloud-tpu.sh"
 MANIFESTS = sorted(DEPLOY.glob("*.yaml"))
 
-AGAIN = {StopRequested.exit_code, 134}
+AGAIN = {StopRequested.exit_code, 128 + signal.SIGABRT, 128 + signal.SIGTERM}
+KILLED = 128 + signal.SIGKILL
 FOR_GOOD = {errors.MismatchError.exit_code, errors.ConfigError.exit_code, errors.DataraxError.exit_code}
 
 
@@ -58,13 +60,14 @@ def test_there_is_an_example_for_each_scheduler():
     }
 
 
-@pytest.mark.parametrize("path", [SLURM, DEPLOY / "cloud-tpu.sh"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [SLURM, TPU], ids=lambda path: path.name)
 def test_scripts_are_bash(path):
     subprocess.run(["bash", "-n", path], check=True)
 
 
 def test_the_settings_that_scripts_pass_are_settings():
-    scripts = [SLURM.read_text()] + [container(job)["args"][0] for path in MANIFESTS for job in jobs(path)]
+    scripts = [SLURM.read_text(), TPU.read_text().replace('\\"', '"').replace("$SHARED", "/shared")]
+    scripts += [container(job)["args"][0] for path in MANIFESTS for job in jobs(path)]
     for script in scripts:
         overrides = settings_in(script)
         assert any("preemption_seconds" in override for override in overrides)
@@ -77,70 +80,257 @@ def test_the_settings_that_scripts_pass_are_settings():
 def test_slurm_directives():
     found = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", SLURM.read_text(), re.MULTILINE))
     assert len(found) == len(re.findall(r"^#SBATCH", SLURM.read_text(), re.MULTILINE))
-    assert "requeue" in found
+    known = {"job-name", "nodes", "ntasks-per-node", "time", "requeue", "open-mode", "output", "signal"}
+    assert set(found) == known
     assert found["ntasks-per-node"] == "1"
     assert found["open-mode"] == "append"
     warning, seconds = found["signal"].split("@")
-    assert warning == "TERM"
+    assert warning == "TERM", "with B: the signal would reach the shell only, which asks nobody to save"
     assert int(seconds) > int(re.search(r"preemption_seconds=(\d+)", SLURM.read_text())[1])
 
 
-def programs(directory, srun):
-    """Programs of these names that stand for Slurm's."""
-    for name, text in (("srun", srun), ("scontrol", 'echo "scontrol $*" >> calls')):
+# As Slurm's: runs the command once for each code in the file, as a task of its own; the highest code is that of all.
+SRUN = """
+while [[ $1 == --* ]]; do shift; done
+highest=0 index=0
+for code in $(cat codes); do
+  SLURM_PROCID=$index CODE=$code "$@"
+  code=$?
+  ((code > highest)) && highest=$code
+  ((index += 1))
+done
+exit $highest
+"""
+
+
+def programs(directory, **texts):
+    """Programs of these names that stand for the real ones."""
+    for name, text in texts.items():
         path = directory / name
         path.write_text(f"#!/bin/bash\n{text}\n")
         path.chmod(0o755)
-    return {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+    return {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}"}
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 70, 74, 75, 134, 137])
-def test_slurm_runs_the_job_again_where_that_continues_it(code, tmp_path):
-    environment = programs(tmp_path, f'echo "$@" > arguments; exit {code}')
-    done = subprocess.run(["bash", SLURM], cwd=tmp_path, env=environment, timeout=60, check=False)
-    assert done.returncode == code
-    calls = tmp_path / "calls"
-    requeued = calls.exists() and calls.read_text() == "scontrol requeue 17\n"
-    assert requeued == (code in AGAIN | {137})
-    assert "datarax run configs/multihost.toml" in (tmp_path / "arguments").read_text()
+def slurm(directory, datarax, codes, **environment):
+    """The batch script in a directory with stand-ins for Slurm's programs and ours."""
+    (directory / "codes").write_text(" ".join(map(str, codes)))
+    found = programs(directory, srun=SRUN, scontrol='echo "scontrol $*" >> calls', datarax=datarax)
+    # A session of its own, as under Slurm.
+    return subprocess.Popen(
+        ["bash", SLURM],
+        cwd=directory,
+        env={**found, "SLURM_JOB_ID": "17", **environment},
+        start_new_session=True,
+    )
 
 
-def test_slurm_waits_for_the_processes_after_a_signal(tmp_path):
-    environment = programs(tmp_path, "touch started; while [ ! -e saved ]; do sleep 0.05; done; exit 75")
-    job = subprocess.Popen(["bash", SLURM], cwd=tmp_path, env=environment)
-    while not (tmp_path / "started").exists():
+def was_requeued(directory):
+    calls = directory / "calls"
+    assert not calls.exists() or calls.read_text() == "scontrol requeue 17\n"
+    return calls.exists()
+
+
+ENDS_WITH_ITS_CODE = 'echo "$@" > arguments; exit "$CODE"'
+
+
+@pytest.mark.parametrize(
+    ("codes", "again"),
+    [
+        ([0, 0], False),
+        ([1], False),
+        ([2, 2], False),
+        ([70], False),
+        ([74, 74], False),
+        ([127], False),
+        ([75, 75], True),
+        ([134, KILLED, 134], True),
+        ([143], True),
+        ([75, 0], True),
+        # One that fails takes the others with it: they follow, whatever they end with.
+        ([70, 75, 75], False),
+        ([75, 1], False),
+        ([75, 134, 74], False),
+    ],
+)
+def test_slurm_runs_the_job_again_where_that_continues_it(codes, again, tmp_path):
+    job = slurm(tmp_path, ENDS_WITH_ITS_CODE, codes)
+    assert (job.wait(60) == 0) == (set(codes) == {0})
+    assert was_requeued(tmp_path) == again
+    assert (tmp_path / "arguments").read_text().startswith("run configs/multihost.toml --set ")
+
+
+@pytest.mark.parametrize(("restarts", "again"), [("99", True), ("100", False)])
+def test_slurm_does_not_run_the_job_again_for_ever(restarts, again, tmp_path):
+    assert slurm(tmp_path, ENDS_WITH_ITS_CODE, [75], SLURM_RESTART_COUNT=restarts).wait(60) == 75
+    assert was_requeued(tmp_path) == again
+
+
+SAVES_AT_SIGTERM = (
+    'trap "saving=yes" TERM; touch started; until [ "$saving" -a -e may_save ]; do sleep 0.05; done; exit 75'
+)
+
+
+def wait_for(path):
+    while not path.exists():
         time.sleep(0.01)
-    for _ in range(2):
-        job.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        assert job.poll() is None
-    (tmp_path / "saved").touch()
+
+
+def test_slurm_waits_for_the_save_when_the_time_is_nearly_up_and_runs_again(tmp_path):
+    job = slurm(tmp_path, SAVES_AT_SIGTERM, [75])
+    wait_for(tmp_path / "started")
+    # To all processes of the step; the batch shell and srun are not told.
+    (step,) = subprocess.check_output(["pgrep", "-P", str(job.pid)], text=True).split()
+    (task,) = subprocess.check_output(["pgrep", "-P", step], text=True).split()
+    (datarax,) = subprocess.check_output(["pgrep", "-P", task], text=True).split()
+    for pid in (task, datarax):
+        os.kill(int(pid), signal.SIGTERM)
+    time.sleep(0.2)
+    assert job.poll() is None
+    (tmp_path / "may_save").touch()
     assert job.wait(60) == 75
-    assert (tmp_path / "calls").read_text() == "scontrol requeue 17\n"
+    assert was_requeued(tmp_path)
+
+
+def test_slurm_waits_for_the_save_of_a_cancelled_job_and_leaves_it_cancelled(tmp_path):
+    job = slurm(tmp_path, SAVES_AT_SIGTERM, [75])
+    wait_for(tmp_path / "started")
+    (step,) = subprocess.check_output(["pgrep", "-P", str(job.pid)], text=True).split()
+    (task,) = subprocess.check_output(["pgrep", "-P", step], text=True).split()
+    (datarax,) = subprocess.check_output(["pgrep", "-P", task], text=True).split()
+    for pid in (job.pid, task, datarax, job.pid):
+        os.kill(int(pid), signal.SIGTERM)
+        time.sleep(0.1)
+        assert job.poll() is None
+    (tmp_path / "may_save").touch()
+    assert job.wait(60) == 75
+    assert not was_requeued(tmp_path)
 
 
 # Cloud TPU.
 
 
-@pytest.mark.parametrize(("codes", "end"), [([75, 134, 255, 0], 0), ([75, 1], 1), ([75, 75, 75], 75)])
-def test_cloud_tpu_starts_again_until_complete(codes, end, tmp_path):
-    gcloud = tmp_path / "gcloud"
-    gcloud.write_text(
-        '#!/bin/bash\necho "$@" >> calls\nset -- $(cat codes)\nfirst=$1; shift\necho "$@" > codes\nexit "$first"\n'
-    )
-    gcloud.chmod(0o755)
-    (tmp_path / "codes").write_text(" ".join(map(str, codes)))
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "ATTEMPTS": str(len(codes))}
-    done = subprocess.run(
-        ["bash", DEPLOY / "cloud-tpu.sh"], cwd=tmp_path, env=environment, timeout=60, check=False
-    )
-    assert done.returncode == end
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == len(codes)
-    assert all("--worker=all" in call and 'multihost.start="cluster"' in call for call in calls)
+# As Google's: one attempt per line of the file, one host per word of it; "-" is a host whose connection broke. Ends with the
+# first code that is not 0. What the hosts are told is run.
+GCLOUD = """
+echo "$*" | head -1 >> calls
+case "$*" in
+  *"tpu-vm describe"*) cat slice; exit 0 ;;
+  *"queued-resources describe"*) cat request; exit 0 ;;
+  *"queued-resources delete"*) exit 0 ;;
+  *"queued-resources create"*) echo READY > slice; exit 0 ;;
+esac
+read -r hosts < attempts
+sed -i 1d attempts
+while [ $# -gt 1 ]; do shift; done
+first=0
+for code in $hosts; do
+  if [ "$code" = - ]; then code=255; else CODE=$code bash -c "$1"; fi
+  [ $first = 0 ] && first=$code
+done
+exit $first
+"""
+
+
+def cloud_tpu(directory, attempts, slice_state="READY", request="ACTIVE", **environment):
+    (directory / "attempts").write_text("".join(f"{line}\n" for line in attempts))
+    (directory / "slice").write_text(f"{slice_state}\n")
+    (directory / "request").write_text(f"{request}\n")
+    found = programs(directory, gcloud=GCLOUD, datarax=ENDS_WITH_ITS_CODE, pkill="", pgrep="exit 1")
+    found |= {"SHARED": str(directory), "PAUSE": "0", "ATTEMPTS": str(len(attempts)), **environment}
+    return subprocess.run(["bash", TPU], cwd=directory, env=found, timeout=60, check=False).returncode
+
+
+@pytest.mark.parametrize(
+    ("attempts", "end"),
+    [
+        (["75 75", "134 137", "- 75", "- -", "0 -", "0 0"], 0),
+        (["75", "1"], 1),
+        (["75 70 75"], 70),
+        (["- 2"], 2),
+        (["75", "75", "75"], 75),
+    ],
+)
+def test_cloud_tpu_starts_again_until_complete(attempts, end, tmp_path):
+    assert cloud_tpu(tmp_path, attempts) == end
+    assert (tmp_path / "attempts").read_text() == ""
+    calls = [call for call in (tmp_path / "calls").read_text().splitlines() if "tpu-vm ssh" in call]
+    assert len(calls) == len(attempts)
+    assert all("--worker=all" in call for call in calls)
+    assert 'multihost.start="cluster"' in (tmp_path / "arguments").read_text()
+
+
+def test_cloud_tpu_makes_a_preempted_slice_again(tmp_path):
+    assert cloud_tpu(tmp_path, ["0"], "PREEMPTED", "SUSPENDED", TYPE="v4-32", VERSION="v") == 0
+    assert "--accelerator-type v4-32 --runtime-version v --spot" in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize("request_state", ["SUSPENDED", "FAILED"])
+def test_cloud_tpu_says_that_there_is_no_slice(request_state, tmp_path):
+    assert cloud_tpu(tmp_path, ["0"], "PREEMPTED", request_state) == 75
+    calls = (tmp_path / "calls").read_text()
+    assert not {"delete", "create", "ssh"} & set(calls.split())
 
 
 # Kubernetes.
+
+
+# The fields that Kubernetes knows, of those that are of use here, below each field; "" is the document.
+FIELDS = {
+    "": {"apiVersion", "kind", "metadata", "spec"},
+    "metadata": {"name"},
+    "Service": {"clusterIP", "publishNotReadyAddresses", "selector"},
+    "selector": {"batch.kubernetes.io/job-name"},
+    "JobSet": {"network", "failurePolicy", "replicatedJobs"},
+    "network": {"enableDNSHostnames"},
+    "failurePolicy": {"maxRestarts", "rules"},
+    "failurePolicy.rules": {"name", "action", "onJobFailureReasons"},
+    "replicatedJobs": {"name", "replicas", "template"},
+    "template": {"spec"},
+    "Job": {"completionMode", "completions", "parallelism", "backoffLimit", "podFailurePolicy", "template"},
+    "podFailurePolicy": {"rules"},
+    "podFailurePolicy.rules": {"action", "onExitCodes", "onPodConditions"},
+    "onExitCodes": {"containerName", "operator", "values"},
+    "onPodConditions": {"type", "status"},
+    "Pod": {
+        "restartPolicy",
+        "shareProcessNamespace",
+        "subdomain",
+        "terminationGracePeriodSeconds",
+        "containers",
+        "volumes",
+    },
+    "containers": {"name", "image", "env", "ports", "command", "args", "volumeMounts"},
+    "env": {"name", "value", "valueFrom"},
+    "valueFrom": {"fieldRef"},
+    "fieldRef": {"fieldPath"},
+    "ports": {"containerPort"},
+    "volumeMounts": {"name", "mountPath"},
+    "volumes": {"name", "persistentVolumeClaim", "emptyDir"},
+    "persistentVolumeClaim": {"claimName"},
+    "emptyDir": {"medium"},
+}
+
+
+def check_fields(node, field, kind):
+    """Every mapping has known fields only; the spec of a template is that of a Job in a JobSet, and of a Pod in a Job."""
+    for each in node if isinstance(node, list) else [node]:
+        if not isinstance(each, dict):
+            continue
+        assert set(each) <= FIELDS[field], field
+        for name, value in each.items():
+            if name == "template":
+                check_fields(value, name, {"JobSet": "Job", "Job": "Pod"}[kind])
+            elif name == "spec":
+                check_fields(value, kind, kind)
+            else:
+                check_fields(value, f"{field}.rules" if name == "rules" else name, kind)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_kubernetes_fields(path):
+    for document in documents(path):
+        check_fields(document, "", document["kind"])
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
@@ -180,12 +370,46 @@ def test_kubernetes_starts_again_where_that_continues_the_run(path):
                 assert rule["onExitCodes"]["operator"] == "In"
                 by_code |= dict.fromkeys(rule["onExitCodes"]["values"], rule["action"])
         assert {code for code, action in by_code.items() if action == "FailJob"} == FOR_GOOD
-        assert {code for code, action in by_code.items() if action in ("Ignore", "Count")} == AGAIN
+        assert {code for code, action in by_code.items() if action == "Ignore"} == AGAIN
         conditions = [each for rule in rules for each in rule.get("onPodConditions", ())]
         assert conditions == [{"type": "DisruptionTarget", "status": "True"}]
+        assert pod["shareProcessNamespace"], "process 1 of a namespace cannot be aborted with 134"
         script = container(job)["args"][0]
         limit = int(re.search(r"preemption_seconds=(\d+)", script)[1])
         assert pod["terminationGracePeriodSeconds"] > limit
+
+
+def action(job, code, *, evicted):
+    """What Kubernetes does about a pod that failed: the first rule that fits decides, and without one it is counted."""
+    for rule in job["podFailurePolicy"]["rules"]:
+        if code in rule.get("onExitCodes", {"values": ()})["values"] or (
+            evicted and "onPodConditions" in rule
+        ):
+            return rule["action"]
+    return "Count"
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_kubernetes_decides_by_the_pod_that_was_first(path):
+    (job,) = jobs(path)
+    anew = path.name == "kubernetes-jobset.yaml"  # makes all pods anew, for which the job must fail
+    assert (job["backoffLimit"] == 0) == anew
+    for code in FOR_GOOD:
+        assert action(job, code, evicted=False) == action(job, code, evicted=True) == "FailJob"
+    for code in AGAIN:
+        assert action(job, code, evicted=False) == "Ignore", "it only followed another"
+    for code in AGAIN | {KILLED}:
+        assert action(job, code, evicted=True) == ("Count" if anew else "Ignore")
+    assert action(job, KILLED, evicted=False) == "Count", "out of memory, say: not for ever"
+    assert action(job, errors.PeerLostError.exit_code, evicted=False) == "Count"
+
+
+def test_a_jobset_ends_for_good_where_a_job_says_so():
+    (document,) = documents(DEPLOY / "kubernetes-jobset.yaml")
+    policy = document["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] > 0
+    (rule,) = policy["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
