@@ -1,9 +1,11 @@
-"""The deployment examples: valid as far as that can be seen without a cluster, and their decisions really made."""
+"""The deployment examples: valid as far as that can be seen without a cluster, their decisions really made; and their guide."""
 
 import os
 import re
 import signal
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -421,3 +423,55 @@ def test_kubernetes_scripts_are_bash_and_give_the_signal_to_datarax(path):
         assert re.search(r"^exec datarax run ", script, re.MULTILINE)
         claims = {each["name"] for each in job["template"]["spec"]["volumes"]}
         assert {each["name"] for each in container(job)["volumeMounts"]} <= claims
+
+
+# The guide.
+
+GUIDE = (ROOT / "docs" / "multihost.md").read_text()
+
+
+def test_the_program_of_the_guide_is_one_run_in_two_processes_and_goes_on_in_one(tmp_path):
+    (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+    endless = code.replace("num_epochs=3", "num_epochs=None")
+    assert endless != code
+    program = tmp_path / "program.py"
+    program.write_text(endless.replace("mesh=mesh, save=save", "mesh=mesh, save=save, steps=10**9"))
+    metrics = tmp_path / "runs" / "regression" / "metrics.jsonl"
+
+    def run(count):
+        with socket.socket() as found:
+            found.bind(("localhost", 0))
+            port = found.getsockname()[1]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        children = []
+        for index in range(count):
+            place = {
+                multihost.COORDINATOR: f"localhost:{port}",
+                multihost.COUNT: str(count),
+                multihost.INDEX: str(index),
+            }
+            children.append(
+                subprocess.Popen(
+                    [sys.executable, program],
+                    cwd=tmp_path,
+                    env=environment | place,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return children
+
+    for count in (2, 1):
+        before = metrics.read_text() if metrics.exists() else ""
+        children = run(count)
+        try:
+            while not metrics.exists() or metrics.read_text() == before:
+                assert all(child.poll() is None for child in children)
+                time.sleep(0.05)
+            children[-1].send_signal(signal.SIGTERM)
+            said = [child.communicate(timeout=120)[1] for child in children]
+        finally:
+            for child in children:
+                child.kill()
+        assert [child.returncode for child in children] == [75] * count, said
+        assert ("continuing after step" in said[0]) == bool(before)
