@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,9 +90,16 @@ class Recorder:
         self._lineage = Lineage()
 
     def facts(self) -> dict[str, Any]:
-        """What all processes of a run must say alike before it begins."""
-        identity = None if self._identity_bytes is None else sha256_hex(self._identity_bytes)
-        return {"the identity": identity, "the config": self._config}
+        """What all processes of a run must say alike before it begins, field by field."""
+        try:
+            config = tomllib.loads((self._config_bytes or b"").decode())
+        except tomllib.TOMLDecodeError:
+            config = {}  # the digest of the text below tells
+        return {
+            **_fields("identity", self.identity or {}),
+            **_fields("config", config),
+            "the text of the config": self._config,
+        }
 
     def fix(self, step: int, model: Any, modules: Modules, *, alone: bool) -> Fixed:
         """Read everything of this process that the snapshot of `step` will hold.
@@ -186,6 +194,15 @@ class Recorder:
         if self._identified is None or not _same_modules(self._identified[0], modules):
             self._identified = (modules, _checked_json(identities(modules)))
         return self._identified[1]
+
+
+def _fields(path: str, tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their dotted paths; what has no JSON as text."""
+    if isinstance(tree, Mapping):
+        return {k: v for key, child in tree.items() for k, v in _fields(f"{path}.{key}", child).items()}
+    if isinstance(tree, (list, tuple)):
+        return {k: v for i, child in enumerate(tree) for k, v in _fields(f"{path}[{i}]", child).items()}
+    return {path: tree if tree is None or isinstance(tree, (bool, int, float, str)) else str(tree)}
 
 
 def _same_modules(before: Modules, now: Modules) -> bool:

@@ -159,8 +159,8 @@ def open_another(processes, run, what):
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("identity", "the identity is"),
-        ("config", "the config is"),
+        ("identity", "identity.c.seed is 1 on process 0, 2 on process 1"),
+        ("config", "config.x is 1 on process 0, 2 on process 1"),
         ("directory", "need one shared directory"),
     ],
 )

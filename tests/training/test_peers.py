@@ -185,7 +185,8 @@ def test_processes_that_were_told_different_things_train_nothing(place):
     seeds = {"each": lambda index: ("--set", f"loader.seed={5 + index}")}
     codes, output = run_fleet(*command(place, "Odd"), count=2, directory=place, **seeds)
     assert codes == [1, 1], output
-    assert "the identity is" in output
+    assert "identity.train.seed is 5 on process 0, 6 on process 1" in output
+    assert "config.loader.seed is 5 on process 0, 6 on process 1" in output
     assert "on process 0" in output
     assert "on process 1" in output
 
