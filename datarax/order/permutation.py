@@ -207,10 +207,11 @@ class FeistelPermutations:
         right &= self._right_mask
         left = (x >> self._right_bits).astype(np.uint32)
         work = _Work(len(x))
+        per_lane = None if member is None else _per_lane(member)
         for r in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
             k1, k2 = self._keys[r, 0], self._keys[r, 1]
-            if member is not None:
-                k1, k2 = k1.take(member), k2.take(member)
+            if per_lane is not None:
+                k1, k2 = per_lane(k1), per_lane(k2)
             if r % 2:
                 mixed = work.mix(left, k1, k2)
                 mixed &= self._right_mask
@@ -230,6 +231,19 @@ class FeistelPermutations:
             left += amount
             np.subtract(left, modulus, out=amount)
         np.minimum(left, amount, out=left)
+
+
+def _per_lane(member: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that gives each lane the word of its permutation: uint32[k] -> uint32[m].
+
+    Where positions ascend, lanes of one permutation stand together; a run is filled several times faster than looked up.
+    """
+    ends = np.flatnonzero(member[1:] != member[:-1])
+    if 16 * len(ends) >= len(member):
+        return lambda words: words.take(member)
+    first = np.concatenate(([0], ends + 1))
+    of, lengths = member[first], np.diff(first, append=len(member))
+    return lambda words: words.take(of).repeat(lengths)
 
 
 class _Work:
