@@ -68,7 +68,7 @@ def _fresh(directory: Path, answer: multiprocessing.connection.Connection) -> No
 def start_in_fresh_process(directory: Path) -> float:
     """The same in a process of its own, which has the packages imported and nothing else; milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.resume_time"])
+    context.set_forkserver_preload(["datarax.checkpoint", "datarax.loader", "datarax.sources"])
     here, there = context.Pipe()
     process = context.Process(target=_fresh, args=(directory, there))
     process.start()
