@@ -37,10 +37,17 @@ ALLOWED = {
     "inspection": {"checkpoint"},
     "plan": {"core", "order", "loader", "checkpoint", "training", "run_config", "lineage"},
     "lineage": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
+    "doctor": {
+        *("core", "order", "sources", "loader", "checkpoint", "training", "multihost", "metrics"),
+        *("run_config", "lineage", "plan"),
+    },
+    "chaos": {"core", "checkpoint", "training", "run_config", "diff", "inspection"},
+    "testing": {"core", "order", "sources", "transforms", "loader", "checkpoint"},
+    "grain_pipeline": {"core", "order", "sources", "transforms", "metrics"},
     "examples": {"transforms"},
     "cli": {
         *("core", "signals", "sources", "run_config", "verify", "diff", "plan", "lineage", "inspection"),
-        "multihost",
+        *("multihost", "doctor", "chaos"),
     },
     "__init__": {"checkpoint", "core", "loader", "order", "sources", "training", "transforms"},
 }
@@ -48,11 +55,12 @@ ALLOWED = {
 # Foreign names that have one home each.
 HOMES = {
     "orbax": {"checkpoint"},
-    "grain": {"sources"},
+    "grain": {"sources", "grain_pipeline"},
     "array_record": {"sources"},
     "tensorstore": {"sources", "checkpoint"},
     "rich": {"training"},
     "argparse": {"cli"},
+    "pytest": {"testing"},
 }
 
 
