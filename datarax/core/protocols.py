@@ -97,3 +97,26 @@ class SumsOverProcesses(Protocol):
             ValueError: if they are not of one moment, naming what differs.
         """
         ...
+
+
+@runtime_checkable
+class BatchStream(Stateful, Identified, KeepsStepDigests, KeepsDigest, Protocol):
+    """What a training session takes its batches from: a `DataLoader`, or a pipeline of another library in our envelope."""
+
+    idx: Any
+    """Variable: batches handed over, an int; also the step of the next batch."""
+    metrics: Any
+    """`LoaderMetrics` of what was handed over since it was opened."""
+
+    @property
+    def num_steps(self) -> int | None:
+        """Batches of the whole run; None if there is no end, or none that is known before it comes."""
+        ...
+
+    def __next__(self) -> Any:
+        """The next batch; only now does the state count it."""
+        ...
+
+    def close(self) -> None:
+        """Ends the threads."""
+        ...

@@ -225,23 +225,29 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         batch = reader.prepare(_checked_step(step))
         return batch.keys_digest, batch.bytes_digest, batch.rows
 
+    def position_of(self, step: int) -> int:
+        """The global row at which the batch of `step` begins; at the end of the run the number of all rows.
+
+        Raises:
+            IndexError: if `step` is negative or beyond the end (the end itself is allowed).
+        """
+        schedule, step = self._runtime.schedule, _checked_step(step)
+        if step < schedule.base_step or (schedule.num_steps is not None and step > schedule.num_steps):
+            raise IndexError(
+                f"step {step} is outside this loader's steps {schedule.base_step} … {schedule.num_steps}"
+            )
+        position = schedule.base_position + (step - schedule.base_step) * schedule.batch_size
+        return position if schedule.num_rows is None else min(position, schedule.num_rows)
+
     def seek(self, step: int) -> None:
         """Continues with the batch of `step`; counters and digest stay what was really delivered.
 
         Raises:
             IndexError: if `step` is negative or beyond the end (the end itself is allowed).
         """
-        runtime, schedule = self._runtime, self._runtime.schedule
-        step = _checked_step(step)
-        if step < schedule.base_step or (schedule.num_steps is not None and step > schedule.num_steps):
-            raise IndexError(
-                f"step {step} is outside this loader's steps {schedule.base_step} … {schedule.num_steps}"
-            )
-        position = schedule.base_position + (step - schedule.base_step) * schedule.batch_size
-        if schedule.num_rows is not None:
-            position = min(position, schedule.num_rows)
-        runtime.delivered = dataclasses.replace(runtime.delivered, idx=step, position=position)
-        runtime.log.restart(step)
+        runtime, position = self._runtime, self.position_of(step)
+        runtime.delivered = dataclasses.replace(runtime.delivered, idx=int(step), position=position)
+        runtime.log.restart(int(step))
         runtime.drop()
         runtime.current = None
         self._write_mirrors()
@@ -267,6 +273,11 @@ class DataLoader(CheckpointableIteratorModule[Any]):
     def schedule(self) -> Schedule:
         """Which positions each step covers."""
         return self._runtime.schedule
+
+    @property
+    def num_steps(self) -> int | None:
+        """Batches of the whole run; None if it is endless."""
+        return self._runtime.schedule.num_steps
 
     @property
     def metrics(self) -> LoaderMetrics:

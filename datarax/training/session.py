@@ -27,6 +27,7 @@ from datarax.checkpoint import (
 )
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
 from datarax.core.processes import Processes
+from datarax.core.protocols import BatchStream
 from datarax.loader import DataLoader
 from datarax.multihost import check_slots, current, notice_replaced
 from datarax.signals import StopRequested, StopSignals
@@ -81,7 +82,7 @@ class TrainingSession:
 
     Args:
         directory: the run's directory, a local path; made if missing.
-        loader: where batches come from. The session advances it and snapshots it.
+        loader: where batches come from, a `DataLoader` or another `BatchStream`. The session advances it and snapshots it.
         task: what to train; None only takes the batches.
         parameters: handed to `task.init` as they are.
         steps: steps of the whole run; None: as many as the loader has.
@@ -105,7 +106,7 @@ class TrainingSession:
         self,
         directory: str | Path,
         *,
-        loader: DataLoader,
+        loader: BatchStream,
         task: Task | None = None,
         parameters: Mapping[str, Any] | None = None,
         steps: int | None = None,
@@ -202,8 +203,8 @@ class TrainingSession:
 
     def _check_slots(self) -> None:
         """All processes together must deliver the global batch, each slot of it counted once."""
-        if self._processes.count == 1:
-            return
+        if self._processes.count == 1 or not isinstance(self._loader, DataLoader):
+            return  # other streams have no global batch: what each process delivers is its own
         owned = self._loader.slots.owned
         cuts = np.flatnonzero(np.diff(owned) != 1) + 1
         ranges = [[int(part[0]), int(part[-1]) + 1] for part in np.split(owned, cuts) if len(part)]
@@ -435,13 +436,13 @@ def _what_stays(directory: str | Path) -> str:
     return f"snapshot {steps[-1]} is committed; run again to continue after it"
 
 
-def total_steps(loader: DataLoader, steps: int | None) -> int:
+def total_steps(loader: BatchStream, steps: int | None) -> int:
     """Steps of the whole run: the smaller of what is asked for and what the loader has.
 
     Raises:
         ConfigError: if neither says, or the loader has fewer than asked for.
     """
-    available = loader.schedule.num_steps
+    available = loader.num_steps
     if steps is None and available is None:
         raise ConfigError("nothing says when the run ends: set run.steps or loader.num_epochs")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
