@@ -18,7 +18,7 @@ from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.fingerprint import digest
 from datarax.sources.array_record_files import ArrayRecordFiles, Shard, count_records
 from datarax.sources.build_stamp import BUILD_STAMP_NAME
-from datarax.sources.content_check import changed_records
+from datarax.sources.content_check import changed_at, changed_records, file_hashes
 from datarax.sources.local_files import find_files, relative_names
 from datarax.sources.manifest import (
     MANIFEST_NAME,
@@ -148,6 +148,19 @@ class ArrayRecordSource(DataSource):
         checked += [_hashes_problem(manifest, directory) for directory, manifest in manifests.items()]
         return [problem for problem in checked if problem is not None]
 
+    def changed_among(self, indices: np.ndarray) -> dict[int, str]:
+        """Compares these records with the hashes beside the manifest: see `DataSource.changed_among`."""
+        files = self._runtime.dataset.files
+        ends = np.cumsum([file.num_records for file in files], dtype=np.int64)  # int64[num_files]
+        wanted = np.unique(indices)
+        found: dict[int, str] = {}
+        for k in np.unique(np.searchsorted(ends, wanted, side="right")).tolist():
+            first = int(ends[k]) - files[k].num_records
+            positions = wanted[(wanted >= first) & (wanted < ends[k])] - first
+            changed = files[k].changed_at(self.base_directory, positions.tolist())
+            found.update((first + position, f"{files[k].name}: {what}") for position, what in changed)
+        return found
+
     def content_fingerprint(self) -> dict[str, Any] | None:
         """SHA-256 of the manifest's facts about the files; None without a manifest."""
         content = self._runtime.dataset.content_digest()
@@ -203,6 +216,16 @@ class _File:
     size: int
     num_records: int
     recorded: _Recorded | None
+
+    def changed_at(self, base: str, positions: list[int]) -> list[tuple[int, str]]:
+        """The positions at which a record is not as recorded, with what is wrong; [] if nothing is recorded."""
+        if self.recorded is None:
+            return []
+        try:
+            hashes = file_hashes(self.recorded.entry, self.recorded.manifest, self.recorded.directory)
+        except InputError:
+            return []  # `check_content` says that the hashes themselves are damaged
+        return list(changed_at(os.path.join(base, self.name), positions, hashes))
 
     def problem(self, base: str) -> str | None:
         """What the file has that its manifest does not say; None if all is well."""

@@ -123,6 +123,16 @@ class DataSource(CheckpointableIteratorModule[Any]):
         """
         return []
 
+    def changed_among(self, indices: np.ndarray) -> dict[int, str]:
+        """Reads some records and compares them with what was recorded: index -> where it lies and what is wrong with it.
+
+        Without a record to hold them against nothing is read and nothing is found.
+
+        Args:
+            indices: int64[n], each in [0, len(self)).
+        """
+        return {}
+
     def content_fingerprint(self) -> dict[str, Any] | None:
         """The full fingerprint, which changes with every byte; None if none can be had without a manifest."""
         return None
