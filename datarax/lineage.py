@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint import Snapshot, ledger_steps, list_steps, read_config, read_identity
-from datarax.checkpoint.layout import RunLayout
-from datarax.checkpoint.record import SNAPSHOT_FORMAT, HistoryEntry, Record
+from datarax.checkpoint import Snapshot, list_steps, read_config, read_identity
+from datarax.checkpoint.record import HistoryEntry
 from datarax.checkpoint.restore import is_allowed
-from datarax.checkpoint.salvage import read_data_item
 from datarax.core.errors import Difference, InputError
 from datarax.core.fingerprint import differences
 from datarax.loader import DataLoader
@@ -119,75 +117,10 @@ def _earlier(directory: Path, entry: HistoryEntry, present: DataLoader, opened: 
     return opened.enter_context(build_loader(config, source))
 
 
-def nearest_record(directory: Path, step: int) -> Record | None:
-    """The record of the snapshot nearest to `step`, of the ledger too, but not its own; None if there is no other."""
-    others = sorted({*list_steps(directory), *ledger_steps(directory)} - {step}, key=lambda s: abs(s - step))
-    items = (read_data_item(directory, other) for other in others)
-    return next((item.record for item in items if item is not None), None)
-
-
-def wrong_fields(directory: Path, step: int, record: Record) -> list[str]:
-    """In which fields a damaged record contradicts the rest of its run. State and digest are for a replay to compare."""
-    layout = RunLayout(directory)
-    loader = record.loaders.get(LOADER_NAME)
-    steps = None if loader is None else loader.steps
-    earlier = [each for each in {*list_steps(directory), *ledger_steps(directory)} if each < step]
-    previous = max(earlier, default=None)
-    expected: list[tuple[str, Any, Any]] = [
-        ("format", record.format, SNAPSHOT_FORMAT),
-        ("step", record.step, step),
-        ("previous", record.previous, previous),
-        ("loaders", sorted(record.loaders), [LOADER_NAME]),
-    ]
-    if loader is not None:
-        expected.append((f"loaders.{LOADER_NAME}.scope", loader.scope, DataLoader.state_scope))
-    if steps is not None:
-        first = previous or 0
-        expected += [
-            (f"loaders.{LOADER_NAME}.steps.first_step", steps.first_step, first),
-            (f"loaders.{LOADER_NAME}.steps.count", steps.count, step - first),
-            (f"loaders.{LOADER_NAME}.steps.offset", steps.offset, 0),
-        ]
-    found = [
-        f"data/record.json: {name} is recorded as {was!r}, the rest of the run says {should!r}"
-        for name, was, should in expected
-        if was != should
-    ]
-    named = [
-        ("identity", layout.identity(record.identity)),
-        ("start", layout.starts / f"{record.start}.json"),
-    ]
-    if record.config is not None:
-        named.append(("config", layout.config(record.config)))
-    if record.earlier_history is not None:
-        named.append(("earlier_history", layout.history(record.earlier_history)))
-    found += [
-        f"data/record.json: {name} names {path.parent.name}/{path.name}, which is not there"
-        for name, path in named
-        if not path.exists()
-    ]
-    return found + _wrong_history(directory, step, record)
-
-
-def _wrong_history(directory: Path, step: int, record: Record) -> list[str]:
-    """The history of an earlier snapshot begins that of a later one."""
-    other = nearest_record(directory, step)
-    if other is None or record.earlier_history != other.earlier_history:
-        return []
-    length = len(other.history if other.step < step else record.history)
-    here, there = ([vars(entry) for entry in each.history[:length]] for each in (record, other))
-    return [
-        f"data/record.json: history{each.path} is recorded as {each.was!r}, snapshot {other.step} says {each.now!r}"
-        for each in differences(here, there)
-    ]
-
-
 __all__ = [
     "Lineage",
     "Stretch",
-    "nearest_record",
     "place",
     "position_of",
     "trace",
-    "wrong_fields",
 ]

@@ -5,6 +5,7 @@ For `verify`, which wants to say in which fields a damaged record differs. A res
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from datarax.checkpoint.encoding import decode
-from datarax.checkpoint.layout import DATA_ITEM, RECORD_NAME, STEPS_NAME, RunLayout, local_directory
-from datarax.checkpoint.record import Record, unpack_steps
+from datarax.checkpoint.layout import (
+    DATA_ITEM,
+    PROCESSES_NAME,
+    RECORD_NAME,
+    STEPS_NAME,
+    RunLayout,
+    local_directory,
+)
+from datarax.checkpoint.record import Record, unpack_processes, unpack_steps
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,41 @@ class DataItem:
     """Its `record.json`."""
     steps_bytes: bytes
     """Its `steps.bin`; empty if there is none."""
+    processes_bytes: bytes = b""
+    """Its `processes.json`; empty if there is none."""
 
-    def state(self, loader: str) -> dict[str, Any]:
-        """The decoded state of a loader of global scope.
+    def scope(self, loader: str) -> str:
+        """`global` or `process`."""
+        return self.record.loaders[loader].scope
+
+    def process_count(self, loader: str) -> int:
+        """How many states there are of a loader: 1, or as many as processes saved their own.
+
+        Raises:
+            ValueError: if `processes.json` does not say.
+        """
+        if self.scope(loader) == "global":
+            return 1
+        try:
+            return int(json.loads(self.processes_bytes)["process_count"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{PROCESSES_NAME} does not say how many processes there were: {error}"
+            ) from None
+
+    def state(self, loader: str, process_index: int = 0) -> dict[str, Any]:
+        """The decoded state of a loader; of one process, where each has its own.
 
         Raises:
             ValueError: if there is no such state or it cannot be decoded.
         """
         if loader not in self.record.loaders:
             raise ValueError(f"no loader {loader!r} is recorded")
-        state = decode(self.record.loaders[loader].state)
+        encoded = self.record.loaders[loader].state
+        if self.scope(loader) == "process":
+            count = self.process_count(loader)
+            encoded = unpack_processes(self.processes_bytes, process_index, count)[loader]
+        state = decode(encoded)
         if not isinstance(state, dict):
             raise ValueError(f"the state of loader {loader!r} is not in the record")
         return state
@@ -55,8 +88,11 @@ def read_data_item(run_directory: str | Path, step: int) -> DataItem | None:
     for directory in (layout.step(step) / DATA_ITEM, layout.ledger(step)):
         try:
             record = Record.from_bytes((directory / RECORD_NAME).read_bytes())
-            steps = directory / STEPS_NAME
-            return DataItem(record, steps.read_bytes() if steps.exists() else b"")
+            return DataItem(record, *(_bytes_of(directory / name) for name in (STEPS_NAME, PROCESSES_NAME)))
         except (OSError, ValueError):
             continue
     return None
+
+
+def _bytes_of(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""

@@ -1,326 +1,171 @@
-"""Restore and replay a run in a fresh process, and say whether what was recorded is what comes out again.
+"""Runs recorded steps again and says what did not come out as recorded: the first step, and the fields of the state.
 
-For each snapshot that is there: its files against its manifest; its recorded identity against the data, order and
-pipeline that its own stored config gives today; the data files against the dataset's manifest; then a loader restored from
-the snapshot before it is run through the real reading path, and every step's digest and every field of the state are compared.
-Nothing is written, no lock is taken, no peers are needed.
+A stream is put where a snapshot was, by its own `set_state`, and handed over batch by batch, or (keys only) asked for the keys
+of its steps. Knows nothing of files, manifests and reports.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from datarax.checkpoint import Snapshot, ledger_record, ledger_steps, list_steps, read_config
-from datarax.checkpoint.layout import DATA_ITEM, RECORD_NAME, RunLayout, local_directory
 from datarax.checkpoint.record import Record
-from datarax.checkpoint.salvage import DataItem, read_data_item
-from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
+from datarax.checkpoint.salvage import DataItem
+from datarax.core.errors import MISSING, InputError
 from datarax.core.fingerprint import differences
-from datarax.lineage import nearest_record, place, position_of, wrong_fields
+from datarax.core.protocols import BatchStream
+from datarax.lineage import place, position_of
 from datarax.loader import DataLoader
 from datarax.order import Digest
-from datarax.run_config import RunConfig, apply_environment, build_loader, parse_config
-from datarax.sources import DataSource
-from datarax.sources.open import open_source
 from datarax.training import LOADER_NAME
 
 # Means of a user's own function: reported beside a run, outside digest and identity.
-_REPORTED_ONLY = ("_computed_stats", "stats_rows")
+_STATISTICS = ("_computed_stats", "stats_rows")
+_SUMS = ("_applied_count", "_skipped_count", "digest_rows", "digest_keys", "digest_bytes")
+_MEANS_TOLERANCE = 1e-6
+
+Steps = npt.NDArray[np.int64]
 
 
 @dataclass
-class SnapshotReport:
-    """What was found out about one snapshot."""
+class Stretch:
+    """Steps to run again, and what is recorded of them."""
 
-    step: int
-    """The snapshot's step."""
-    problems: list[str] = field(default_factory=list)
-    """Files that fail their checks, fields and steps that differ from the replay."""
-    differences: list[Difference] = field(default_factory=list)
-    """Identity fields in which the recorded recipe differs from today's."""
-    replayed: tuple[int, int] | None = None
-    """The half-open interval of steps that were replayed and compared."""
-    bytes_compared: bool = False
-    """Whether the replay compared delivered bytes, not only record keys."""
-
-
-@dataclass
-class VerifyReport:
-    """The answer of `verify_run`."""
-
-    directory: str
-    """The run."""
-    snapshots: list[SnapshotReport] = field(default_factory=list)
-    """One report per snapshot, oldest first."""
-    run_problems: list[str] = field(default_factory=list)
-    """Files of the run beside its snapshots (identities, configs, history, ledger) that are not as written."""
-    data_problems: list[str] = field(default_factory=list)
-    """Data files that are not what was recorded when the dataset was made, or cannot be opened."""
-    notes: list[str] = field(default_factory=list)
-    """What could not be checked, and why."""
+    begin: int
+    """The first step to compare."""
+    end: int
+    """The step after the last: that of `item`."""
+    item: DataItem
+    """What the snapshot after them says."""
+    before: DataItem | None
+    """The snapshot at which the recorded steps begin; None if there is none any more, or at step 0."""
+    first: int
+    """The step at which they begin."""
+    keys: npt.NDArray[np.uint64]
+    """uint64[end - begin], recorded."""
+    row_bytes: npt.NDArray[np.uint64] | None
+    """uint64[end - begin], recorded; None if bytes were not digested."""
 
     @property
-    def ok(self) -> bool:
-        """Whether everything that was checked is as recorded."""
-        return not (
-            self.run_problems
-            or self.data_problems
-            or any(each.problems or each.differences for each in self.snapshots)
-        )
+    def whole(self) -> bool:
+        """Whether all recorded steps are run, from a known state: then the state at the end can be compared."""
+        return self.begin == self.first and (self.before is not None or self.first == 0)
 
 
-def verify_run(
-    directory: str | Path,
-    *,
-    config: RunConfig | None = None,
-    overrides: Sequence[str] = (),
-    step: int | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> VerifyReport:
-    """Verifies a run.
+@dataclass
+class Replayed:
+    """What did not come out as recorded."""
+
+    problems: list[str] = field(default_factory=list)
+    """Sentences, the first diverging step first."""
+    wrong_keys: Steps = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Steps whose keys differ, ascending."""
+    wrong_bytes: Steps = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Steps whose bytes differ, ascending."""
+    bytes_compared: bool = False
+    """Whether delivered bytes were compared."""
+    ended_at: int | None = None
+    """The step at which the replay stopped with an error; None if it came to its end."""
+
+    @property
+    def first_diverging_step(self) -> int | None:
+        """The first step that is not as recorded, or that could not be run."""
+        found = [int(steps[0]) for steps in (self.wrong_keys, self.wrong_bytes) if len(steps)]
+        if self.ended_at is not None:
+            found.append(self.ended_at)
+        return min(found, default=None)
+
+
+def replay(
+    streams: Sequence[BatchStream], stretch: Stretch, *, keys_only: bool, recipe_differs: bool = False
+) -> Replayed:
+    """Runs a stretch again.
 
     Args:
-        directory: the run.
-        config: compare with this config instead of the one stored in the run.
-        overrides: `key=value` changes to the stored config.
-        step: only this snapshot; None for all that are there.
-        say: told what is being done, a line at a time.
-
-    Raises:
-        InputError: if there is no run, or no such snapshot, or the run keeps no config and none is given, or the data that
-            `config` or `overrides` name cannot be opened.
-        ConfigError: if `config` or `overrides` do not make a config.
+        streams: one per recorded process, each at its beginning; one alone for a stream whose state is global.
+        stretch: what to run.
+        keys_only: compute the keys of each step and read no record; for a `DataLoader` only.
+        recipe_differs: whether the streams follow another recipe; then only the steps are compared, for the state follows
+            from them.
     """
-    directory = local_directory(directory)
-    steps = list_steps(directory)
-    if not steps:
-        raise InputError(f"{directory} holds no committed snapshot, so there is nothing to verify")
-    if step is not None and step not in steps:
-        raise InputError(f"{directory} has no committed snapshot {step}; it has {', '.join(map(str, steps))}")
-    report = VerifyReport(str(directory))
-    report.run_problems += _run_problems(directory)
-    with ExitStack() as opened:
-        pipelines = _Pipelines(directory, config, overrides, opened)
-        for wanted in steps if step is None else [step]:
-            say(f"verifying snapshot {wanted}")
-            snapshot = SnapshotReport(wanted)
-            report.snapshots.append(snapshot)
-            _verify_snapshot(directory, snapshot, pipelines)
-        say("verifying the data files")
-        report.data_problems += _data_problems(pipelines)
-        report.notes += _notes(report, pipelines)
-    return report
-
-
-class _DataUnavailable(Exception):
-    """The data of a stored config cannot be opened: a finding, reported once and not by each snapshot."""
-
-
-class _Pipelines:
-    """Sources and loaders as the stored configs describe them, each opened once."""
-
-    def __init__(
-        self, directory: Path, config: RunConfig | None, overrides: Sequence[str], opened: ExitStack
-    ) -> None:
-        self._directory = directory
-        self._config = config
-        self._overrides = overrides
-        self._opened = opened
-        self._loaders: dict[str, tuple[DataLoader, dict[str, Any]]] = {}
-        self._sources: dict[str, DataSource | _DataUnavailable] = {}
-
-    @property
-    def sources(self) -> list[DataSource]:
-        """Every source that was opened."""
-        return [each for each in self._sources.values() if isinstance(each, DataSource)]
-
-    @property
-    def unavailable(self) -> list[str]:
-        """Why other sources could not be."""
-        return [str(each) for each in self._sources.values() if isinstance(each, _DataUnavailable)]
-
-    def loader(self, config_digest: str | None) -> DataLoader:
-        """The loader of the config with this digest, with the overrides asked for, as it was when it was built.
-
-        Raises:
-            InputError: if the run keeps no such config, or the data that the user named here cannot be opened.
-            _DataUnavailable: if the data of a stored config cannot be opened.
-        """
-        key = "" if self._config is not None else config_digest or ""
-        if key not in self._loaders:
-            config = (
-                self._config if self._config is not None else self._stored(config_digest, self._overrides)
-            )
-            apply_environment(config)
-            # Digest all bytes again whatever the config says now: whether they were recorded is the snapshot's to say.
-            config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, byte_digest=True))
-            loader = self._opened.enter_context(build_loader(config, self._source(config, config_digest)))
-            self._loaders[key] = (loader, loader.get_state())
-        loader, initial = self._loaders[key]
-        loader.set_state(initial)
-        return loader
-
-    def _source(self, config: RunConfig, config_digest: str | None) -> DataSource:
-        key = repr(config.source)  # a table holds mappings, which have no hash
-        if key not in self._sources:
-            try:
-                self._sources[key] = self._opened.enter_context(open_source(config.source))
-            except InputError as error:
-                if config_digest is None or self._stored(config_digest).source != config.source:
-                    raise
-                self._sources[key] = _DataUnavailable(str(error))
-        found = self._sources[key]
-        if isinstance(found, _DataUnavailable):
-            raise found
-        return found
-
-    def _stored(self, config_digest: str | None, overrides: Sequence[str] = ()) -> RunConfig:
-        if config_digest is None:
-            raise InputError(
-                f"the run {self._directory} was made from Python and keeps no config; write one that describes it "
-                f"and name it with --config"
-            )
-        text = read_config(self._directory, config_digest)
-        return parse_config(text, overrides, where=f"configs/{config_digest[:12]}….toml")
-
-
-def _run_problems(directory: Path) -> list[str]:
-    """Files that several snapshots share: each is named by its SHA-256, or listed in a manifest of the ledger."""
-    problems = []
-    for kind in ("identity", "configs", "history"):
-        for path in sorted(Path(directory, kind).glob("[!.]*")):
-            if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
-                problems.append(f"{kind}/{path.name}: its content has changed since it was written")
-    for step in ledger_steps(directory):
-        try:
-            ledger_record(directory, step)
-        except SnapshotDamagedError as error:
-            problems += error.problems
-    return problems
-
-
-def _data_problems(pipelines: _Pipelines) -> list[str]:
-    problems = pipelines.unavailable
-    for source in pipelines.sources:
-        problems += source.check_content()
-    return problems
-
-
-def _notes(report: VerifyReport, pipelines: _Pipelines) -> list[str]:
-    notes = [
-        f"source {source.name!r} has no manifest: its content was checked by size, record count, samples and replay only"
-        for source in pipelines.sources
-        if not source.content_recorded
-    ]
-    replayed = [each for each in report.snapshots if each.replayed is not None]
-    if replayed and not any(each.bytes_compared for each in replayed):
-        notes.append(
-            "no snapshot has byte digests (loader.byte_digest): contents were not compared in replay"
-        )
-    return notes
-
-
-def _verify_snapshot(directory: Path, report: SnapshotReport, pipelines: _Pipelines) -> None:
-    report.problems += _file_problems(directory, report.step)
-    # Parsed whether it is as written or not: of a damaged record we still want to say which fields are wrong.
-    item = read_data_item(directory, report.step)
-    if item is None:
-        return
-    if any(problem.startswith(f"{DATA_ITEM}/{RECORD_NAME}") for problem in report.problems):
-        report.problems += wrong_fields(directory, report.step, item.record)
+    result = Replayed()
+    keys = np.zeros(stretch.end - stretch.begin, np.uint64)
+    row_bytes = np.zeros_like(keys)
     try:
-        loader = pipelines.loader(_usable_config(directory, report.step, item.record))
-        identity = {LOADER_NAME: loader.identity()}
-        report.differences += differences(_recorded_identity(directory, item.record, identity), identity)
-        if not report.differences:
-            report.problems += _replay(directory, report, loader, item)
-    except (ConfigError, InputError):
-        raise
-    except _DataUnavailable:
-        report.problems.append("not replayed: its data cannot be opened, see the data files")
-    except SnapshotDamagedError as error:
-        report.problems.append(f"not replayed: {'; '.join(error.problems)}")
-    except Exception as error:
-        # What is not as written can have any form; of a good snapshot this would be a fault of ours.
-        if not report.problems:
-            raise
-        report.problems.append(f"not replayed: {type(error).__name__}: {error}")
-
-
-def _usable_config(directory: Path, step: int, record: Record) -> str | None:
-    """The config that the record names; if the record is damaged and names none, that of the nearest other snapshot."""
-    if record.config is None or RunLayout(directory).config(record.config).exists():
-        return record.config
-    other = nearest_record(directory, step)
-    return record.config if other is None else other.config
-
-
-def _recorded_identity(directory: Path, record: Record, present: Any) -> Any:
-    """The identity that the record names. What is missing or damaged was reported already: then there is none to compare."""
-    try:
-        return json.loads(RunLayout(directory).identity(record.identity).read_bytes())
-    except (OSError, ValueError):
-        return present
-
-
-def _file_problems(directory: Path, step: int) -> list[str]:
-    """Files of a snapshot that are not as written, and model leaves that are not finite."""
-    try:
-        snapshot = Snapshot.open(directory, step)
-        problems = snapshot.check()
-        return problems or _model_problems(snapshot)
-    except SnapshotDamagedError as error:
-        return list(error.problems)
-
-
-def _model_problems(snapshot: Snapshot) -> list[str]:
-    problems = []
-    for path, leaf in snapshot.model().items():
-        if leaf.dtype.kind in "fcV" and not np.isfinite(leaf.astype(np.complex128)).all():
-            problems.append(f"model: {path} holds values that are not finite")
-    return problems
-
-
-def _replay(directory: Path, report: SnapshotReport, loader: DataLoader, item: DataItem) -> list[str]:
-    """Runs from where the recorded step digests begin to the snapshot; what differs, first divergence first."""
-    steps = item.steps(LOADER_NAME)
-    if steps is None:
-        return [f"no digests of single steps are recorded for loader {LOADER_NAME!r}"]
-    first, keys, row_bytes = steps
-    before = read_data_item(directory, first) if first else None
-    try:
-        if before is not None:
-            loader.set_state(before.state(LOADER_NAME))
+        for index, stream in enumerate(streams):
+            _put(stream, stretch, index)
+        starts = [_digest(stream) for stream in streams]
+        if keys_only:
+            keys += _keys_of(streams[0], stretch)
         else:
-            place(loader, first, _position_at(item.record, first, loader))
-        loader.committed(first)
-        start = loader.digest
-        report.replayed = (first, report.step)
-        report.bytes_compared = row_bytes is not None
-        for _ in range(first, report.step):
-            next(loader)
+            result.bytes_compared = stretch.row_bytes is not None
+            for stream in streams:
+                own_keys, own_bytes = _run(stream, stretch, result)
+                keys += own_keys
+                row_bytes += own_bytes
     except Exception as error:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-        return [f"replay of steps {first} to {report.step} stopped: {type(error).__name__}: {error}{notes}"]
-    problems = list(_diverging_steps(loader, first, keys, row_bytes))
-    exact = before is not None or first == 0
-    try:
-        problems += _differing_fields(loader, item.state(LOADER_NAME), exact=exact, start=start)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        problems.append(f"data/record.json: the state of {LOADER_NAME!r} cannot be decoded: {error}")
-    recorded = item.record.loaders[LOADER_NAME].digest
-    if exact and not problems:
-        problems += _differing_digest(loader.digest, recorded)
-    return problems
+        result.problems.append(
+            f"replay of steps {stretch.begin} to {stretch.end} stopped: {type(error).__name__}: {error}{notes}"
+        )
+        return result
+    result.wrong_keys = stretch.begin + np.flatnonzero(stretch.keys != keys)
+    if result.bytes_compared:
+        assert stretch.row_bytes is not None
+        result.wrong_bytes = stretch.begin + np.flatnonzero(stretch.row_bytes != row_bytes)
+    result.problems += _diverging(result, len(keys))
+    if recipe_differs:
+        return result
+    if keys_only:
+        result.problems += _ends_of_keys(streams[0], stretch, keys)
+    else:
+        result.problems += _ends(streams, stretch, starts, clean=not result.problems)
+    return result
+
+
+def _put(stream: BatchStream, stretch: Stretch, index: int) -> None:
+    """Puts a stream where the stretch begins, through its own restore."""
+    if stretch.before is not None:
+        stream.set_state(stretch.before.state(LOADER_NAME, index))
+    elif stretch.first:
+        if not isinstance(stream, DataLoader):
+            raise InputError(
+                f"the snapshot of step {stretch.first}, where the recorded steps begin, is not there any more"
+            )
+        place(stream, stretch.first, _position_at(stretch.item.record, stretch.first, stream))
+    if isinstance(stream, DataLoader) and stretch.begin > stretch.first:
+        stream.seek(stretch.begin)
+    stream.committed(stretch.first)
+
+
+def _run(
+    stream: BatchStream, stretch: Stretch, result: Replayed
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Keys and bytes of each step, uint64[end - begin]."""
+    for step in range(int(stream.idx.get_value()), stretch.end):
+        try:
+            next(stream)
+        except BaseException:
+            result.ended_at = step
+            raise
+    first, keys, row_bytes, has_bytes = stream.take_step_digests()
+    result.bytes_compared &= has_bytes
+    return keys[stretch.begin - first :], row_bytes[stretch.begin - first :]
+
+
+def _keys_of(stream: BatchStream, stretch: Stretch) -> npt.NDArray[np.uint64]:
+    assert isinstance(stream, DataLoader)
+    return np.array([stream.step_digest(step)[0] for step in range(stretch.begin, stretch.end)], np.uint64)
+
+
+def _digest(stream: BatchStream) -> Digest:
+    digest = stream.digest
+    assert isinstance(digest, Digest)
+    return digest
 
 
 def _position_at(record: Record, step: int, loader: DataLoader) -> int:
@@ -329,41 +174,84 @@ def _position_at(record: Record, step: int, loader: DataLoader) -> int:
     return position_of(entry) + (step - entry.from_step) * loader.schedule.batch_size
 
 
-def _diverging_steps(
-    loader: DataLoader, first: int, keys: np.ndarray, row_bytes: np.ndarray | None
-) -> Iterator[str]:
-    _, replayed_keys, replayed_bytes, _ = loader.take_step_digests()
-    if len(replayed_keys) != len(keys):
-        yield f"data/steps.bin holds {len(keys)} steps from {first} on, the replay delivered {len(replayed_keys)}"
-        return
-    compared = [("records", keys, replayed_keys)]
-    if row_bytes is not None:
-        compared.append(("bytes", row_bytes, replayed_bytes))
-    for what, was, now in compared:
-        wrong = np.flatnonzero(was != now)
+def _diverging(result: Replayed, count: int) -> Iterator[str]:
+    for what, wrong in (("records", result.wrong_keys), ("bytes", result.wrong_bytes)):
         if len(wrong):
             yield (
-                f"step {first + int(wrong[0])} is the first whose {what} differ from what was delivered then "
-                f"({len(wrong)} of {len(was)} steps differ)"
+                f"step {int(wrong[0])} is the first whose {what} differ from what was delivered then "
+                f"({len(wrong)} of {count} steps differ)"
             )
 
 
-def _differing_fields(
-    loader: DataLoader, state: dict[str, Any], *, exact: bool, start: Digest
+def _ends(
+    streams: Sequence[BatchStream], stretch: Stretch, starts: Sequence[Digest], *, clean: bool
 ) -> Iterator[str]:
-    """State fields in which the snapshot differs from the replay."""
-    now = loader.get_state()
-    skipped = set(_REPORTED_ONLY)
-    if not exact:
+    """Fields of the state at the end, and of the digest, that are not as recorded."""
+    for index, (stream, start) in enumerate(zip(streams, starts, strict=True)):
+        try:
+            yield from _differing_fields(stream, stretch, index, start)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            yield f"data/record.json: the state of {LOADER_NAME!r} cannot be decoded: {error}"
+    recorded = stretch.item.record.loaders[LOADER_NAME].digest
+    if stretch.whole and clean and len(streams) == 1:
+        yield from _differing_digest(_digest(streams[0]), recorded)
+
+
+def _ends_of_keys(stream: BatchStream, stretch: Stretch, keys: npt.NDArray[np.uint64]) -> Iterator[str]:
+    """The fields of the state that follow from the schedule and the keys alone."""
+    assert isinstance(stream, DataLoader)
+    before, after = stream.get_state(), stretch.item.state(LOADER_NAME)
+    begin, position = before["position"], stream.position_of(stretch.end)
+    expected = {"idx": stretch.end, "position": position, "epoch": position // stream.order.num_records}
+    if stretch.whole:
+        expected["digest_rows"] = before["digest_rows"] + position - begin
+        expected["digest_keys"] = (before["digest_keys"] + int(keys.sum(dtype=np.uint64))) % (1 << 64)
+    for name, value in expected.items():
+        if after.get(name) != value:
+            yield f"data/record.json: {name} is recorded as {after.get(name)!r}, the keys give {value!r}"
+
+
+def _differing_fields(stream: BatchStream, stretch: Stretch, index: int, start: Digest) -> Iterator[str]:
+    state, now = stretch.item.state(LOADER_NAME, index), stream.get_state()
+    skipped = set(_STATISTICS)
+    if not stretch.whole:
         # Without the state before, sums since the start of the run are not known; the steps' own digests are.
-        skipped |= {"_applied_count", "_skipped_count", "digest_rows", "digest_keys", "digest_bytes"}
+        skipped |= set(_SUMS)
     if start.bytes is None or state.get("digest_bytes") is None:
         skipped.add("digest_bytes")
+    of_process = f" of process {index}" if stretch.item.scope(LOADER_NAME) == "process" else ""
     for name in sorted({*now, *state} - skipped):
-        was, replayed = state.get(name, MISSING), now.get(name, MISSING)
-        same_kind = type(was) is type(replayed) and np.asarray(was).dtype == np.asarray(replayed).dtype
-        if not same_kind or not np.array_equal(was, replayed):
-            yield f"data/record.json: {name} is recorded as {was!r}, the replay gives {replayed!r}"
+        for path, was, is_now in _unequal(name, state.get(name, MISSING), now.get(name, MISSING)):
+            yield f"data/record.json: {path}{of_process} is recorded as {was!r}, the replay gives {is_now!r}"
+    if stretch.whole:
+        yield from _differing_statistics(state, now)
+
+
+def _unequal(path: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*was, *now}, key=str):
+            yield from _unequal(f"{path}.{key}", was.get(key, MISSING), now.get(key, MISSING))
+        return
+    same_kind = type(was) is type(now) and np.asarray(was).dtype == np.asarray(now).dtype
+    if not same_kind or not np.array_equal(was, now):
+        yield path, was, now
+
+
+def _differing_statistics(state: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Means are compared where the replay has as many rows behind them: the user may have begun them anew on the way."""
+    was, replayed = state.get("stats_rows"), now.get("stats_rows")
+    if was is None or replayed is None or not replayed:
+        return
+    if was > replayed:
+        yield f"data/record.json: stats_rows is recorded as {was!r}, the replay gives {replayed!r}"
+    if was != replayed:
+        return
+    recorded, means = state.get("_computed_stats") or {}, now.get("_computed_stats") or {}
+    for name in sorted({*recorded, *means}):
+        a, b = recorded.get(name, MISSING), means.get(name, MISSING)
+        # Sums of many processes round otherwise than those of one.
+        if MISSING in (a, b) or not np.allclose(a, b, rtol=_MEANS_TOLERANCE, atol=0, equal_nan=True):
+            yield f"data/record.json: _computed_stats.{name} is recorded as {a!r}, the replay gives {b!r}"
 
 
 def _differing_digest(replayed: Digest, recorded: Mapping[str, Any] | None) -> Iterator[str]:
@@ -372,3 +260,6 @@ def _differing_digest(replayed: Digest, recorded: Mapping[str, Any] | None) -> I
         if each.path == "bytes" and (each.was is None or each.now is None):
             continue  # a stretch of the run kept no byte digests
         yield f"data/record.json: digest.{each.path} is recorded as {each.was!r}, the replay gives {each.now!r}"
+
+
+__all__ = ["Replayed", "Stretch", "replay"]

@@ -1,0 +1,74 @@
+"""What is on the disk against what was written: the shared files of a run, a snapshot's items, the model's leaves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from datarax.checkpoint import Snapshot, ledger_record, ledger_steps
+from datarax.checkpoint.layout import DATA_ITEM
+from datarax.core.errors import SnapshotDamagedError
+from datarax.verify.report import SnapshotReport
+
+
+def run_problems(directory: Path) -> list[str]:
+    """Files that several snapshots share: each is named by its SHA-256, or listed in a manifest of the ledger."""
+    problems = []
+    for kind in ("identity", "configs", "history"):
+        for path in sorted(Path(directory, kind).glob("[!.]*")):
+            if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
+                problems.append(f"{kind}/{path.name}: its content has changed since it was written")
+    for step in ledger_steps(directory):
+        try:
+            ledger_record(directory, step)
+        except SnapshotDamagedError as error:
+            problems += error.problems
+    return problems
+
+
+def check_snapshot(
+    directory: Path, report: SnapshotReport, *, model_expected: bool, with_model: bool
+) -> None:
+    """Holds the files of a snapshot against its manifest, and the model's leaves against what is recorded of them.
+
+    Args:
+        directory: the run.
+        report: gets the problems.
+        model_expected: whether the run trains a model, so that a snapshot without one is damaged.
+        with_model: False leaves the model item alone.
+    """
+    try:
+        snapshot = Snapshot.open(directory, report.step)
+        problems = snapshot.check(None if with_model else [DATA_ITEM])
+        report.problems += problems
+        if model_expected and snapshot.leaves is None:
+            report.problems.append("model: is missing, but the run trains a task")
+        elif with_model and not problems:
+            _check_model(snapshot, report)
+    except SnapshotDamagedError as error:
+        report.problems += error.problems
+
+
+def _check_model(snapshot: Snapshot, report: SnapshotReport) -> None:
+    recorded = {leaf.path: leaf for leaf in snapshot.leaves or ()}
+    model = snapshot.model()
+    report.model_leaves = len(model)
+    for path, leaf in model.items():
+        spec = recorded[path]
+        if spec.impl is None and spec.shape is not None and tuple(leaf.shape) != spec.shape:
+            report.problems.append(f"model: {path} has the shape {_text(leaf.shape)}, recorded is {spec}")
+        if spec.impl is None and spec.dtype is not None and leaf.dtype != jnp.dtype(spec.dtype):
+            report.problems.append(f"model: {path} has the dtype {leaf.dtype}, recorded is {spec}")
+        if leaf.dtype.kind in "fcV" and not np.isfinite(leaf.astype(np.complex128)).all():
+            report.problems.append(f"model: {path} holds values that are not finite")
+
+
+def _text(shape: Sequence[int]) -> str:
+    return f"[{','.join(map(str, shape))}]"
+
+
+__all__ = ["check_snapshot", "run_problems"]

@@ -1,0 +1,138 @@
+"""From what a run keeps of its recipe to an open stream of batches; each config is built once, each source opened once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from datarax.checkpoint import read_config
+from datarax.checkpoint.layout import RunLayout
+from datarax.checkpoint.record import Record
+from datarax.core.errors import InputError
+from datarax.core.protocols import BatchStream
+from datarax.run_config import RunConfig, apply_environment, build_loader, parse_config
+from datarax.sources import DataSource
+from datarax.sources.open import open_source
+from datarax.verify.records import neighbour_record
+
+MakeStream = Callable[[], BatchStream]
+"""Makes the stream of a run that keeps no config, at its beginning."""
+
+
+class DataUnavailableError(Exception):
+    """The data of a stored config cannot be opened: a finding, reported once and not by each snapshot."""
+
+
+class Recipes:
+    """Streams as the stored configs describe them.
+
+    Args:
+        directory: the run.
+        config: used instead of the stored configs.
+        overrides: `key=value` changes to them.
+        make_stream: makes the stream, instead of any config.
+        opened: closes what is opened here.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: RunConfig | None,
+        overrides: Sequence[str],
+        make_stream: MakeStream | None,
+        opened: ExitStack,
+    ) -> None:
+        self._directory = directory
+        self._config = config
+        self._overrides = overrides
+        self._make_stream = make_stream
+        self._opened = opened
+        self._streams: dict[str, tuple[BatchStream, dict[str, Any]]] = {}
+        self._sources: dict[str, DataSource | DataUnavailableError] = {}
+
+    @property
+    def sources(self) -> list[DataSource]:
+        """Every source that was opened."""
+        return [each for each in self._sources.values() if isinstance(each, DataSource)]
+
+    @property
+    def unavailable(self) -> list[str]:
+        """Why other sources could not be."""
+        return [str(each) for each in self._sources.values() if isinstance(each, DataUnavailableError)]
+
+    def trains(self, record: Record) -> bool:
+        """Whether the run of this record has a task, so that its snapshots hold a model."""
+        if record.config is None or not RunLayout(self._directory).config(record.config).exists():
+            return False
+        return self._stored(record.config).task is not None
+
+    def stream(self, config_digest: str | None) -> BatchStream:
+        """The stream of the config with this digest, with the overrides asked for, as it was when it was built.
+
+        Raises:
+            InputError: if the run keeps no such config, or the data that the user named here cannot be opened.
+            DataUnavailableError: if the data of a stored config cannot be opened.
+        """
+        key = "" if self._config is not None or self._make_stream is not None else config_digest or ""
+        if key not in self._streams:
+            stream = self._built(config_digest)
+            self._opened.callback(stream.close)
+            self._streams[key] = (stream, stream.get_state())
+        stream, initial = self._streams[key]
+        stream.set_state(initial)
+        return stream
+
+    def _built(self, config_digest: str | None) -> BatchStream:
+        if self._make_stream is not None:
+            return self._make_stream()
+        config = self._config if self._config is not None else self._stored(config_digest, self._overrides)
+        apply_environment(config)
+        # Digest all bytes again whatever the config says now: whether they were recorded is the snapshot's to say.
+        config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, byte_digest=True))
+        return build_loader(config, self._source(config, config_digest))
+
+    def _source(self, config: RunConfig, config_digest: str | None) -> DataSource:
+        key = repr(config.source)  # a table holds mappings, which have no hash
+        if key not in self._sources:
+            try:
+                self._sources[key] = self._opened.enter_context(open_source(config.source))
+            except InputError as error:
+                if config_digest is None or self._stored(config_digest).source != config.source:
+                    raise
+                self._sources[key] = DataUnavailableError(str(error))
+        found = self._sources[key]
+        if isinstance(found, DataUnavailableError):
+            raise found
+        return found
+
+    def _stored(self, config_digest: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+        if config_digest is None:
+            raise InputError(
+                f"the run {self._directory} was made from Python and keeps no config; write one that describes it "
+                f"and name it with --config, or name a function that makes its loader with --loader"
+            )
+        text = read_config(self._directory, config_digest)
+        return parse_config(text, overrides, where=f"configs/{config_digest[:12]}….toml")
+
+
+def usable_config(directory: Path, step: int, record: Record) -> str | None:
+    """The config that the record names; if the record is damaged and names none, that of its neighbour."""
+    if record.config is None or RunLayout(directory).config(record.config).exists():
+        return record.config
+    other = neighbour_record(directory, step)
+    return record.config if other is None else other.config
+
+
+def recorded_identity(directory: Path, record: Record, present: Any) -> Any:
+    """The identity that the record names. What is missing or damaged was reported already: then there is none to compare."""
+    try:
+        return json.loads(RunLayout(directory).identity(record.identity).read_bytes())
+    except (OSError, ValueError):
+        return present
+
+
+__all__ = ["DataUnavailableError", "MakeStream", "Recipes", "recorded_identity", "usable_config"]

@@ -1,0 +1,343 @@
+"""What a verification looks at, and in which order: see the package's docstring."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from datarax.checkpoint import ledger_steps, list_steps
+from datarax.checkpoint.layout import RunLayout, local_directory
+from datarax.checkpoint.salvage import DataItem, read_data_item
+from datarax.core.errors import ConfigError, InputError, SnapshotDamagedError
+from datarax.core.fingerprint import differences
+from datarax.core.protocols import BatchStream
+from datarax.loader import DataLoader
+from datarax.run_config import RunConfig
+from datarax.training import LOADER_NAME
+from datarax.verify.files import check_snapshot, run_problems
+from datarax.verify.recipes import (
+    DataUnavailableError,
+    MakeStream,
+    Recipes,
+    recorded_identity,
+    usable_config,
+)
+from datarax.verify.records import contradictions
+from datarax.verify.replay import Replayed, Stretch, replay
+from datarax.verify.report import Interval, SnapshotReport, VerifyReport
+
+FAST_STEPS = 1000
+"""How many of the newest steps a fast verification covers if nothing else is asked for."""
+
+_NAMED_RECORDS = 5
+
+
+def verify_run(
+    directory: str | Path,
+    *,
+    config: RunConfig | None = None,
+    overrides: Sequence[str] = (),
+    make_stream: MakeStream | None = None,
+    step: int | None = None,
+    last_steps: int | None = None,
+    whole_history: bool = False,
+    fast: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> VerifyReport:
+    """Verifies a run.
+
+    Args:
+        directory: the run.
+        config: compare with this config instead of the one stored in the run.
+        overrides: `key=value` changes to the stored config.
+        make_stream: makes the loader of a run that keeps no config, as the run made it.
+        step: only this snapshot; None for all that are there.
+        last_steps: replay only so many of the newest recorded steps, through the ledger if need be.
+        whole_history: also every step that only the ledger still tells of.
+        fast: compare the keys of the last steps (`FAST_STEPS` by default) and of what follows from them in the state; no
+            record, no data file and no model is read.
+        say: told what is being done, a line at a time.
+
+    Raises:
+        InputError: if there is no run, or no such snapshot, or the run keeps no config and none is given, or the data that
+            `config` or `overrides` name cannot be opened.
+        ConfigError: if `config` or `overrides` do not make a config.
+    """
+    directory = local_directory(directory)
+    committed = list_steps(directory)
+    if not committed:
+        raise InputError(f"{directory} holds no committed snapshot, so there is nothing to verify")
+    if step is not None and step not in committed:
+        raise InputError(
+            f"{directory} has no committed snapshot {step}; it has {', '.join(map(str, committed))}"
+        )
+    if last_steps is not None and last_steps < 1:
+        raise InputError(f"the number of last steps must be at least 1, got {last_steps}")
+    if fast and last_steps is None and not whole_history and step is None:
+        last_steps = FAST_STEPS
+    in_ledger = [each for each in ledger_steps(directory) if each not in committed]
+    through_ledger = step is None and (whole_history or last_steps is not None)
+    candidates = [step] if step is not None else sorted([*committed, *(in_ledger if through_ledger else [])])
+    intervals = _intervals(directory, candidates, last_steps)
+    report = VerifyReport(str(directory), newest_step=committed[-1], data_checked=not fast)
+    report.run_problems += run_problems(directory)
+    with ExitStack() as opened:
+        verification = _Verification(
+            directory, Recipes(directory, config, overrides, make_stream, opened), fast
+        )
+        for wanted in candidates:
+            if wanted in in_ledger and wanted not in intervals:
+                continue  # older than what is asked for
+            say(f"verifying {'ledger entry' if wanted in in_ledger else 'snapshot'} {wanted}")
+            snapshot = SnapshotReport(wanted, in_ledger=wanted in in_ledger, keys_only=fast)
+            report.snapshots.append(snapshot)
+            verification.look_at(snapshot, intervals.get(wanted))
+        if not fast:
+            say("verifying the data files")
+        verification.look_at_data(report)
+        report.notes += verification.notes(report)
+    return report
+
+
+def _intervals(directory: Path, candidates: Sequence[int], last_steps: int | None) -> dict[int, Interval]:
+    """For each snapshot the steps to replay: all that are recorded with it, or of the newest `last_steps` its share."""
+    left, found = last_steps, {}
+    for step in reversed(candidates):
+        item = read_data_item(directory, step)
+        loader = None if item is None else item.record.loaders.get(LOADER_NAME)
+        first = step if loader is None or loader.steps is None else min(loader.steps.first_step, step)
+        begin = first if left is None else max(first, step - left)
+        if left is not None:
+            if left == 0:
+                continue
+            left -= step - begin
+        found[step] = (begin, step)
+    return found
+
+
+class _Verification:
+    """One verification on its way: what is open, and what was replayed."""
+
+    def __init__(self, directory: Path, recipes: Recipes, fast: bool) -> None:
+        self._directory = directory
+        self._recipes = recipes
+        self._fast = fast
+        self._done: list[tuple[SnapshotReport, DataLoader, Stretch, Replayed]] = []
+
+    def look_at(self, report: SnapshotReport, interval: Interval | None) -> None:
+        """One snapshot, or ledger entry: its files, its record, its recipe, its steps."""
+        # Parsed whether it is as written or not: of a damaged record we still want to say which fields are wrong.
+        item = read_data_item(self._directory, report.step)
+        if not report.in_ledger:
+            expected = item is not None and self._trains(item)
+            check_snapshot(self._directory, report, model_expected=expected, with_model=not self._fast)
+        if item is None:
+            if report.in_ledger:
+                report.problems.append("its record in the ledger cannot be parsed")
+            return
+        try:
+            self._compare(report, item, interval)
+        except (ConfigError, InputError):
+            raise
+        except DataUnavailableError:
+            report.problems.append("not replayed: its data cannot be opened, see the data files")
+        except SnapshotDamagedError as error:
+            report.problems.append(f"not replayed: {'; '.join(error.problems)}")
+        except Exception as error:
+            # What is not as written can have any form; of a good snapshot this would be a fault of ours.
+            if not report.problems:
+                raise
+            report.problems.append(f"not replayed: {type(error).__name__}: {error}")
+
+    def _trains(self, item: DataItem) -> bool:
+        try:
+            return self._recipes.trains(item.record)
+        except (SnapshotDamagedError, ConfigError):
+            return False  # reported as such
+
+    def _compare(self, report: SnapshotReport, item: DataItem, interval: Interval | None) -> None:
+        stream = self._recipes.stream(usable_config(self._directory, report.step, item.record))
+        scope = getattr(stream, "state_scope", "process")
+        report.problems += contradictions(self._directory, report.step, item.record, scope=scope)
+        identity = {LOADER_NAME: stream.identity()}
+        report.differences += differences(recorded_identity(self._directory, item.record, identity), identity)
+        if interval is not None:
+            self._replay(report, item, interval, stream)
+
+    def _replay(
+        self, report: SnapshotReport, item: DataItem, interval: Interval, stream: BatchStream
+    ) -> None:
+        stretch = _stretch(self._directory, item, interval)
+        if stretch is None:
+            report.problems.append(f"no digests of single steps are recorded for loader {LOADER_NAME!r}")
+            return
+        keys_only = self._fast and isinstance(stream, DataLoader)
+        if self._fast and not keys_only:
+            return  # said in the notes
+        report.replayed = (stretch.begin, stretch.end)
+        result = replay([stream], stretch, keys_only=keys_only, recipe_differs=bool(report.differences))
+        report.bytes_compared = result.bytes_compared
+        report.problems += result.problems
+        report.first_diverging_step = result.first_diverging_step
+        if isinstance(stream, DataLoader):
+            self._done.append((report, stream, stretch, result))
+        if result.first_diverging_step is not None:
+            self._explain(report, item, stream, result)
+
+    # Why.
+
+    def _explain(self, report: SnapshotReport, item: DataItem, stream: BatchStream, result: Replayed) -> None:
+        """What the first divergence comes from, as far as it can be known."""
+        step = result.first_diverging_step
+        assert step is not None
+        if report.differences:
+            fields = ", ".join(each.path for each in report.differences)
+            report.problems.append(f"step {step}: explained by what differs in the recipe: {fields}")
+        if self._fast or not isinstance(stream, DataLoader):
+            return
+        report.records = _changed_records(stream, step)
+        report.problems += [f"step {step}: {text}" for text in report.records[:_NAMED_RECORDS]]
+        if report.records or report.differences:
+            return
+        if len(result.wrong_keys):
+            report.problems.append(
+                f"step {step}: identity and data are the same, so what was recorded has been changed, or the code that makes "
+                f"the order is not what it was"
+            )
+        elif len(result.wrong_bytes):
+            report.problems.append(f"step {step}: {_unexplained(stream)}{self._other_versions(item)}")
+
+    def _other_versions(self, item: DataItem) -> str:
+        """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
+        path = RunLayout(self._directory).starts / f"{item.record.start}.json"
+        try:
+            made_with = json.loads(path.read_bytes())["provenance"]
+            now = {name: _version(name) for name in made_with}
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        others = [
+            f"{name} {made_with[name]} (now {version})"
+            for name, version in now.items()
+            if version is not None and version != made_with[name]
+        ]
+        return f"; it was made with {', '.join(others)}" if others else ""
+
+    # The data.
+
+    def look_at_data(self, report: VerifyReport) -> None:
+        """Every data file against its manifest; where one differs, the first step that delivered what it holds now."""
+        report.data_problems += self._recipes.unavailable
+        if self._fast:
+            return
+        for source in self._recipes.sources:
+            report.data_problems += source.check_content()
+        if report.data_problems:
+            for snapshot, loader, stretch, result in self._done:
+                self._name_delivered_changes(snapshot, loader, stretch, result)
+
+    def _name_delivered_changes(
+        self, report: SnapshotReport, loader: DataLoader, stretch: Stretch, result: Replayed
+    ) -> None:
+        """Steps that came out as recorded although their records are not what the manifest says got these as they are now."""
+        if result.ended_at is not None or not report.bytes_compared:
+            return
+        steps = range(stretch.begin, stretch.end)
+        indices = [loader.record_keys(step).index for step in steps]
+        changed = loader.source.changed_among(_real(np.concatenate(indices)))
+        if not changed:
+            return
+        wrong = {int(step) for step in (*result.wrong_keys, *result.wrong_bytes)}
+        at = np.array(sorted(changed), np.int64)
+        hit = [step for step, each in zip(steps, indices, strict=True) if np.isin(each, at).any()]
+        delivered = [step for step in hit if step not in wrong]
+        if not delivered:
+            return
+        first = delivered[0]
+        records = _changed_records(loader, first)
+        report.problems.append(
+            f"step {first} is the first that delivered records as they are now, which is not what the manifest says "
+            f"({len(delivered)} of {len(steps)} steps): {'; '.join(records[:_NAMED_RECORDS])}"
+        )
+        if report.first_diverging_step is None:
+            report.first_diverging_step, report.records = first, records
+
+    def notes(self, report: VerifyReport) -> list[str]:
+        """What was not checked, and why."""
+        if self._fast:
+            return ["keys only: no record was read, and neither data files nor model were checked"]
+        notes = [
+            f"source {source.name!r} has no manifest: its content was checked by size, record count, samples and replay only"
+            for source in self._recipes.sources
+            if not source.content_recorded
+        ]
+        replayed = [each for each in report.snapshots if each.replayed is not None]
+        if replayed and not any(each.bytes_compared for each in replayed):
+            notes.append(
+                "no snapshot has byte digests (loader.byte_digest): contents were not compared in replay"
+            )
+        return notes
+
+
+def _stretch(directory: Path, item: DataItem, interval: Interval) -> Stretch | None:
+    """What is recorded of the steps of an interval; None if no digests of single steps are."""
+    steps = item.steps(LOADER_NAME)
+    if steps is None:
+        return None
+    first, keys, row_bytes = steps
+    begin, end = interval
+    return Stretch(
+        begin=begin,
+        end=end,
+        item=item,
+        before=read_data_item(directory, first) if first else None,
+        first=first,
+        keys=keys[begin - first :],
+        row_bytes=None if row_bytes is None else row_bytes[begin - first :],
+    )
+
+
+def _changed_records(loader: DataLoader, step: int) -> list[str]:
+    """The records of a step that are not what the manifest says, with their rows."""
+    keys = loader.record_keys(step)
+    changed = loader.source.changed_among(_real(keys.index))
+    name = loader.source.name
+    return [
+        f"row {row} is {name}:{index} ({changed[index]})"
+        for row, index in enumerate(keys.index.tolist())
+        if index in changed
+    ]
+
+
+def _real(indices: np.ndarray) -> np.ndarray:
+    """Without the rows that are padding."""
+    return indices[indices >= 0]
+
+
+def _unexplained(loader: DataLoader) -> str:
+    if not loader.source.content_recorded:
+        return (
+            "its records are the same by key; which of them has changed cannot be said without a manifest of the data "
+            "(datarax build manifest)"
+        )
+    return (
+        "every record of it is what the manifest says today: the files were others when it was delivered, or code that is "
+        "not part of the identity (a function of another module, a library) has changed"
+    )
+
+
+def _version(package: str) -> str | None:
+    if package == "python":
+        return platform.python_version()
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+__all__ = ["FAST_STEPS", "verify_run"]
