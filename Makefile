@@ -4,6 +4,7 @@
 #   make test    all tests
 #   make check   format, lint, types
 #   make bench   the loader against its ceilings and against Grain
+#   make proof   every field, byte and line that counts, changed one at a time: who notices
 #   make soak    hundreds of signals into runs of many processes (about half an hour)
 
 SHELL := /bin/sh
@@ -15,10 +16,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_FLAGS ?= -q
 
-.PHONY: run test check format bench soak golden constraints clean help setup
+.PHONY: run test check format bench proof soak golden constraints clean help setup
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 setup: $(READY)
 
@@ -51,6 +52,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/save_blocking.py
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.resume_time
+
+proof: $(READY)
+	$(BIN)/python -m tests.proof.table
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak --kills 300

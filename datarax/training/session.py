@@ -31,7 +31,7 @@ from datarax.core.protocols import BatchStream
 from datarax.loader import DataLoader
 from datarax.multihost import check_slots, current, notice_replaced
 from datarax.signals import StopRequested, StopSignals
-from datarax.training.contract import Pace, TaskContract, state_and_metrics
+from datarax.training.contract import Pace, TaskContract, check_position, state_and_metrics
 from datarax.training.peers import Peers, deadline, warn_of_replaced_notice
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
@@ -296,9 +296,11 @@ class TrainingSession:
         delivered = self._loader.idx.get_value()
         if delivered != restored.step:
             raise MismatchError(
-                f"snapshot {restored.step} holds a loader that had handed over {delivered} batches; "
+                f"snapshot {restored.step} holds a loader that had handed over {delivered} batches (idx); "
                 f"a snapshot of step s must hold exactly s"
             )
+        if isinstance(self._loader, DataLoader):
+            check_position(restored, LOADER_NAME, self._loader)
         # Only now: where a batch size was changed on purpose, the steps that are left count from the change.
         self._total = total_steps(self._loader, self._steps)
         if restored.step > self._total:

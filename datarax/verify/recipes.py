@@ -55,6 +55,11 @@ class Recipes:
         self._sources: dict[str, DataSource | DataUnavailableError] = {}
 
     @property
+    def stored(self) -> bool:
+        """Whether all that is opened is what the run itself keeps, nothing of it asked for by the user."""
+        return self._config is None and self._make_stream is None and not self._overrides
+
+    @property
     def sources(self) -> list[DataSource]:
         """Every source that was opened."""
         return [each for each in self._sources.values() if isinstance(each, DataSource)]

@@ -53,6 +53,12 @@ def contradictions(directory: Path, step: int, record: Record, *, scope: str) ->
 
 def _previous(directory: Path, step: int, record: Record) -> int | None:
     """What `previous` must be. A snapshot between may have been deleted by hand; then the record is believed."""
+    loader = record.loaders.get(LOADER_NAME)
+    if record.config is not None and loader is not None and loader.steps is not None:
+        # A session never seeks: its steps since the last snapshot begin there.
+        begun = loader.steps.first_step or None
+        if record.previous != begun:
+            return begun
     earlier = [each for each in {*list_steps(directory), *ledger_steps(directory)} if each < step]
     there = max(earlier, default=None)
     said = record.previous
@@ -69,7 +75,9 @@ def _expected_of_loader(step: int, record: Record, scope: str) -> Iterator[tuple
     if loader.steps is not None:
         yield f"{name}.steps.count", loader.steps.count, step - loader.steps.first_step
         yield f"{name}.steps.offset", loader.steps.offset, 0
-        if record.config is not None:  # by a session, which never seeks
+        if loader.digest is not None and loader.digest["bytes"] is not None and loader.steps.count:
+            yield f"{name}.steps.has_bytes", loader.steps.has_bytes, True
+        if record.config is not None:
             yield f"{name}.steps.first_step", loader.steps.first_step, record.previous or 0
 
 

@@ -165,7 +165,13 @@ class _Verification:
         stream = self._recipes.stream(usable_config(self._directory, report.step, item.record))
         scope = getattr(stream, "state_scope", "process")
         report.problems += contradictions(self._directory, report.step, item.record, scope=scope)
-        identity = {LOADER_NAME: stream.identity()}
+        try:
+            identity = {LOADER_NAME: stream.identity()}
+        except InputError as error:
+            if not self._recipes.stored:
+                raise
+            report.problems.append(f"not replayed: its data cannot be read as they were: {error}")
+            return
         report.differences += differences(recorded_identity(self._directory, item.record, identity), identity)
         if interval is not None:
             self._replay(report, item, interval, stream)

@@ -1,0 +1,290 @@
+"""A small finished run whose every part can be changed, one at a time: what a restore and `verify` say to it.
+
+The run trains a model over a dataset with a manifest, through transforms with a helper, a closure, defaults, parameters, a
+class and a constant. A change is made in place and taken back; the restore is a real `datarax run` that is to go on, in a copy.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import linecache
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from datarax.checkpoint.layout import sha256_hex
+from datarax.checkpoint.manifest import FileEntry, Manifest
+from datarax.cli.main import main
+from datarax.core.fingerprint import canonical_json
+from tests.support.runs import replaced
+
+NEWEST = 12
+
+_CONFIG = """
+[run]
+directory = "run"
+steps = 12
+cpu_threads = 2
+
+[task]
+use = "tests.support.tiny:task"
+
+[source]
+kind = "array_record"
+name = "text"
+files = "data"
+
+[source.build]
+kind = "text"
+inputs = ["text.txt"]
+record_bytes = 32
+num_shards = 3
+
+[loader]
+batch_size = 16
+seed = 5
+byte_digest = true
+
+[[transforms]]
+use = "lab_recipes:decode"
+level = "batch"
+parameters = { offset = 1 }
+
+[[transforms]]
+use = "lab_recipes:stretch"
+
+[[transforms]]
+use = "lab_recipes:noise"
+level = "batch"
+randomness = "seed"
+
+[[transforms]]
+use = "lab_recipes:declared"
+
+[save]
+every_steps = 4
+keep_latest = 2
+"""
+
+RECIPES = '''
+"""The user's own code."""
+
+import numpy as np
+
+from datarax.transforms import map_batch
+
+SCALE = 2
+
+
+class Shift:
+    """Adds what it was told."""
+
+    by = 3
+
+    def __call__(self, x):
+        return x + self.by
+
+
+def fold(x):
+    # A helper of a helper.
+    return x ^ 1
+
+
+def helper(x):
+    """Called by decode."""
+    return fold(x) * SCALE
+
+
+def decode(records, offset, shift=Shift(), extra=0):
+    """Bytes to numbers."""
+    x = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), -1)
+    return {"x": shift(helper(x.astype(np.int32))) + offset + extra}
+
+
+def stretching(width):
+    def inside(batch):
+        return {"x": np.repeat(batch["x"], width, axis=1)}
+
+    return inside
+
+
+stretch = map_batch(stretching(2), name="stretch")
+
+
+def noise(batch, seeds, scale=1.0):
+    return {"x": batch["x"], "noise": scale * (seeds >> np.uint64(40)).astype(np.float32) / 2**24}
+
+
+def promised(batch):
+    return {**batch, "noise": batch["noise"] + 0}
+
+
+declared = map_batch(promised, name="declared", version=1)
+'''
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change to one part."""
+
+    group: str
+    """What kind of part is changed."""
+    name: str
+    """Which part, and how."""
+    apply: Callable[["Lab"], AbstractContextManager]
+    """Makes the change while its context lasts."""
+    named: str
+    """What both a restore that refuses it and `verify` must say."""
+    by_restore: bool
+    """Whether a restore must refuse it; `verify` must always."""
+    steps: int = NEWEST
+    """Steps of the run that the restore continues."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutation."""
+
+    restore: bool
+    """Whether a restore refused it and named it."""
+    verify: bool
+    """Whether `verify` found it and named it."""
+    said: str
+    """What both said."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The run with all that it was made from, in one directory."""
+
+    directory: Path
+
+    @staticmethod
+    def made(directory):
+        """Runs it to its end."""
+        lab = Lab(directory)
+        (directory / "text.txt").write_text("".join(f"{i:5d} {chr(97 + i % 26) * 25}\n" for i in range(300)))
+        (directory / "config.toml").write_text(_CONFIG)
+        (directory / "lab_recipes.py").write_text(RECIPES)
+        code, said = lab.command("run", "config.toml")
+        assert code == 0, said
+        return lab
+
+    @property
+    def run(self):
+        return self.directory / "run"
+
+    def path(self, relative):
+        return self.directory / relative
+
+    def command(self, *arguments):
+        """Exit code, and all that was printed, of a command that imports the user's code anew."""
+        said = io.StringIO()
+        sys.modules.pop("lab_recipes", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        with (
+            contextlib.chdir(self.directory),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+            _no_bytecode(),
+        ):
+            code = main([*map(str, arguments)])
+        return code, said.getvalue()
+
+    def restore(self):
+        """What a run that is to go on says, in a copy of the run directory."""
+        copy = self.directory / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.run, copy)
+        try:
+            return self.command(
+                "run", "config.toml", "--set", f"run.directory={copy}", "--set", f"run.steps={NEWEST + 1}"
+            )
+        finally:
+            shutil.rmtree(copy)
+
+    def verify(self, *arguments):
+        return self.command("verify", self.run, *arguments)
+
+    def judge(self, mutation):
+        """Makes the change, asks both, takes it back."""
+        with mutation.apply(self):
+            restored, said_by_restore = self.restore()
+            verified, said_by_verify = self.verify()
+        said = f"restore exits {restored}:\n{said_by_restore}\nverify exits {verified}:\n{said_by_verify}"
+        return Verdict(
+            restored in (1, 2, 74) and mutation.named in said_by_restore,
+            verified == 1 and mutation.named in said_by_verify,
+            said,
+        )
+
+    # Ways to change a part.
+
+    @contextlib.contextmanager
+    def resealed(self, changed_files):
+        """Files of the newest data item with other content, and a manifest that lists them as they are: no checksum is wrong.
+
+        Args:
+            changed_files: name in the data item -> its new bytes.
+        """
+        step = self.run / str(NEWEST)
+        manifest = Manifest.from_bytes((step / "manifest.json").read_bytes())
+        items = {name: dict(files) for name, files in manifest.items.items()}
+        with contextlib.ExitStack() as undo:
+            for name, content in changed_files.items():
+                undo.enter_context(replaced(step / "data" / name, content))
+                items["data"][name] = FileEntry(len(content), sha256_hex(content))
+            sealed = dataclasses.replace(manifest, items=items).to_bytes()
+            undo.enter_context(replaced(step / "manifest.json", sealed))
+            yield
+
+    def record(self):
+        return json.loads((self.run / str(NEWEST) / "data" / "record.json").read_bytes())
+
+    @contextlib.contextmanager
+    def identity(self, change):
+        """Another identity tree, stored under its own digest and named by the newest record."""
+        record = self.record()
+        tree = json.loads((self.run / "identity" / f"{record['identity']}.json").read_bytes())
+        change(tree)
+        content = canonical_json(tree)
+        other = sha256_hex(content)
+        path = self.run / "identity" / f"{other}.json"
+        path.write_bytes(content)
+        record["identity"] = other
+        record["history"][-1]["identity"] = other
+        try:
+            with self.resealed({"record.json": canonical_json(record)}):
+                yield
+        finally:
+            path.unlink()
+
+    @contextlib.contextmanager
+    def recipe(self, old, new):
+        """The user's code with other text."""
+        assert RECIPES.count(old) == 1, old
+        with replaced(self.path("lab_recipes.py"), RECIPES.replace(old, new).encode()):
+            yield
+
+    @contextlib.contextmanager
+    def config(self, old, new):
+        """The config of the restore, and of `verify`, with other text."""
+        assert _CONFIG.count(old) == 1, old
+        with replaced(self.path("config.toml"), _CONFIG.replace(old, new).encode()):
+            yield
+
+
+@contextlib.contextmanager
+def _no_bytecode():
+    """Two versions of a file written within a second have one time stamp; cached bytecode would hide the second."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
