@@ -1,0 +1,136 @@
+"""What cannot change a batch is never refused: neither by a restore that goes on, nor by `verify` afterwards."""
+
+import contextlib
+import os
+import shutil
+from unittest import mock
+
+import pytest
+
+from tests.proof.lab import NEWEST, Lab
+from tests.support.runs import datarax, replaced
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return Lab.made(tmp_path_factory.mktemp("lab"))
+
+
+def accepted(lab, target, *overrides, steps=NEWEST + 1):
+    """A copy of the run goes on under these overrides; then `verify` passes, with the stored configs and with these."""
+    shutil.copytree(lab.run, target)
+    sets = [f"run.directory={target}", f"run.steps={steps}", *overrides]
+    words = [word for override in sets for word in ("--set", override)]
+    code, said = lab.command("run", "config.toml", *words)
+    assert code == 0, said
+    assert f"continuing after step {NEWEST} of" in said
+    for more in ((), words, ("--all",)):
+        code, said = lab.command("verify", target, *more)
+        assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loader.read_ahead=0"],
+        ["loader.read_ahead=9", "loader.num_threads=3"],
+        ["loader.byte_digest=false"],
+        ["loader.num_epochs=7"],
+        ["save.every_steps=1", "save.keep_latest=9", "save.every_seconds=7"],
+        ["log.every_seconds=9"],
+        ["source.max_open_files=1"],
+        ["run.cpu_threads=1"],
+    ],
+    ids=lambda value: value[0],
+)
+def test_settings_that_no_batch_depends_on(overrides, lab, tmp_path):
+    accepted(lab, tmp_path / "run", *overrides)
+
+
+def test_more_steps_and_more_epochs(lab, tmp_path):
+    accepted(lab, tmp_path / "run", "loader.num_epochs=3", steps=50)
+
+
+def test_a_budget_of_epochs_that_was_raised_after_its_end(lab, tmp_path):
+    accepted(lab, tmp_path / "run", "loader.num_epochs=1", steps=500)
+    code, said = lab.command(
+        *("run", "config.toml", "--set", f"run.directory={tmp_path / 'run'}", "--set", "run.steps=500"),
+        *("--set", "loader.num_epochs=2"),
+    )
+    assert code == 0, said
+    code, said = lab.command("verify", tmp_path / "run", "--all")
+    assert code == 0, said
+
+
+@contextlib.contextmanager
+def versions_as_of_another_year():
+    with (
+        mock.patch("importlib.metadata.version", return_value="99.0.0"),
+        mock.patch("platform.python_version", return_value="3.99.0"),
+    ):
+        yield
+
+
+def test_other_versions_of_python_and_libraries(lab, tmp_path):
+    with versions_as_of_another_year():
+        accepted(lab, tmp_path / "run")
+
+
+def test_data_that_were_moved(lab, tmp_path):
+    shutil.copytree(lab.path("data"), tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    accepted(lab, tmp_path / "run", f"source.files={tmp_path / 'elsewhere'}")
+
+
+def test_data_that_were_touched(lab, tmp_path):
+    times = {path: path.stat() for path in lab.path("data").iterdir()}
+    for path in times:
+        os.utime(path)
+    try:
+        accepted(lab, tmp_path / "run")
+    finally:
+        for path, stat in times.items():
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_run_that_was_moved(lab, tmp_path):
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    accepted(lab, tmp_path / "far" / "away" / "run")
+
+
+def test_a_config_in_another_order_with_other_comments(lab, tmp_path):
+    tables = lab.path("config.toml").read_text().strip().split("\n\n")
+    stages = [table for table in tables if table.startswith("[[transforms]]")]
+    others = [table for table in tables if not table.startswith("[[transforms]]")]
+    turned = []
+    for table in others[::-1]:
+        head, *keys = table.splitlines()
+        turned.append("\n".join([head, *(f"{key}  # as it should be" for key in keys[::-1])]))
+    text = "# A comment.\n\n" + "\n\n\n".join([*turned, *stages]) + "\n"
+    with replaced(lab.path("config.toml"), text.encode()):
+        accepted(lab, tmp_path / "run")
+
+
+def test_code_with_other_comments_docstrings_and_layout(lab, tmp_path):
+    text = lab.path("lab_recipes.py").read_text()
+    for old, new in [
+        ('"""Called by decode."""', '"""Called by decode, and nobody else."""  # at all'),
+        ("    # A helper of a helper.\n", "\n\n    # See below.\n"),
+        ('"""Bytes to numbers."""', ""),
+        ('"""The user\'s own code."""', '"""Something\n\nelse.\n"""\n\n\n\n'),
+        ("\n\n\n", "\n\n\n\n"),
+    ]:
+        assert old in text, old
+        text = text.replace(old, new)
+    with replaced(lab.path("lab_recipes.py"), text.encode()):
+        accepted(lab, tmp_path / "run")
+
+
+def test_another_number_of_processes(lab, tmp_path):
+    target = tmp_path / "run"
+    shutil.copytree(lab.run, target)
+    for processes, steps in ((2, NEWEST + 3), (1, NEWEST + 5)):
+        sets = ["--set", f"run.directory={target}", "--set", f"run.steps={steps}"]
+        done = datarax("run", "config.toml", *sets, "--processes", processes, directory=lab.directory)
+        assert done.returncode == 0, done.stderr
+    code, said = lab.command("verify", target, "--all")
+    assert code == 0, said
