@@ -319,7 +319,7 @@ class TrainingSession:
         many = self._processes.count > 1
         self._show_notes(checkpointer, progress)
         while step < self._total and not stopping:
-            batch = next(self._loader)
+            batch = self._next(step)
             try:
                 state, metrics = state_and_metrics(self._task.step(state, batch))
                 pace.handed_over(metrics)
@@ -344,6 +344,15 @@ class TrainingSession:
             by = signals.name or "SIGTERM to a process of the run"
             progress.say(f"stopped by {by} after step {step}; run again to continue exactly here")
         return Outcome(step, step == self._total, state, step - start)
+
+    def _next(self, step: int) -> Any:
+        try:
+            return next(self._loader)
+        except StopIteration:  # of a stream that did not know its end
+            raise InputError(
+                f"the data ended after {step} steps, but the run is to have {self._total}; set run.steps = {step}. "
+                f"{_what_stays(self._directory)}"
+            ) from None
 
     def _asked_to_stop(self, checkpointer: Checkpointer, signals: StopSignals) -> bool:
         """Whether to save and stop here: by a signal to this process, or with many processes where all have agreed to."""
