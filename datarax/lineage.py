@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint import Snapshot, list_steps, read_config, read_identity
+from datarax.checkpoint import Change, Snapshot, list_steps, read_config, read_identity
 from datarax.checkpoint.record import HistoryEntry
-from datarax.checkpoint.restore import is_allowed
+from datarax.core.advice import all_advice
 from datarax.core.errors import Difference, InputError
 from datarax.core.fingerprint import differences
 from datarax.loader import DataLoader
@@ -50,7 +50,13 @@ class Lineage:
     refused: Sequence[Difference] = field(default_factory=tuple)
     """Identity fields in which the config differs from the run and may not; then `stretches` is the config alone."""
     allowed: Sequence[Difference] = field(default_factory=tuple)
-    """Identity fields in which it differs and may, by `resume.allow_changed`."""
+    """Identity fields in which it differs and may, by `resume.allow_changed` or `resume.warn_changed`."""
+    warned: Sequence[Difference] = field(default_factory=tuple)
+    """Those of them that `resume.warn_changed` wants a person to see."""
+    unknown_fields: Sequence[str] = field(default_factory=tuple)
+    """A sentence for each field of the two lists that neither the run's identity nor the config's has."""
+    advice: Sequence[str] = field(default_factory=tuple)
+    """For each of `refused` the nearest thing to do, or nothing if that was said."""
 
     @property
     def last(self) -> Stretch:
@@ -73,14 +79,18 @@ def trace(config: RunConfig, loader: DataLoader, opened: ExitStack) -> Lineage:
         InputError: if a config of the run's history was not kept, or its data cannot be opened.
     """
     directory = Path(config.run.directory)
+    policy, now = config.resume.policy(), {LOADER_NAME: loader.identity()}
     if not list_steps(directory):
-        return Lineage([Stretch(loader, 0)])
+        return Lineage([Stretch(loader, 0)], unknown_fields=policy.unknown_fields(now))
     newest = Snapshot.open(directory)
-    found = differences(newest.identity, {LOADER_NAME: loader.identity()})
-    allowed = [each for each in found if is_allowed(each.path, config.resume.allow_changed)]
-    refused = [each for each in found if each not in allowed]
+    was = newest.identity
+    found = differences(was, now)
+    allowed = policy.select(found, Change.ACCEPT, Change.WARN)
+    warned, unknown = policy.select(found, Change.WARN), policy.unknown_fields(was, now)
+    refused = policy.select(found, Change.REFUSE)
     if refused:
-        return Lineage([Stretch(loader, 0)], newest.step, refused, allowed)
+        advice = all_advice(refused, was, now)
+        return Lineage([Stretch(loader, 0)], newest.step, refused, allowed, warned, unknown, advice)
     history = list(newest.history)
     starts = [(entry.from_step, position_of(entry)) for entry in history]
     makers: list[DataLoader] = [_earlier(directory, entry, loader, opened) for entry in history[:-1]]
@@ -94,7 +104,7 @@ def trace(config: RunConfig, loader: DataLoader, opened: ExitStack) -> Lineage:
         for maker, (step, position), end in zip(makers, starts, ends, strict=True)
         if end is None or end > step
     ]
-    return Lineage(stretches, newest.step, (), allowed)
+    return Lineage(stretches, newest.step, (), allowed, warned, unknown)
 
 
 def position_of(entry: HistoryEntry) -> int:

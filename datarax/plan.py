@@ -45,7 +45,9 @@ class ExistingRun:
     snapshots: list[int]
     """All its committed snapshots."""
     changes: list[str] = field(default_factory=list)
-    """Differences from the config that `resume.allow_changed` accepts."""
+    """Differences from the config that `resume.allow_changed` or `resume.warn_changed` accepts."""
+    warned: list[str] = field(default_factory=list)
+    """Those of them that `resume.warn_changed` wants a person to see."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Plan:
     """The run that is there; None if there is none."""
     mismatches: list[str]
     """Why it would be refused; [] if it would not."""
+    advice: list[str] = field(default_factory=list)
+    """For each of `mismatches` the nearest thing to do; "" where that was said already."""
 
 
 def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
@@ -88,7 +92,7 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
         lineage = trace(config, loader, opened)
     schedule, records = loader.schedule, loader.order.num_records
     steps = total_steps(loader, config.run.steps)
-    existing, mismatches = _existing(config, lineage, steps)
+    existing, mismatches, advice = _existing(config, lineage, steps)
     return Plan(
         directory=config.run.directory,
         records=records,
@@ -98,21 +102,30 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
         steps=steps,
         epochs=_first_position(schedule, steps) / records,
         identity=digest({LOADER_NAME: loader.identity()}),
-        warnings=loader.order.warnings(),
+        warnings=[*loader.order.warnings(), *lineage.unknown_fields],
         existing_run=existing,
         mismatches=mismatches,
+        advice=advice,
     )
 
 
-def _existing(config: RunConfig, lineage: Lineage, steps: int) -> tuple[ExistingRun | None, list[str]]:
+def _existing(
+    config: RunConfig, lineage: Lineage, steps: int
+) -> tuple[ExistingRun | None, list[str], list[str]]:
     newest = lineage.newest_step
     if newest is None:
-        return None, []
-    mismatches = [str(each) for each in lineage.refused]
+        return None, [], []
+    mismatches, advice = [str(each) for each in lineage.refused], list(lineage.advice)
     if newest > steps:
         mismatches.append(f"steps: the run has {newest} already, the config asks for {steps}")
-    snapshots = list_steps(config.run.directory)
-    return ExistingRun(newest, snapshots, [str(each) for each in lineage.allowed]), mismatches
+        advice.append(f"set run.steps to at least {newest}, or go back with datarax run --step")
+    existing = ExistingRun(
+        newest,
+        list_steps(config.run.directory),
+        [str(each) for each in lineage.allowed],
+        [str(each) for each in lineage.warned],
+    )
+    return existing, mismatches, advice
 
 
 def parse_interval(text: str, num_steps: int | None) -> range:

@@ -13,6 +13,8 @@ from datarax.checkpoint.global_arrays import make_global as make_global
 from datarax.checkpoint.model_item import compare_template as compare_model
 from datarax.checkpoint.model_item import describe_model as describe_model
 from datarax.checkpoint.model_item import held_alone as held_alone
+from datarax.checkpoint.policy import Change as Change
+from datarax.checkpoint.policy import ChangePolicy as ChangePolicy
 from datarax.checkpoint.record import SNAPSHOT_FORMAT as SNAPSHOT_FORMAT
 from datarax.checkpoint.record import HistoryEntry as HistoryEntry
 from datarax.checkpoint.record import Record as Record
@@ -29,6 +31,8 @@ from datarax.checkpoint.snapshot import read_identity as read_identity
 
 __all__ = [
     "SNAPSHOT_FORMAT",
+    "Change",
+    "ChangePolicy",
     "Checkpointer",
     "EncodingError",
     "HistoryEntry",

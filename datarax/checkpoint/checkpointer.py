@@ -21,6 +21,7 @@ from datarax.checkpoint.encoding import EncodingError
 from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout, local_directory, refuse_wildcards
 from datarax.checkpoint.lock import RunLock
+from datarax.checkpoint.policy import ChangePolicy
 from datarax.checkpoint.recorder import Fixed, Recorder
 from datarax.checkpoint.restore import Restored, restore_snapshot
 from datarax.checkpoint.retention import clean_up, set_aside
@@ -28,7 +29,7 @@ from datarax.checkpoint.save_config import SaveConfig
 from datarax.checkpoint.save_pace import SavePace
 from datarax.checkpoint.saver import SaveJob, Saver, reason
 from datarax.checkpoint.snapshot import Snapshot, newest_good_step
-from datarax.core.errors import ConfigError, DataraxError, InputError, PeerError, SaveError
+from datarax.core.errors import ConfigError, DataraxError, Difference, InputError, PeerError, SaveError
 from datarax.core.processes import Processes, check_agreement
 from datarax.core.protocols import KeepsStepDigests, Stateful
 from datarax.multihost import current
@@ -47,7 +48,8 @@ class Checkpointer:
         config: when to save and what to keep.
         identity: identity tree of each data module by name; by default what the modules themselves say.
         config_text: the fully resolved run config (TOML), stored once and named by each snapshot.
-        allow_changed: fields of the identity that a restore lets differ.
+        allow_changed: fields of the identity that a restore lets differ: paths, each with all below it.
+        warn_changed: likewise, and a restore at which one differs leaves a warning in `notes`.
         provenance: what is recorded of this start: versions, devices.
         processes: those of the run; by default what `datarax.multihost.current` says.
 
@@ -57,7 +59,8 @@ class Checkpointer:
         skipped_directories: numbered directories without a manifest, found on entering; they never were steps.
 
     Raises:
-        ConfigError: if the directory is not a local path or has a wildcard in it, or the identity has no canonical JSON.
+        ConfigError: if the directory is not a local path or has a wildcard in it, the identity has no canonical JSON, or a
+            field is in both lists.
     """
 
     def __init__(
@@ -68,11 +71,10 @@ class Checkpointer:
         identity: Mapping[str, Any] | None = None,
         config_text: str | None = None,
         allow_changed: Sequence[str] = (),
+        warn_changed: Sequence[str] = (),
         provenance: Mapping[str, Any] | None = None,
         processes: Processes | None = None,
     ) -> None:
-        if isinstance(allow_changed, str):
-            raise ConfigError(f"allow_changed must be a list of fields, not the text {allow_changed!r}")
         self.config = config or SaveConfig()
         if config is not None and not isinstance(config, SaveConfig):
             raise ConfigError(f"config must be a SaveConfig, not a {type(config).__name__}")
@@ -81,7 +83,7 @@ class Checkpointer:
         self._layout = RunLayout(local_directory(directory))
         refuse_wildcards(self._layout.directory)
         self._recorder = Recorder(self._layout, identity, config_text)
-        self._allow_changed = tuple(allow_changed)
+        self._policy = ChangePolicy(accepted=allow_changed, warned=warn_changed)
         self._provenance = provenance
         self._processes = processes or current()
         self._pace = SavePace(self.config, self._processes)
@@ -132,7 +134,8 @@ class Checkpointer:
         """What this process does to open the run, and what it says of itself: process 0 takes the lock."""
         facts = {
             **self._recorder.facts(),
-            "the changes that are allowed": list(self._allow_changed),
+            "the changes that are allowed": list(self._policy.accepted),
+            "the changes that are warned of": list(self._policy.warned),
             "the save settings": dataclasses.asdict(self.config),
         }
         if not self._processes.first:
@@ -302,10 +305,11 @@ class Checkpointer:
             model=model,
             data=data,
             identity=self._recorder.identity,
-            allow_changed=self._allow_changed,
+            policy=self._policy,
             processes=self._processes,
             timeout_seconds=self.config.timeout_seconds,
         )
+        self.notes += [*map(_warning, restored.identity_warned), *restored.unknown_fields]
         self._continues_from = restored.step
         self._recorder.continue_from(restored, {} if data is None else named_modules(data))
         return restored
@@ -489,3 +493,7 @@ class Checkpointer:
         place = set_aside(self._layout, [path], start=self.start, reason="it had no manifest")
         self.notes.append(f"{path} had no manifest and stood in the way of a save; it is now in {place}")
         return True
+
+
+def _warning(difference: Difference) -> str:
+    return f"WARNING: the identity has changed and resume.warn_changed accepts it: {difference}"

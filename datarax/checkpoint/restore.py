@@ -12,8 +12,10 @@ from typing import Any
 from datarax.checkpoint.compose import Modules, identities, named_modules
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, sha256_hex
 from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
+from datarax.checkpoint.policy import Change, ChangePolicy
 from datarax.checkpoint.record import HistoryEntry, Record
 from datarax.checkpoint.snapshot import Snapshot
+from datarax.core.advice import all_advice
 from datarax.core.errors import MISSING, Difference, InputError, MismatchError, SnapshotDamagedError
 from datarax.core.fingerprint import canonical_json, differences
 from datarax.core.processes import Processes, check_agreement
@@ -31,7 +33,23 @@ class Restored:
     history: tuple[HistoryEntry, ...]
     """The whole history of the run up to this step, oldest first."""
     identity_changed: tuple[Difference, ...] = ()
-    """Differences of the identity that were allowed."""
+    """Differences of the identity that were accepted, warned of or not."""
+    identity_warned: tuple[Difference, ...] = ()
+    """Those of them that the policy wants a person to see."""
+    unknown_fields: tuple[str, ...] = ()
+    """A sentence for each field of the policy that neither identity has."""
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What differs, and what the policy says of it."""
+
+    refused: Sequence[Difference]
+    accepted: Sequence[Difference] = ()
+    warned: Sequence[Difference] = ()
+    unknown_fields: Sequence[str] = ()
+    now: Mapping[str, Any] | None = None
+    """The present identity, if data was compared."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,7 @@ class _Checked:
     model: Any
     states: Mapping[str, Any]
     history: tuple[HistoryEntry, ...]
-    allowed: tuple[Difference, ...]
+    compared: _Compared
 
 
 def restore_snapshot(
@@ -50,7 +68,7 @@ def restore_snapshot(
     model: Any = None,
     data: Stateful | Modules | None = None,
     identity: Mapping[str, Any] | None = None,
-    allow_changed: Sequence[str] = (),
+    policy: ChangePolicy | None = None,
     processes: Processes | None = None,
     timeout_seconds: float | None = None,
 ) -> Restored:
@@ -61,7 +79,7 @@ def restore_snapshot(
         model: template: a PyTree of arrays, `jax.ShapeDtypeStruct`s (with sharding, if any), PRNG keys, numbers and None.
         data: one module, recorded as `train`, or all recorded modules by name.
         identity: identity tree of each module; by default what the modules say.
-        allow_changed: fields of the identity that may differ: a field path, or a prefix of it.
+        policy: which fields of the identity may differ; by default none.
         processes: those of the run; all of them must call this, and restore only if all can.
         timeout_seconds: how much longer than this process the others may take to read their part.
 
@@ -89,7 +107,7 @@ def restore_snapshot(
     checked: list[_Checked] = []
 
     def check() -> dict[str, Any]:
-        checked.append(_check(snapshot, model, modules, identity, allow_changed, processes))
+        checked.append(_check(snapshot, model, modules, identity, policy or ChangePolicy(), processes))
         return {
             "the step": snapshot.step,
             "the snapshot": sha256_hex(snapshot.manifest.to_bytes()),
@@ -108,7 +126,15 @@ def restore_snapshot(
     done = checked[0]
     if modules is not None:
         _apply_together(snapshot, modules, done.states, processes, about)
-    return Restored(snapshot.step, done.model, snapshot.record, done.history, done.allowed)
+    return Restored(
+        snapshot.step,
+        done.model,
+        snapshot.record,
+        done.history,
+        identity_changed=tuple(done.compared.accepted),
+        identity_warned=tuple(done.compared.warned),
+        unknown_fields=tuple(done.compared.unknown_fields),
+    )
 
 
 def _problems(snapshot: Snapshot, model: Any, processes: Processes) -> list[str]:
@@ -128,24 +154,19 @@ def _check(
     model: Any,
     modules: Modules | None,
     identity: Mapping[str, Any] | None,
-    allow_changed: Sequence[str],
+    policy: ChangePolicy,
     processes: Processes,
 ) -> _Checked:
-    found, allowed = _compare(snapshot, model, modules, identity, allow_changed)
-    if found:
-        raise MismatchError(_mismatch_text(snapshot, found), found)
+    compared = _compare(snapshot, model, modules, identity, policy)
+    if compared.refused:
+        raise _mismatch(snapshot, compared)
     states = _states(snapshot, modules, processes.index, processes.count)
     history = tuple(snapshot.history)
-    return _Checked(None if model is None else _read_model(snapshot, model), states, history, tuple(allowed))
+    return _Checked(None if model is None else _read_model(snapshot, model), states, history, compared)
 
 
 def _digest_of(identity: Mapping[str, Any]) -> str:
     return sha256_hex(canonical_json(identity))
-
-
-def is_allowed(path: str, allow_changed: Sequence[str]) -> bool:
-    """Whether a field is one of those listed, or below one: `a.b` covers `a.b`, `a.b.c` and `a.b[0]`."""
-    return any(path == field or path.startswith((f"{field}.", f"{field}[")) for field in allow_changed)
 
 
 def _compare(
@@ -153,27 +174,34 @@ def _compare(
     model: Any,
     modules: Modules | None,
     identity: Mapping[str, Any] | None,
-    allow_changed: Sequence[str],
-) -> tuple[list[Difference], list[Difference]]:
-    found: list[Difference] = []
-    allowed: list[Difference] = []
-    if modules is not None:
-        recorded = snapshot.record.loaders
-        for name in sorted({*recorded, *modules}):
-            if (name in recorded) != (name in modules):
-                shown = (_Words("a data module") if name in side else MISSING for side in (recorded, modules))
-                found.append(Difference(name, *shown))
-        now = identities(modules) if identity is None else identity
-        common = {name for name in now if name in recorded and name in modules}
-        was = snapshot.identity
-        for difference in differences({n: was.get(n) for n in common}, {n: now[n] for n in common}):
-            (allowed if is_allowed(difference.path, allow_changed) else found).append(difference)
-    if model is not None:
-        if snapshot.leaves is None:
-            found.append(Difference("model", MISSING, _Words("a model")))
-        else:
-            found += compare_template(snapshot.leaves, model)
-    return found, allowed
+    policy: ChangePolicy,
+) -> _Compared:
+    of_model = [] if model is None else _compare_model(snapshot, model)
+    if modules is None:
+        return _Compared(of_model)
+    recorded = snapshot.record.loaders
+    refused: list[Difference] = []
+    for name in sorted({*recorded, *modules}):
+        if (name in recorded) != (name in modules):
+            shown = (_Words("a data module") if name in side else MISSING for side in (recorded, modules))
+            refused.append(Difference(name, *shown))
+    now = identities(modules) if identity is None else identity
+    common = {name for name in now if name in recorded and name in modules}
+    was = snapshot.identity
+    found = differences({n: was.get(n) for n in common}, {n: now[n] for n in common})
+    return _Compared(
+        refused + policy.select(found, Change.REFUSE) + of_model,
+        policy.select(found, Change.ACCEPT, Change.WARN),
+        policy.select(found, Change.WARN),
+        policy.unknown_fields(was, now),
+        now,
+    )
+
+
+def _compare_model(snapshot: Snapshot, model: Any) -> list[Difference]:
+    if snapshot.leaves is None:
+        return [Difference("model", MISSING, _Words("a model"))]
+    return compare_template(snapshot.leaves, model)
 
 
 class _Words(str):
@@ -181,12 +209,18 @@ class _Words(str):
         return str(self)
 
 
-def _mismatch_text(snapshot: Snapshot, found: Sequence[Difference]) -> str:
+def _mismatch(snapshot: Snapshot, compared: _Compared) -> MismatchError:
+    found = compared.refused
     count = f"{len(found)} field{'s differ' if len(found) > 1 else ' differs'}"
     advice = "restore with what the run was made with, or use another run directory"
     if not all(difference.path.split(".")[0] == "model" for difference in found):
         advice += "; a deliberate change of the data is allowed field by field in resume.allow_changed"
-    return f"the snapshot of step {snapshot.step} in {snapshot.layout.directory} does not belong here, {count}; {advice}"
+    text = f"the snapshot of step {snapshot.step} in {snapshot.layout.directory} does not belong here, {count}; {advice}"
+    was = None if compared.now is None else snapshot.identity
+    error = MismatchError(text, found, all_advice(found, was, compared.now))
+    for sentence in compared.unknown_fields:
+        error.add_note(sentence)
+    return error
 
 
 def _states(

@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _show(plan: Plan) -> None:
+    from datarax.core.errors import difference_lines
+
     print(f"run directory     {plan.directory}")
     print(f"records           {plan.records:,}")
     print(f"batch             {plan.batch_size:,} rows, {plan.rows_per_process:,} on this process")
@@ -47,11 +49,11 @@ def _show(plan: Plan) -> None:
         print("existing run      none: starts at step 0")
     elif plan.mismatches:
         print(f"existing run      step {existing.newest_step:,}, which does NOT fit this config:")
-        for line in plan.mismatches:
-            print(f"  {line}")
+        for line in difference_lines(plan.mismatches, plan.advice):
+            print(line)
     elif existing.newest_step == plan.steps:
         print(f"existing run      complete: it has all {plan.steps:,} steps")
     else:
         print(f"existing run      continues after step {existing.newest_step:,}")
         for line in existing.changes:
-            print(f"  allowed change  {line}")
+            print(f"  {'WARNED of' if line in existing.warned else 'allowed'} change  {line}")

@@ -68,14 +68,29 @@ MISSING = _Missing()
 
 
 class MismatchError(DataraxError, ValueError):
-    """A snapshot does not belong to this data, order, pipeline or model; nothing was changed."""
+    """A snapshot does not belong to this data, order, pipeline or model; nothing was changed.
+
+    `advice` holds, for each of the `differences`, the nearest thing to do, or nothing.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, differences: Sequence[Difference] = ()) -> None:
-        lines = [message, *(f"  {difference}" for difference in differences)]
-        super().__init__("\n".join(lines))
+    def __init__(
+        self, message: str, differences: Sequence[Difference] = (), advice: Sequence[str] = ()
+    ) -> None:
+        super().__init__("\n".join([message, *difference_lines(differences, advice)]))
         self.differences = tuple(differences)
+        self.advice = tuple(advice)
+
+
+def difference_lines(differences: Sequence[Difference | str], advice: Sequence[str] = ()) -> list[str]:
+    """A line for each difference and below it, further in, what to do about it, if there is anything to say."""
+    lines = []
+    for i, difference in enumerate(differences):
+        lines.append(f"  {difference}")
+        if i < len(advice) and advice[i]:
+            lines.append(f"    do: {advice[i]}")
+    return lines
 
 
 class SnapshotDamagedError(DataraxError, ValueError):

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from datarax.checkpoint import (
+    ChangePolicy,
     Checkpointer,
     Restored,
     SaveConfig,
@@ -47,8 +48,20 @@ class ResumeConfig:
 
     allow_changed: Sequence[str] = ()
     """Identity fields (dotted, a prefix covers all below it) whose change is accepted and recorded in the history."""
+    warn_changed: Sequence[str] = ()
+    """Likewise, but each change is also shown as a warning. Where both lists fit a field, the longer path decides."""
     on_damage: Literal["stop", "previous"] = "stop"
     """When the newest snapshot fails its checks: stop and say so, or go back to the newest good one (unattended jobs)."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.policy()
+        except ConfigError as error:
+            raise ConfigError(f"resume.{error}") from None
+
+    def policy(self) -> ChangePolicy:
+        """What is done about each identity field that differs."""
+        return ChangePolicy(accepted=self.allow_changed, warned=self.warn_changed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +195,7 @@ class TrainingSession:
             identity={LOADER_NAME: self._loader.identity()},
             config_text=self._config_text,
             allow_changed=self._resume.allow_changed,
+            warn_changed=self._resume.warn_changed,
             provenance=provenance(self._processes.count),
             processes=self._processes,
         )

@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import pytest
 
 from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, ledger_steps, list_steps, restore_snapshot
-from datarax.checkpoint.restore import is_allowed
 from datarax.core.errors import InputError, MismatchError, SaveError, SnapshotNotFoundError
 from tests.checkpoint.modules import Counter, Foreign, model, same
 
@@ -60,21 +59,6 @@ def test_a_history_of_many_changes_stays_within_the_record(tmp_path):
     assert [entry.from_step for entry in snapshot.history] == [0, *range(11)]
     assert len(snapshot.record.history) == 4
     assert snapshot.check() == []
-
-
-@pytest.mark.parametrize(
-    ("path", "allowed", "answer"),
-    [
-        ("a.b", ["a.b"], True),
-        ("a.b.c", ["a.b"], True),
-        ("a.b[0].c", ["a.b"], True),
-        ("a.bc", ["a.b"], False),
-        ("a", ["a.b"], False),
-        ("a.b", [], False),
-    ],
-)
-def test_a_permission_covers_a_field_and_what_is_below_it(path, allowed, answer):
-    assert is_allowed(path, allowed) is answer
 
 
 def test_a_permission_given_as_one_text_is_refused(tmp_path):

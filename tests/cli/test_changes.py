@@ -124,3 +124,45 @@ def test_order_of_a_config_that_does_not_fit_the_run_says_so(finished, capsys):
     capsys.readouterr()
     assert main(["order", str(finished / "config.toml"), "--steps", "0", "--set", "loader.seed=99"]) == 0
     assert "made with other settings; this is the order of the config alone" in capsys.readouterr().err
+
+
+_WARNED = ["--set", "run.steps=20", "--set", "loader.seed=9", "--set", "resume.allow_changed=[]"]
+_WARNED += ["--set", 'resume.warn_changed=["train.seed", "train.order.seed", "train.sed"]']
+
+
+def test_a_warned_change_is_said_by_plan_and_loudly_by_the_start_that_makes_it(tmp_path, capsys):
+    config = str(finish_run(tmp_path))
+    capsys.readouterr()
+    assert main(["plan", config, *_WARNED]) == 0
+    shown = capsys.readouterr().out
+    assert "WARNED of change  train.seed: was 5, is 9" in shown
+    assert "resume.warn_changed names 'train.sed', which is no field of this identity; did you mean" in shown
+    assert main(["run", config, *_WARNED]) == 0
+    errors = capsys.readouterr().err
+    for field in ("train.seed", "train.order.seed"):
+        assert (
+            f"WARNING: the identity has changed and resume.warn_changed accepts it: {field}: was 5, is 9"
+            in errors
+        )
+    assert "names 'train.sed'" in errors
+    assert len(Snapshot.open(tmp_path / "run").history) == 2
+    assert main(["verify", str(tmp_path / "run")]) == 0
+
+
+def test_a_field_in_both_lists_is_refused_before_anything_runs(changed, capsys):
+    arguments = ["plan", str(changed / "config.toml"), "--set", 'resume.warn_changed=["train.seed"]']
+    assert main(arguments) == 2
+    assert "resume.allow_changed and warn_changed both hold 'train.seed'" in capsys.readouterr().err
+
+
+def test_plan_says_below_each_refused_field_what_to_do(changed, capsys):
+    capsys.readouterr()
+    arguments = ["plan", str(changed / "config.toml"), "--set", "run.steps=20", "--set", "loader.order=none"]
+    assert main(arguments) == 1
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("  train.order.policy: was 'global', is 'none'")
+    assert lines[at + 1] == '    do: set loader.order = "global" again'
+    assert main([*arguments, "--json"]) == 1
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["mismatches"][0] == "train.order.policy: was 'global', is 'none'"
+    assert plan["advice"][0] == 'set loader.order = "global" again'

@@ -1,0 +1,100 @@
+"""What is done about each identity field that differs: refused, accepted with a warning, or accepted.
+
+A field is named by its dotted path; a path stands for everything below it, and the longest one that fits decides. Knows nothing
+of snapshots: `restore.py` asks it for each difference.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datarax.core.errors import ConfigError, Difference
+
+
+class Change(enum.StrEnum):
+    """What is done about a difference."""
+
+    REFUSE = "refuse"
+    """It stops the restore. The default."""
+    WARN = "warn"
+    """It is accepted, recorded in the history, and shown as a warning."""
+    ACCEPT = "accept"
+    """It is accepted and recorded in the history."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangePolicy:
+    """Which identity fields may differ from a snapshot's.
+
+    Raises:
+        ConfigError: if a field is no text, is empty, or is listed twice.
+    """
+
+    accepted: Sequence[str] = ()
+    """`resume.allow_changed`: fields whose change is accepted and recorded."""
+    warned: Sequence[str] = ()
+    """`resume.warn_changed`: likewise, and shown as a warning."""
+
+    def __post_init__(self) -> None:
+        for name, fields in (("allow_changed", self.accepted), ("warn_changed", self.warned)):
+            if isinstance(fields, str):
+                raise ConfigError(f"{name} must be a list of fields, not the text {fields!r}")
+            for field in fields:
+                if not isinstance(field, str) or not field:
+                    raise ConfigError(f"{name} must hold paths of identity fields, got {field!r}")
+        both = sorted({*self.accepted} & {*self.warned})
+        if both:
+            raise ConfigError(
+                f"allow_changed and warn_changed both hold {both[0]!r}; a change of a field is either accepted or "
+                f"accepted with a warning: take it out of one of them"
+            )
+
+    def of(self, path: str) -> Change:
+        """What is done if the field at `path` differs: `a.b` covers `a.b`, `a.b.c` and `a.b[0]`."""
+        fitting = [field for field in (*self.accepted, *self.warned) if covers(field, path)]
+        if not fitting:
+            return Change.REFUSE
+        return Change.WARN if max(fitting, key=len) in self.warned else Change.ACCEPT
+
+    def select(self, differences: Sequence[Difference], *changes: Change) -> list[Difference]:
+        """The differences about which one of these is done, in their order."""
+        return [each for each in differences if self.of(each.path) in changes]
+
+    def unknown_fields(self, *identities: Mapping[str, Any]) -> list[str]:
+        """A sentence for each listed field that none of the identities has, with the nearest that there is.
+
+        Such a field permits nothing: it is a slip of the pen, or is left from a change that is long recorded.
+        """
+        known = sorted({path for identity in identities for path in _paths(identity, "")})
+        said = []
+        for name, fields in (("allow_changed", self.accepted), ("warn_changed", self.warned)):
+            for field in fields:
+                if field not in known:
+                    near = difflib.get_close_matches(field, known, n=1)
+                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    said.append(f"resume.{name} names {field!r}, which is no field of this identity{hint}")
+        return said
+
+
+def covers(field: str, path: str) -> bool:
+    """Whether `path` is the field or lies below it."""
+    return path == field or path.startswith((f"{field}.", f"{field}["))
+
+
+def _paths(tree: Any, path: str) -> Iterator[str]:
+    """Every path of a tree, of inner nodes as well."""
+    if path:
+        yield path
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _paths(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(tree, (list, tuple)):
+        for i, value in enumerate(tree):
+            yield from _paths(value, f"{path}[{i}]")
+
+
+__all__ = ["Change", "ChangePolicy", "covers"]
