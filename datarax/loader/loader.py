@@ -289,15 +289,20 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         """Digest of everything handed over: up to the last restore by all processes, since then of the rows that count here."""
         return self._runtime.delivered.digest
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that can change a batch, as a tree of named values; nothing that cannot."""
+    def identity(self, *, sample: bool = True) -> dict[str, Any]:
+        """Everything that can change a batch, as a tree of named values; nothing that cannot.
+
+        Args:
+            sample: whether to read the sampled records of the source; without, `sources.<name>.sample` is left out.
+        """
         runtime, config = self._runtime, self._runtime.config
+        source = runtime.source
         identity: dict[str, Any] = {
             "batch_size": config.batch_size,
             "order": runtime.order.identity(),
             "row_mask": config.remainder is Remainder.PAD,
             "seed": config.seed,
-            "sources": {runtime.source.name: dict(runtime.source.identity())},
+            "sources": {source.name: dict(source.identity() if sample else source.outline())},
             "pipeline": runtime.pipeline_identity,
         }
         if config.precomputed_stats is not None:

@@ -114,11 +114,15 @@ class ArrayRecordSource(DataSource):
         return self._runtime.files.num_open_files
 
     def identity(self) -> dict[str, Any]:
-        """Kind, name, counts, the files' names and sizes, the manifest's digest, and at most 16 sampled records.
+        """The outline, and at most 16 sampled records.
 
         Raises:
             InputError: if a sampled record cannot be read.
         """
+        return {**self.outline(), "sample": self._sample_digest()}
+
+    def outline(self) -> dict[str, Any]:
+        """Kind, name, counts, the files' names and sizes, and the manifest's digest; opens no file."""
         dataset = self._runtime.dataset
         listed = [{"name": f.name, "size": f.size, "num_records": f.num_records} for f in dataset.files]
         return {
@@ -129,7 +133,6 @@ class ArrayRecordSource(DataSource):
             "files": listed if len(listed) <= _NUM_LISTED_FILES else {"sha256": digest(listed)},
             "content": dataset.content_digest(),
             "sample_version": SAMPLE_VERSION,
-            "sample": self._sample_digest(),
         }
 
     @property

@@ -87,13 +87,12 @@ class GrainSource(DataSource):
         return self._runtime.read(indices.tolist())
 
     def identity(self) -> dict[str, Any]:
-        """Kind, name, type and length of the object, the declared version, and a digest of 16 sampled records.
+        """The outline, and a digest of 16 sampled records, or None if they cannot be hashed.
 
         Raises:
             InputError: if the records cannot be hashed and no version is declared, or if a record is another one
                 when it is read again.
         """
-        data, version = self._runtime.data, self._version
         try:
             sample = self._sample_digest()
             if sample != self._sample_digest():
@@ -102,20 +101,26 @@ class GrainSource(DataSource):
                     f"randomness belongs in a random transform"
                 )
         except TypeError as error:
-            if version is None:
+            if self._version is None:
                 raise InputError(
                     f"source {self.name!r} cannot be fingerprinted: {error}; declare a version in its config, and "
                     f"change it whenever the data changes"
                 ) from error
             sample = None
+        return {**self.outline(), "sample": sample}
+
+    def outline(self) -> dict[str, Any]:
+        """Kind, name, class and length of the object, and the declared version.
+
+        Where the class lies counts no more than where a function lies: libraries move their own between versions.
+        """
         return {
             "kind": "grain",
             "name": self.name,
-            "type": f"{type(data).__module__}.{type(data).__qualname__}",
+            "type": type(self._runtime.data).__qualname__,
             "num_records": self._length(),
-            "version": version,
+            "version": self._version,
             "sample_version": SAMPLE_VERSION,
-            "sample": sample,
         }
 
     def copy(self, *, config: Any = None, rngs: nnx.Rngs | None = None, name: str | None = None) -> Self:

@@ -62,18 +62,21 @@ class MemorySource(DataSource):
         return self._runtime.read(indices)
 
     def identity(self) -> dict[str, Any]:
-        """Kind, name, number of records, and a digest: of every byte up to 16 MiB, of sampled records beyond.
+        """The outline, and a digest: of every byte up to 16 MiB, of sampled records beyond.
 
         Raises:
             InputError: if a record of a list holds something that has no plain bytes.
         """
+        return {**self.outline(), "sample": self._digest(whole=False)}
+
+    def outline(self) -> dict[str, Any]:
+        """Kind, name, number of records, and dtypes and shapes of columns."""
         return {
             "kind": "memory",
             "name": self.name,
             "num_records": self._runtime.length,
             "layout": self._runtime.layout(),
             "sample_version": SAMPLE_VERSION,
-            "sample": self._digest(whole=False),
         }
 
     def content_fingerprint(self) -> dict[str, Any]:

@@ -83,6 +83,10 @@ class RangeSource(DataSource):
             "num_records": self._length(),
         }
 
+    def outline(self) -> dict[str, Any]:
+        """The whole identity: there are no records to read."""
+        return self.identity()
+
     def content_fingerprint(self) -> dict[str, Any]:
         """What the numbers are computed from, which is all there is."""
         return {"start": self._runtime.start, "step": self._runtime.step, "num_records": self._length()}

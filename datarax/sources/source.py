@@ -45,9 +45,9 @@ class SourceConfig(DataraxModuleConfig):
 class DataSource(CheckpointableIteratorModule[Any]):
     """Base of all sources: `len(source)` records, each a function of its index in [0, len(source)).
 
-    A kind of source defines `_length`, `_read`, `_close`, `_reopened` and `identity`, and what it can of the content
-    checks; what it has open lives in one plain object, `_runtime`, that is neither state nor compared by value in NNX.
-    Every source meets Grain's `RandomAccessDataSource` protocol.
+    A kind of source defines `_length`, `_read`, `_close`, `_reopened` and `identity`, and what it can of `outline` and
+    the content checks; what it has open lives in one plain object, `_runtime`, that is neither state nor compared by value
+    in NNX. Every source meets Grain's `RandomAccessDataSource` protocol.
 
     Args:
         config: the source's settings.
@@ -110,6 +110,13 @@ class DataSource(CheckpointableIteratorModule[Any]):
     _runtime: Any
 
     # What some kinds define
+
+    def outline(self) -> dict[str, Any]:
+        """The part of `identity` for which no record is read: all of it but the field `sample`.
+
+        A kind that does not say which part that is reads what its identity reads.
+        """
+        return self.identity()
 
     @property
     def content_recorded(self) -> bool:

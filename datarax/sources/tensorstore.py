@@ -83,7 +83,7 @@ class TensorStoreSource(DataSource):
         return self._runtime.read(_as_slice(indices))
 
     def identity(self) -> dict[str, Any]:
-        """Kind, name, number of records, dtype and shape of each array's part, and 8 sampled records.
+        """The outline, and 8 sampled records.
 
         How the arrays are cut into chunks and compressed is not in it: it changes no record.
 
@@ -96,13 +96,16 @@ class TensorStoreSource(DataSource):
             hash_tree(hasher, self._runtime.read(at), "the sample")
         except ReadError as error:
             raise InputError(str(error)) from error
+        return {**self.outline(), "sample": hasher.hexdigest()}
+
+    def outline(self) -> dict[str, Any]:
+        """Kind, name, number of records, and dtype and shape of each array's part."""
         return {
             "kind": "tensorstore",
             "name": self.name,
             "num_records": self._length(),
             "layout": self._runtime.layout(),
             "sample_version": SAMPLE_VERSION,
-            "sample": hasher.hexdigest(),
         }
 
     def content_fingerprint(self) -> dict[str, Any]:

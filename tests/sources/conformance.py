@@ -148,6 +148,20 @@ class SourceLaws:
         assert source.identity()["name"] == "data"
         assert source.identity()["num_records"] == self.num_records
 
+    def test_the_outline_is_the_identity_without_samples_and_reads_no_record(
+        self, source: DataSource, monkeypatch: pytest.MonkeyPatch
+    ):
+        identity = source.identity()
+
+        def refuse(*arguments: Any) -> Any:
+            raise AssertionError("a record was read")
+
+        monkeypatch.setattr(type(source), "_read", refuse)
+        monkeypatch.setattr(type(source._runtime), "read", refuse, raising=False)
+        outline = source.outline()
+        identity.pop("sample", None)
+        assert canonical_json(outline) == canonical_json(identity)
+
     def test_reading_leaves_the_identity_alone(self, source: DataSource):
         before = source.identity()
         next(source)
