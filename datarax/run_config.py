@@ -100,6 +100,8 @@ class TransformSection:
     """Keyword arguments of the function."""
     version: str | int | None = None
     """Declared version, for functions whose source cannot be read."""
+    depends_on: Sequence[str] | None = None
+    """Packages (or "python", "device_kind", "jax_enable_x64", "xla_cpu_threads") whose version is identity of this stage."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from datarax.order.digest import DIGEST_VERSION as DIGEST_VERSION
 from datarax.order.digest import Digest as Digest
 from datarax.order.digest import key_hashes as key_hashes
 from datarax.order.digest import row_hashes as row_hashes
+from datarax.order.known_answers import changed_algorithms as changed_algorithms
 from datarax.order.order import ORDER_VERSION as ORDER_VERSION
 from datarax.order.order import Order as Order
 from datarax.order.order import RecordKeys as RecordKeys
@@ -33,6 +34,7 @@ __all__ = [
     "RecordKeys",
     "Remainder",
     "Schedule",
+    "changed_algorithms",
     "derive_seed",
     "id64",
     "key_hashes",

@@ -19,6 +19,7 @@ import numpy as np
 from datarax.core.errors import ConfigError, InputError
 from datarax.order.block import BlockPermutations
 from datarax.order.grain import GrainPermutations, derived_shuffle_seed, epoch_seeds, num_repeated
+from datarax.order.known_answers import named_version, order_name
 from datarax.order.permutation import Identity, Permutations, keyed_permutations
 from datarax.order.policy import GrainStyle, OrderConfig, OrderPolicy
 from datarax.order.positions import MAX_POSITION, checked_positions
@@ -131,10 +132,13 @@ class Order:
         return found
 
     def identity(self) -> dict[str, Any]:
-        """What decides the key at every position, as a JSON-able tree."""
+        """What decides the key at every position, as a JSON-able tree.
+
+        `version` is a number, and text if this code does not give the keys that its version stands for.
+        """
         config = self.config
         tree: dict[str, Any] = {
-            "version": ORDER_VERSION,
+            "version": named_version(order_name(config), ORDER_VERSION),
             "policy": config.policy.value,
             "sources": dict(zip(self.source_names, [self.num_records], strict=True)),
         }

@@ -12,7 +12,7 @@ _PACKAGES = ("datarax", "jax", "jaxlib", "flax", "orbax-checkpoint", "grain", "t
 
 
 def provenance(process_count: int = 1) -> dict[str, str]:
-    """Versions, device kind, counts of devices and processes, and XLA's CPU thread count. Starts the backend."""
+    """Versions, device kind, x64, counts of devices and processes, and XLA's CPU thread count. Starts the backend."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -22,6 +22,7 @@ def provenance(process_count: int = 1) -> dict[str, str]:
     return {
         **found,
         "python": platform.python_version(),
+        "jax_enable_x64": str(bool(jax.config.read("jax_enable_x64"))).lower(),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": str(jax.device_count()),
         "process_count": str(process_count),

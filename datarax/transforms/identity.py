@@ -1,9 +1,9 @@
 """What makes two transforms the same: name, parameters, and the user's code and values that it runs.
 
 Comments, docstrings, layout, file and module names do not count; Python and library versions are
-provenance. A function of the same module counts by its source, what an import binds counts by the import
-statement, and data counts by value. What cannot be read is refused unless the transform declares a
-`version`, which then stands for all of it.
+provenance, unless the transform declares that it depends on one. A function of the same module counts by its
+source, what an import binds counts by the import statement, and data counts by value. What cannot be read is
+refused unless the transform declares a `version`, which then stands for all of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 from datarax.core.errors import ConfigError
 from datarax.core.fingerprint import digest
+from datarax.transforms.dependencies import present_versions
+from datarax.transforms.known_draws import named_randomness
 from datarax.transforms.source import Source, UnreadableError, source_of
 from datarax.transforms.transform import Transform, check_pipeline
 from datarax.transforms.values import (
@@ -48,10 +50,12 @@ def transform_identity(transform: Transform) -> dict[str, Any]:
     `closure`, `attributes` (of the class of a callable object), `names` (global names that the function
     uses: data by value, imports by statement), and `helpers` (one digest for each function or class that it
     reaches, of that one's source, defaults, closure and names). Data that is long stands as its digest.
+    `dependencies`, with versions, is there only if some are declared. `randomness` says so where this code does not
+    draw what it drew when its version was new.
 
     Raises:
         ConfigError: if something that counts can neither be read nor described and no version is declared, or
-            if a stream of random numbers is among it; names it.
+            if a stream of random numbers is among it, or a dependence is not installed; names it.
     """
     declared = transform.version is not None
     read = _Reader(transform)
@@ -59,10 +63,12 @@ def transform_identity(transform: Transform) -> dict[str, Any]:
     tree.update(bound=[], defaults={}, closure={}, attributes={}, names={})
     if not declared:
         tree.update(read.root(transform.fn))
+    if transform.depends_on:
+        tree["dependencies"] = present_versions(transform.depends_on, transform.name)
     return {
         "name": transform.name,
         "level": str(transform.level),
-        "randomness": str(transform.randomness),
+        "randomness": named_randomness(transform.randomness),
         "version": transform.version,
         "parameters": {
             key: read.value(transform.parameters[key], f"the parameter {key!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datarax.core.attributes import load_attribute
@@ -19,6 +19,7 @@ def load_transform(
     randomness: Randomness | str | None = None,
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
+    depends_on: Sequence[str] | None = None,
 ) -> Transform:
     """The transform that `use` names, with what is given in place of its own.
 
@@ -30,6 +31,7 @@ def load_transform(
         randomness: As `level`, but a function has none if None.
         parameters: Added to a `Transform`'s own, replacing those of the same name.
         version: Declared version; a `Transform`'s own if None.
+        depends_on: Packages whose version is identity; a `Transform`'s own if None.
 
     Raises:
         ConfigError: if it cannot be imported or found, saying what is there; if a level or randomness is
@@ -47,6 +49,7 @@ def load_transform(
             name=found.name if name is None else name,
             parameters={**found.parameters, **(parameters or {})},
             version=found.version if version is None else version,
+            depends_on=found.depends_on if depends_on is None else depends_on,
         )
     if not callable(found):
         raise ConfigError(f"{use} is {found!r}, neither a Transform nor a function")
@@ -60,4 +63,5 @@ def load_transform(
         randomness=Randomness.NONE if randomness is None else randomness,  # type: ignore[arg-type]
         parameters=parameters or {},
         version=version,
+        depends_on=() if depends_on is None else depends_on,
     )

@@ -48,9 +48,13 @@ def keys_from_seeds(seeds: np.ndarray) -> jax.Array:
     low, are the two words of a threefry2x32 key. The kind is fixed so that no JAX setting changes what is
     drawn, and the device so that making rows does not wait for, or fill, an accelerator.
     """
-    words = np.stack([seeds >> np.uint64(32), seeds & np.uint64(0xFFFFFFFF)], axis=-1).astype(np.uint32)
     cpu = jax.local_devices(backend="cpu")[0]
-    return jax.random.wrap_key_data(jax.device_put(words, cpu), impl="threefry2x32")
+    return jax.random.wrap_key_data(jax.device_put(key_words(seeds), cpu), impl="threefry2x32")
+
+
+def key_words(seeds: np.ndarray) -> np.ndarray:
+    """The key data of `keys_from_seeds`: uint64[n] -> uint32[n, 2]."""
+    return np.stack([seeds >> np.uint64(32), seeds & np.uint64(0xFFFFFFFF)], axis=-1).astype(np.uint32)
 
 
 def random_bits(seeds: np.ndarray, shape: tuple[int, ...] = (), *, stream: int = 0) -> np.ndarray:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
 from datarax.core.errors import ConfigError
+from datarax.transforms.dependencies import checked_dependencies
 
 
 class Level(enum.StrEnum):
@@ -68,6 +69,9 @@ class Transform:
     version: str | int | None = None
     """Stands for the function in the identity *instead of* its source: a promise that is raised by hand. For
     what has no readable source, and for code whose text changes more often than its meaning."""
+    depends_on: Sequence[str] = ()
+    """Packages whose version counts as identity of this transform, or `python`, `device_kind`, `jax_enable_x64`,
+    `xla_cpu_threads`. What is not declared here may change between two starts without a word."""
 
     def __post_init__(self) -> None:
         _check_name(self.name)
@@ -75,6 +79,7 @@ class Transform:
         object.__setattr__(self, "randomness", _member(Randomness, self.randomness, "randomness", self.name))
         object.__setattr__(self, "parameters", _checked_parameters(self.parameters, self.name))
         _check_version(self.version, self.name)
+        object.__setattr__(self, "depends_on", checked_dependencies(self.depends_on, self.name))
         if self.level is Level.BATCH and self.randomness is Randomness.GENERATOR:
             raise ConfigError(
                 f"transform {self.name!r} asks for one generator for a whole batch: its rows would depend on"
@@ -95,6 +100,7 @@ def map_records(
     name: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
+    depends_on: Sequence[str] = (),
 ) -> Transform:
     """A transform that calls `fn(record, **parameters)` for each record.
 
@@ -103,11 +109,12 @@ def map_records(
         name: Of the transform; the function's own name if None.
         parameters: Keyword arguments of every call.
         version: Stands for the function in the identity instead of its source.
+        depends_on: Packages whose version is identity, see `Transform.depends_on`.
 
     Raises:
         ConfigError: as `Transform` does, and if `fn` has no name of its own and none is given.
     """
-    return _make(fn, name, Level.RECORD, Randomness.NONE, parameters, version)
+    return _make(fn, name, Level.RECORD, Randomness.NONE, parameters, version, depends_on)
 
 
 def map_batch(
@@ -116,6 +123,7 @@ def map_batch(
     name: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
+    depends_on: Sequence[str] = (),
 ) -> Transform:
     """A transform that calls `fn(batch, **parameters)` once for all n rows.
 
@@ -125,11 +133,12 @@ def map_batch(
         name: Of the transform; the function's own name if None.
         parameters: Keyword arguments of every call.
         version: Stands for the function in the identity instead of its source.
+        depends_on: Packages whose version is identity, see `Transform.depends_on`.
 
     Raises:
         ConfigError: as `map_records` does.
     """
-    return _make(fn, name, Level.BATCH, Randomness.NONE, parameters, version)
+    return _make(fn, name, Level.BATCH, Randomness.NONE, parameters, version, depends_on)
 
 
 def random_map_records(
@@ -139,6 +148,7 @@ def random_map_records(
     randomness: Randomness = Randomness.GENERATOR,
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
+    depends_on: Sequence[str] = (),
 ) -> Transform:
     """A transform that calls `fn(record, rng, **parameters)` for each record.
 
@@ -148,11 +158,12 @@ def random_map_records(
         randomness: What `rng` is: a NumPy generator, an `int` seed or a JAX key, the row's own in each case.
         parameters: Keyword arguments of every call.
         version: Stands for the function in the identity instead of its source.
+        depends_on: Packages whose version is identity, see `Transform.depends_on`.
 
     Raises:
         ConfigError: as `map_records` does, and if `randomness` is `NONE`.
     """
-    return _make(fn, name, Level.RECORD, _random(randomness), parameters, version)
+    return _make(fn, name, Level.RECORD, _random(randomness), parameters, version, depends_on)
 
 
 def random_map_batch(
@@ -162,6 +173,7 @@ def random_map_batch(
     randomness: Randomness = Randomness.SEED,
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
+    depends_on: Sequence[str] = (),
 ) -> Transform:
     """A transform that calls `fn(batch, seeds, **parameters)` once for all n rows.
 
@@ -172,11 +184,12 @@ def random_map_batch(
         randomness: What the second argument is: `uint64[n]` seeds, or a JAX key array `[n]`.
         parameters: Keyword arguments of every call.
         version: Stands for the function in the identity instead of its source.
+        depends_on: Packages whose version is identity, see `Transform.depends_on`.
 
     Raises:
         ConfigError: as `map_records` does, and if `randomness` is `NONE` or `GENERATOR`.
     """
-    return _make(fn, name, Level.BATCH, _random(randomness), parameters, version)
+    return _make(fn, name, Level.BATCH, _random(randomness), parameters, version, depends_on)
 
 
 def check_pipeline(transforms: Iterable[Transform]) -> tuple[Transform, ...]:
@@ -208,6 +221,7 @@ def _make(
     randomness: Randomness,
     parameters: Mapping[str, Any] | None,
     version: str | int | None,
+    depends_on: Sequence[str],
 ) -> Transform:
     return Transform(
         fn=fn,
@@ -216,6 +230,7 @@ def _make(
         randomness=randomness,
         parameters={} if parameters is None else parameters,
         version=version,
+        depends_on=depends_on,
     )
 
 
