@@ -15,7 +15,7 @@ from datarax.core.errors import InputError
 from datarax.core.fingerprint import digest
 from datarax.lineage import Lineage, trace
 from datarax.loader import DataLoader
-from datarax.order import Schedule
+from datarax.order import Schedule, changed_algorithms
 from datarax.run_config import RunConfig
 from datarax.training import LOADER_NAME, total_steps
 
@@ -102,7 +102,7 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
         steps=steps,
         epochs=_first_position(schedule, steps) / records,
         identity=digest({LOADER_NAME: loader.identity()}),
-        warnings=[*loader.order.warnings(), *lineage.unknown_fields],
+        warnings=[*loader.order.warnings(), *changed_algorithms(), *lineage.unknown_fields],
         existing_run=existing,
         mismatches=mismatches,
         advice=advice,

@@ -84,9 +84,14 @@ def deviation(name: str, version: int) -> str | None:
 
 
 def answer(name: str) -> str:
-    """What this code answers for an algorithm, as 16 hex digits, or the kind of error that it raises."""
+    """What this code answers for an algorithm, as 16 hex digits."""
+    return shortened(_ASKED[name])
+
+
+def shortened(ask: Callable[[], Any]) -> str:
+    """An answer (values with canonical JSON) as 16 hex digits, or the kind of error that asking raises."""
     try:
-        return digest(_ASKED[name]())[:16]
+        return digest(ask())[:16]
     except (
         Exception
     ) as error:  # changed code may do anything; whoever asks wants to name it, not to fail with it

@@ -15,7 +15,7 @@ import jax
 from datarax.core.errors import ConfigError
 
 _SETTINGS: dict[str, Callable[[], str]] = {
-    "python": platform.python_version,
+    "python": lambda: platform.python_version(),
     "device_kind": lambda: jax.devices()[0].device_kind,
     "jax_enable_x64": lambda: str(bool(jax.config.read("jax_enable_x64"))).lower(),
     "xla_cpu_threads": lambda: os.environ.get("NPROC", "default"),

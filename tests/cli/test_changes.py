@@ -7,6 +7,7 @@ import pytest
 
 from datarax.checkpoint import Snapshot
 from datarax.cli.main import main
+from datarax.order import known_answers, permutation
 from tests.support.runs import NUM_RECORDS, finish_run
 
 
@@ -166,3 +167,27 @@ def test_plan_says_below_each_refused_field_what_to_do(changed, capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["mismatches"][0] == "train.order.policy: was 'global', is 'none'"
     assert plan["advice"][0] == 'set loader.order = "global" again'
+
+
+def test_a_changed_permutation_of_the_same_version_is_named_by_plan_run_and_verify(
+    tmp_path, monkeypatch, capsys
+):
+    config = str(finish_run(tmp_path))
+    monkeypatch.setattr(permutation, "ROUNDS", 9)
+    known_answers.deviation.cache_clear()
+    try:
+        for command in (
+            ["plan", config],
+            ["run", config, "--set", "run.steps=20"],
+            ["verify", str(tmp_path / "run")],
+        ):
+            capsys.readouterr()
+            assert main(command) == 1
+            shown = "".join(capsys.readouterr())
+            assert "train.order.version: was 1, is '1 (this code is another than version 1: " in shown, (
+                command
+            )
+            if command[0] != "verify":
+                assert "do: the order of this code does not do what its version says" in shown
+    finally:
+        known_answers.deviation.cache_clear()
