@@ -9,6 +9,7 @@ from datarax.checkpoint.checkpointer import Checkpointer as Checkpointer
 from datarax.checkpoint.encoding import EncodingError as EncodingError
 from datarax.checkpoint.encoding import decode as decode
 from datarax.checkpoint.encoding import encode as encode
+from datarax.checkpoint.file_stamps import FileStamps as FileStamps
 from datarax.checkpoint.global_arrays import make_global as make_global
 from datarax.checkpoint.model_item import compare_template as compare_model
 from datarax.checkpoint.model_item import describe_model as describe_model
@@ -35,6 +36,7 @@ __all__ = [
     "ChangePolicy",
     "Checkpointer",
     "EncodingError",
+    "FileStamps",
     "HistoryEntry",
     "Record",
     "Restored",

@@ -18,6 +18,7 @@ from typing import Any
 
 from datarax.checkpoint.compose import Modules, named_modules
 from datarax.checkpoint.encoding import EncodingError
+from datarax.checkpoint.file_stamps import FileStamps, newest_file_stamps, record_file_stamps
 from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout, local_directory, refuse_wildcards
 from datarax.checkpoint.lock import RunLock
@@ -313,6 +314,24 @@ class Checkpointer:
         self._continues_from = restored.step
         self._recorder.continue_from(restored, {} if data is None else named_modules(data))
         return restored
+
+    def file_stamps(self) -> FileStamps | None:
+        """What an earlier start has recorded of the data files; None if none has."""
+        return newest_file_stamps(self._layout)
+
+    def record_file_stamps(self, sources: Mapping[str, Any]) -> None:
+        """Keep with this start what the data files look like; process 0 does.
+
+        Args:
+            sources: name of each source -> its stamp, with canonical JSON.
+        """
+        if not self._processes.first:
+            return
+        try:
+            record_file_stamps(self._layout, self.start, sources)
+        except OSError as error:
+            # Then the next start compares with an older stamp, and looks at more than it would have to.
+            self.notes.append(f"the state of the data files was not recorded: {reason(error)}")
 
     def steps(self) -> list[int]:
         """All committed steps, ascending."""

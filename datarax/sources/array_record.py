@@ -145,10 +145,16 @@ class ArrayRecordSource(DataSource):
 
         The side files with those hashes are checked too: they must be good on the day on which they are needed.
         """
-        recorded = [file for file in self._runtime.dataset.files if file.recorded]
-        manifests = {file.recorded.directory: file.recorded.manifest for file in recorded if file.recorded}
-        checked = [file.problem(self.base_directory) for file in recorded]
-        checked += [_hashes_problem(manifest, directory) for directory, manifest in manifests.items()]
+        recorded = [file.recorded for file in self._runtime.dataset.files if file.recorded]
+        manifests = {each.directory: each.manifest for each in recorded}
+        checked = [_hashes_problem(manifest, directory) for directory, manifest in manifests.items()]
+        return self.check_files(self.file_names) + [problem for problem in checked if problem is not None]
+
+    def check_files(self, names: Sequence[str]) -> list[str]:
+        """Compares size and SHA-256 of these files with the manifest, and in files that differ every record's hash."""
+        wanted = set(names)
+        files = [file for file in self._runtime.dataset.files if file.recorded and file.name in wanted]
+        checked = [file.problem(self.base_directory) for file in files]
         return [problem for problem in checked if problem is not None]
 
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:

@@ -130,6 +130,10 @@ class DataSource(CheckpointableIteratorModule[Any]):
         """
         return []
 
+    def check_files(self, names: Sequence[str]) -> list[str]:
+        """What `check_content` finds in some of the files of `content_stamp`; a kind may check more than it is asked for."""
+        return self.check_content()
+
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:
         """Reads some records and compares them with what was recorded: index -> where it lies and what is wrong with it.
 
@@ -147,7 +151,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
     def content_stamp(self) -> dict[str, Any]:
         """What a file system says of the files: {name: [bytes, mtime in ns]}. Never identity.
 
-        A stamp that moved since the last look is a reason to call `check_content`; one that did not is no proof.
+        A stamp that moved since the last look is a reason to call `check_files`; one that did not is no proof.
         """
         return {}
 

@@ -33,6 +33,7 @@ from datarax.loader import DataLoader
 from datarax.multihost import check_slots, current, notice_replaced
 from datarax.signals import StopRequested, StopSignals
 from datarax.training.contract import Pace, TaskContract, check_position, state_and_metrics
+from datarax.training.moved_files import check_moved_files
 from datarax.training.peers import Peers, deadline, warn_of_replaced_notice
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
@@ -52,6 +53,9 @@ class ResumeConfig:
     """Likewise, but each change is also shown as a warning. Where both lists fit a field, the longer path decides."""
     on_damage: Literal["stop", "previous"] = "stop"
     """When the newest snapshot fails its checks: stop and say so, or go back to the newest good one (unattended jobs)."""
+    check_moved_files: bool = True
+    """Whether a start reads data files whole whose size or time has changed since the last one, and holds them against the
+    manifest. Turn it off where a dataset is too large for that."""
 
     def __post_init__(self) -> None:
         try:
@@ -157,7 +161,8 @@ class TrainingSession:
             signals: already installed signal handling; by default SIGTERM and SIGINT are taken while this runs.
 
         Raises:
-            MismatchError: the newest snapshot does not belong to this loader or task; nothing was changed.
+            MismatchError: the newest snapshot does not belong to this loader or task, or data files were rewritten since an
+                earlier start and are not what their manifest says; nothing was changed.
             SnapshotNotFoundError: there is no snapshot of `from_step`.
             SnapshotDamagedError: the snapshot to continue from fails its checks.
             ConfigError: the run has more steps already than it is to have.
@@ -202,6 +207,8 @@ class TrainingSession:
         # A failure is told to the others before the checkpointer waits for its save, which needs them.
         with checkpointer, peers.ending():
             self._check_slots()
+            if self._resume.check_moved_files:
+                check_moved_files(self._loader.source, checkpointer, self._processes, self._say)
             self._stop_if_agreed(checkpointer)
             start, state = self._start(checkpointer, from_step)
             self._stop_if_agreed(checkpointer)

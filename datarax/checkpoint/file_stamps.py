@@ -1,0 +1,56 @@
+"""What the data files looked like at an earlier start: sizes and times, kept beside the starts of a run.
+
+Never identity and never a reason to refuse: what has moved since is a reason to look. Knows nothing of sources; what stands
+in a stamp is for its maker to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datarax.checkpoint.layout import RunLayout, fsync_directory, is_step_name, write_new
+from datarax.core.fingerprint import canonical_json
+
+_SUFFIX = ".files.json"
+
+
+@dataclass(frozen=True)
+class FileStamps:
+    """The stamps that stand beside a start."""
+
+    start: int
+    """The start that recorded them: its number."""
+    sources: Mapping[str, Any]
+    """Name of each source -> its stamp; empty if the file cannot be read."""
+
+
+def newest_file_stamps(layout: RunLayout) -> FileStamps | None:
+    """What was recorded last; None if nothing ever was."""
+    try:
+        names = [path.name.removesuffix(_SUFFIX) for path in layout.starts.glob(f"*{_SUFFIX}")]
+    except OSError:
+        return None
+    newest = max((int(name) for name in names if is_step_name(name)), default=None)
+    if newest is None:
+        return None
+    try:
+        sources = json.loads((layout.starts / f"{newest}{_SUFFIX}").read_bytes())["sources"]
+    except (OSError, ValueError, KeyError, TypeError):
+        sources = None
+    return FileStamps(newest, sources if isinstance(sources, dict) else {})
+
+
+def record_file_stamps(layout: RunLayout, start: int, sources: Mapping[str, Any]) -> None:
+    """Writes `starts/<start>.files.json`, unless the newest one there says the same.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    newest = newest_file_stamps(layout)
+    if newest is not None and canonical_json(newest.sources) == canonical_json(sources):
+        return
+    write_new(layout.starts / f"{start}{_SUFFIX}", canonical_json({"sources": sources}) + b"\n")
+    fsync_directory(layout.starts)

@@ -1,0 +1,219 @@
+"""Files that were touched, copied or rewritten between two starts: looked at, and refused only if their content is another."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from datarax import ArrayRecordConfig, ArrayRecordSource, MemoryConfig, MemorySource
+from datarax.checkpoint import Checkpointer, FileStamps, Snapshot
+from datarax.cli.main import main
+from datarax.sources.source import SourceConfig
+from datarax.training.moved_files import look_at_files
+from tests.sources.test_outline import Squares
+from tests.support.processes import run_fleet
+from tests.support.runs import finish_run, write_config
+
+
+def shards(directory):
+    return sorted(Path(directory, "data").glob("*.array_record"))
+
+
+def rewrite(path, position, change=lambda record: record[:-2] + b"!\n"):
+    """The file with one record changed, as large as it was. The quick fingerprint samples records 0, 33, 66 and 99."""
+    reader = ArrayRecordReader(str(path))
+    records = reader.read_all()
+    reader.close()
+    records[position] = change(records[position])
+    size = path.stat().st_size
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    assert path.stat().st_size == size
+
+
+def go_on(directory, steps, *settings):
+    sets = [word for setting in (f"run.steps={steps}", *settings) for word in ("--set", setting)]
+    return main(["run", str(directory / "config.toml"), *sets])
+
+
+def recorded(directory):
+    return sorted(path.name for path in (directory / "run" / "starts").glob("*.files.json"))
+
+
+@pytest.fixture
+def begun(tmp_path, capsys):
+    """A run of 4 steps over 3 files of 100 records, with a manifest."""
+    finish_run(tmp_path, steps=4)
+    capsys.readouterr()
+    return tmp_path
+
+
+def test_files_that_lie_still_are_recorded_once_and_never_mentioned(begun, capsys):
+    assert go_on(begun, 6) == go_on(begun, 8) == 0
+    assert recorded(begun) == ["1.files.json"]
+    assert "checking" not in capsys.readouterr().err
+
+
+def test_a_rewritten_file_is_refused_with_its_record_until_it_is_put_back(begun, capsys):
+    path = shards(begun)[1]
+    content = path.read_bytes()
+    rewrite(path, 50)
+    for _ in range(2):  # a refusal is not an acceptance
+        assert go_on(begun, 6) == 1
+        errors = capsys.readouterr().err
+        assert "1 of 3 files of source 'text' have another time or size" in errors
+        assert f"{path} is not what the manifest says (SHA-256 differs); record 50 has changed" in errors
+        assert "Restore them from a copy" in errors
+    assert Snapshot.open(begun / "run").step == 4
+    path.write_bytes(content)
+    assert go_on(begun, 6) == 0
+    assert "checking their content" in capsys.readouterr().err
+    assert go_on(begun, 8) == 0
+    assert "checking" not in capsys.readouterr().err
+    assert main(["verify", str(begun / "run")]) == 0
+
+
+def test_only_the_files_that_moved_are_read(begun, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        "datarax.sources.array_record.file_sha256", lambda path: read.append(Path(path).name) or "another"
+    )
+    os.utime(shards(begun)[2], ns=(5, 5))
+    assert go_on(begun, 6) == 1
+    assert read == [shards(begun)[2].name]
+
+
+def test_touched_and_copied_files_are_no_false_alarm(begun, capsys):
+    for path in shards(begun):
+        os.utime(path, ns=(7, 7))
+    assert go_on(begun, 6) == 0
+    assert "3 of 3 files" in capsys.readouterr().err
+    shutil.copytree(begun / "data", begun / "elsewhere", copy_function=shutil.copyfile)
+    assert go_on(begun, 8, f"source.files={begun}/elsewhere") == 0
+    assert "checking their content" in capsys.readouterr().err
+
+
+def test_a_data_directory_that_was_renamed_is_not_even_looked_at(begun, capsys):
+    (begun / "data").rename(begun / "elsewhere")
+    assert go_on(begun, 6, f"source.files={begun}/elsewhere") == 0
+    assert "checking" not in capsys.readouterr().err
+    assert recorded(begun) == ["1.files.json"]
+
+
+def test_switched_off_nothing_is_looked_at_and_nothing_is_forgotten(begun, capsys):
+    rewrite(shards(begun)[0], 10)
+    assert go_on(begun, 6, "resume.check_moved_files=false") == 0
+    assert "checking" not in capsys.readouterr().err
+    assert go_on(begun, 8) == 1
+    assert "record 10 has changed" in capsys.readouterr().err
+
+
+def test_without_a_manifest_a_note_says_once_what_cannot_be_checked(tmp_path, capsys):
+    finish_run(tmp_path, steps=4)
+    shutil.rmtree(tmp_path / "run")
+    for name in ("manifest.json", "records.blake2b64"):
+        (tmp_path / "data" / name).unlink()
+    config = (tmp_path / "config.toml").read_text()
+    first, rest = config.split("[source.build]")
+    config = (
+        first.replace(f'files = "{tmp_path}/data"', f'files = "{tmp_path}/data/*.array_record"')
+        + "[loader]"
+        + rest.split("[loader]")[1]
+    )
+    (tmp_path / "config.toml").write_text(config)
+    assert go_on(tmp_path, 4) == 0
+    rewrite(shards(tmp_path)[1], 50)
+    capsys.readouterr()
+    assert go_on(tmp_path, 6) == 0
+    errors = capsys.readouterr().err
+    assert "note: 1 of 3 files of source 'text'" in errors
+    assert shards(tmp_path)[1].name in errors
+    assert "datarax build manifest" in errors
+    assert go_on(tmp_path, 8) == 0
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_two_processes_are_refused_together(tmp_path):
+    write_config(tmp_path)
+    command = ["run", tmp_path / "config.toml", "--set", "task.use=tests.support.tiny:task"]
+    codes, output = run_fleet(*command, "--set", "run.steps=4", count=2, directory=tmp_path)
+    assert codes == [0, 0], output
+    assert recorded(tmp_path) == ["1.files.json"]
+    rewrite(shards(tmp_path)[1], 50)
+    codes, output = run_fleet(*command, count=2, directory=tmp_path)
+    assert codes == [1, 1], output
+    assert "record 50 has changed" in output
+
+
+# The look itself, over sources of all kinds.
+
+
+def look(source, last):
+    said = []
+    return look_at_files(source, last, said.append), said
+
+
+@pytest.fixture
+def source(begun):
+    with ArrayRecordSource(ArrayRecordConfig(name="text", files=str(begun / "data"))) as source:
+        yield source
+
+
+def test_a_first_look_only_records(source, begun):
+    rewrite(shards(begun)[0], 1)
+    found, said = look(source, None)
+    assert (found.problems, found.notes, said) == ([], [], [])
+    assert list(found.stamps["text"]["files"]) == source.file_names
+
+
+def test_another_manifest_makes_every_file_worth_a_look(source, begun):
+    found, _ = look(source, None)
+    then = {"text": {**found.stamps["text"], "content": {"num_records": 300, "sha256": "another"}}}
+    rewrite(shards(begun)[0], 1)
+    stamps = {name: list(stamp) for name, stamp in source.content_stamp().items()}
+    then["text"]["files"] = stamps
+    assert len(look(source, FileStamps(1, then))[0].problems) == 1
+
+
+def test_stamps_that_cannot_be_read_trust_no_file(begun, source):
+    (begun / "run" / "starts" / "1.files.json").write_bytes(b"{")
+    last = Checkpointer(begun / "run").file_stamps()
+    assert last == FileStamps(1, {})
+    rewrite(shards(begun)[2], 5)
+    found, said = look(source, last)
+    assert "3 of 3 files" in said[0]
+    assert len(found.problems) == 1
+
+
+def test_sources_without_files_leave_no_stamp():
+    for source in (
+        MemorySource(MemoryConfig(), {"x": np.arange(3)}),
+        Squares(SourceConfig(name="squares")),
+    ):
+        assert look(source, FileStamps(1, {}))[0].stamps == {}
+
+
+class Filed(Squares):
+    """A source of one's own that can check all of its content, and no part of it."""
+
+    content_recorded = True
+    checked = 0
+
+    def content_stamp(self):
+        return {"a": [1, 2], "b": [3, 4]}
+
+    def check_content(self):
+        return ["b is bad"]
+
+
+def test_a_source_that_cannot_check_a_part_checks_all():
+    source = Filed(SourceConfig(name="squares"))
+    found, _ = look(
+        source, FileStamps(1, {"squares": {"content": None, "files": {"a": [1, 2], "b": [3, 5]}}})
+    )
+    assert found.problems == ["b is bad"]
