@@ -128,6 +128,8 @@ class Checkpointer:
             self.notes.append(
                 f"{layout.directory / name} has no manifest: it never was a snapshot and is skipped"
             )
+        if self._latest is None and self._recorder.identity is not None:
+            self.notes += self._policy.unknown_fields(self._recorder.identity)
         self._pace.begun(self._latest)
         return self
 

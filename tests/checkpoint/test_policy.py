@@ -104,6 +104,12 @@ def test_a_slip_in_a_permission_permits_nothing_and_is_named_beside_the_refusal(
     assert "did you mean 'train.seed'?" in caught.value.__notes__[0]
 
 
+def test_a_slip_in_a_permission_is_named_at_the_first_start_already(tmp_path):
+    with Checkpointer(tmp_path, identity={"train": {"seed": 1}}, allow_changed=["train.sed"]) as checkpointer:
+        assert len(checkpointer.notes) == 1
+        assert "did you mean 'train.seed'?" in checkpointer.notes[0]
+
+
 def test_a_refused_field_is_followed_by_what_to_do_and_its_own_line_stays(tmp_path):
     saved(tmp_path)
     with pytest.raises(MismatchError) as caught:
