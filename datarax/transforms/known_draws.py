@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from datarax.order import ORDER_VERSION
 from datarax.order.known_answers import deviation, shortened
-from datarax.order.order import ORDER_VERSION
 from datarax.transforms.randomness import (
     generator_from_seed,
     key_words,
