@@ -207,7 +207,7 @@ class TrainingSession:
         # A failure is told to the others before the checkpointer waits for its save, which needs them.
         with checkpointer, peers.ending():
             self._check_slots()
-            if self._resume.check_moved_files:
+            if self._resume.check_moved_files and isinstance(self._loader, DataLoader):
                 check_moved_files(self._loader.source, checkpointer, self._processes, self._say)
             self._stop_if_agreed(checkpointer)
             start, state = self._start(checkpointer, from_step)
