@@ -90,6 +90,7 @@ def _tree(report: VerifyReport) -> dict[str, Any]:
                 "differences": [
                     {"field": d.path, "was": _plain(d.was), "is": _plain(d.now)} for d in each.differences
                 ],
+                "advice": each.advice,
                 "replayed_steps": each.replayed,
                 "keys_only": each.keys_only,
                 "bytes_compared": each.bytes_compared,
@@ -107,10 +108,12 @@ def _plain(value: Any) -> Any:
 
 
 def _show(report: VerifyReport) -> None:
+    from datarax.core.errors import difference_lines
+
     for each in report.snapshots:
         print(_headline(each))
-        for difference in each.differences:
-            print(f"  {difference}")
+        for line in difference_lines(each.differences, each.advice):
+            print(line)
         for problem in each.problems:
             print(f"  {problem}")
     if report.run_problems:

@@ -22,6 +22,8 @@ class SnapshotReport:
     """Files that fail their checks, fields and steps that differ from the replay."""
     differences: list[Difference] = field(default_factory=list)
     """Identity fields in which the recorded recipe differs from today's."""
+    advice: list[str] = field(default_factory=list)
+    """For each of them the nearest thing to do; empty where it was said already."""
     replayed: Interval | None = None
     """The steps that were replayed and compared."""
     bytes_compared: bool = False
