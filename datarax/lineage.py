@@ -18,7 +18,7 @@ from datarax.core.advice import all_advice
 from datarax.core.errors import Difference, InputError
 from datarax.core.fingerprint import differences
 from datarax.loader import DataLoader
-from datarax.run_config import RunConfig, build_loader, parse_config
+from datarax.run_config import RunConfig, build_loader, parse_stored_config
 from datarax.sources import DataSource
 from datarax.sources.open import open_source
 from datarax.training import LOADER_NAME
@@ -119,7 +119,9 @@ def _earlier(directory: Path, entry: HistoryEntry, present: DataLoader, opened: 
             f"the run {directory} was changed at a later step than {entry.from_step}, and it was made from Python: "
             f"it keeps no config that says what was delivered before the change"
         )
-    config = parse_config(read_config(directory, entry.config), where=f"configs/{entry.config[:12]}….toml")
+    config = parse_stored_config(
+        read_config(directory, entry.config), where=f"configs/{entry.config[:12]}….toml"
+    )
     recorded: Any = read_identity(directory, entry.identity)
     source: DataSource = present.source
     if recorded[LOADER_NAME]["sources"] != present.identity()["sources"]:

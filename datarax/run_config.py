@@ -157,10 +157,31 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, where: str = "the 
     Raises:
         ConfigError: if it is not TOML, or a key or value is wrong.
     """
+    return _built(_parsed(text, where), overrides, where)
+
+
+def parse_stored_config(text: str, overrides: Sequence[str] = (), *, where: str) -> RunConfig:
+    """Builds a config from what a run has kept, as `parse_config` does from what a user has written.
+
+    What the version that stored it left out, it implied: that is filled in, not today's default.
+
+    Raises:
+        ConfigError: if it is not TOML, or a key or value is wrong.
+    """
+    tree = _parsed(text, where)
+    if isinstance(loader := tree.get("loader"), dict):
+        loader.setdefault("order_version", 1)  # kept since there could be two
+    return _built(tree, overrides, where)
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
-        tree = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where} is not valid TOML: {error}") from None
+
+
+def _built(tree: dict[str, Any], overrides: Sequence[str], where: str) -> RunConfig:
     for override in overrides:
         _apply_override(tree, override)
     try:
@@ -328,4 +349,5 @@ __all__ = [
     "load_config",
     "open_loader",
     "parse_config",
+    "parse_stored_config",
 ]

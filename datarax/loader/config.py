@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError
-from datarax.order import GrainStyle, OrderConfig, OrderPolicy, Remainder
+from datarax.order import ORDER_VERSION, GrainStyle, OrderConfig, OrderPolicy, Remainder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class DataLoaderConfig(DataraxModuleConfig):
     """Which of Grain's shuffles to reproduce; for the grain order only."""
     grain_ops_between: int | None = None
     """See `OrderConfig.grain_ops_between`; for the grain order in the style of `MapDataset` only."""
+    order_version: int | None = None
+    """Which algorithms shuffle; None: the newest. The run keeps the number, so that it goes on with them for ever."""
     num_epochs: int | None = None
     """Passes over the data in the whole run, however often it is interrupted; None goes on for ever."""
     remainder: Remainder = Remainder.DROP
@@ -54,6 +56,8 @@ class DataLoaderConfig(DataraxModuleConfig):
             _require_int("num_epochs", self.num_epochs, at_least=1)
         if not isinstance(self.byte_digest, bool):
             raise ConfigError(f"byte_digest must be true or false, got {self.byte_digest!r}")
+        if self.order_version is None:
+            object.__setattr__(self, "order_version", ORDER_VERSION)
         object.__setattr__(self, "order", _member(OrderPolicy, "order", self.order))
         object.__setattr__(self, "remainder", _member(Remainder, "remainder", self.remainder))
         self.order_config()
@@ -67,6 +71,7 @@ class DataLoaderConfig(DataraxModuleConfig):
             window_blocks=self.window_blocks,
             grain_style=self.grain_style,
             grain_ops_between=self.grain_ops_between,
+            version=ORDER_VERSION if self.order_version is None else self.order_version,
         )
 
 

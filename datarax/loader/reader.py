@@ -16,7 +16,7 @@ import numpy as np
 from datarax.core.errors import ConfigError
 from datarax.loader.device import place
 from datarax.loader.plan import BatchPlan, StepKeys
-from datarax.order import RecordKeys, Remainder, row_hashes, row_seeds
+from datarax.order import RecordKeys, Remainder, row_hashes
 from datarax.sources import DataSource
 from datarax.transforms import Transform, apply_transforms
 
@@ -49,7 +49,6 @@ class BatchReader:
     plan: BatchPlan
     source: DataSource
     transforms: Sequence[Transform]
-    seed: int
     byte_digest: bool
     sharding: jax.sharding.Sharding | None
 
@@ -100,8 +99,7 @@ class BatchReader:
         """The transformed rows of `keys`, a PyTree of arrays [len(keys), ...]."""
 
         def seeds_for(transform: Transform) -> np.ndarray:
-            source_ids = self.plan.order.source_ids[keys.source]
-            return row_seeds(self.seed, transform.name, source_ids, keys.index, keys.epoch)
+            return self.plan.order.row_seeds(transform.name, keys)
 
         return apply_transforms(
             self.transforms, self._read(keys), seeds_for=seeds_for, keys_text=lambda i: self._name(keys, i)

@@ -95,7 +95,6 @@ class Runtime:
             plan=BatchPlan(self.order, schedule, self.rows, self.owned),
             source=self.source,
             transforms=self.transforms,
-            seed=config.seed,
             byte_digest=config.byte_digest,
             sharding=self.sharding,
         )

@@ -8,9 +8,9 @@ from datarax.order.digest import Digest as Digest
 from datarax.order.digest import key_hashes as key_hashes
 from datarax.order.digest import row_hashes as row_hashes
 from datarax.order.known_answers import changed_algorithms as changed_algorithms
-from datarax.order.order import ORDER_VERSION as ORDER_VERSION
 from datarax.order.order import Order as Order
 from datarax.order.order import RecordKeys as RecordKeys
+from datarax.order.policy import ORDER_VERSION as ORDER_VERSION
 from datarax.order.policy import GrainStyle as GrainStyle
 from datarax.order.policy import OrderConfig as OrderConfig
 from datarax.order.policy import OrderPolicy as OrderPolicy

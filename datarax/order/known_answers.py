@@ -15,8 +15,9 @@ import numpy as np
 
 from datarax.core.fingerprint import digest
 from datarax.order.digest import DIGEST_VERSION, key_hashes, row_hashes
-from datarax.order.policy import OrderConfig, OrderPolicy
-from datarax.order.seeds import id64, row_seeds
+from datarax.order.policy import ORDER_VERSION, OrderConfig, OrderPolicy
+from datarax.order.seeds import id64
+from datarax.order.versions import ALGORITHMS
 
 SOURCE = "golden"
 
@@ -79,13 +80,13 @@ def named_version(name: str, version: int) -> int | str:
 def deviation(name: str, version: int) -> str | None:
     """The first digits of this code's answer if it is not the known one; None if it is, or none is known."""
     known = KNOWN[name].get(version)
-    found = answer(name)
+    found = answer(name, version)
     return None if known is None or found == known else found
 
 
-def answer(name: str) -> str:
-    """What this code answers for an algorithm, as 16 hex digits."""
-    return shortened(_ASKED[name])
+def answer(name: str, version: int) -> str:
+    """What this code answers for a version of an algorithm, as 16 hex digits."""
+    return shortened(functools.partial(_ASKED[name], version))
 
 
 def shortened(ask: Callable[[], Any]) -> str:
@@ -100,8 +101,6 @@ def shortened(ask: Callable[[], Any]) -> str:
 
 def changed_algorithms() -> list[str]:
     """A sentence for each algorithm of this package that does not do what its version says; [] if all is well."""
-    from datarax.order.order import ORDER_VERSION  # order.py asks this module what its identity is to say
-
     said = []
     for name in KNOWN:
         what, version, consequence = _described(name, ORDER_VERSION)
@@ -118,24 +117,25 @@ def _described(name: str, order_version: int) -> tuple[str, int, str]:
     return f"the {name} order", order_version, "other records come at the same positions"
 
 
-def _keys(name: str) -> list[Any]:
-    from datarax.order.order import Order  # as above
+def _keys(name: str, version: int) -> list[Any]:
+    from datarax.order.order import Order  # order.py asks this module what its identity is to say
 
     fields, lengths = CONFIGS[name]
     tree: list[Any] = []
     for n in lengths:
         positions = positions_of(name, n)
-        keys = Order(OrderConfig(**fields), {SOURCE: n}).keys(np.array(positions))
+        keys = Order(OrderConfig(**fields, version=version), {SOURCE: n}).keys(np.array(positions))
         tree.append([n, [[p, i, e] for p, (_, i, e) in zip(positions, keys.rows(), strict=True)]])
     return tree
 
 
-def _row_seeds() -> list[str]:
+def _row_seeds(version: int) -> list[str]:
     index, epoch = np.array([0, 1, 2**40 + 3]), np.array([0, 1, 2**33])
-    return _hex(row_seeds(7, "crop", np.full(3, id64(SOURCE), np.uint64), index, epoch))
+    return _hex(ALGORITHMS[version].row_seeds(7, "crop", np.full(3, id64(SOURCE), np.uint64), index, epoch))
 
 
-def _hashes() -> list[list[str]]:
+def _hashes(version: int) -> list[list[str]]:
+    del version  # one for now
     position = np.array([0, 1, -1, 2**40])
     index, epoch = np.array([5, 6, -1, 7]), np.array([0, 0, -1, 1])
     source = np.array(id64(SOURCE), np.uint64)
@@ -153,7 +153,7 @@ def _hex(hashes: np.ndarray) -> list[str]:
     return [f"{value:016x}" for value in hashes.tolist()]
 
 
-_ASKED: dict[str, Callable[[], Any]] = {
+_ASKED: dict[str, Callable[[int], Any]] = {
     **{name: functools.partial(_keys, name) for name in CONFIGS},
     "row seeds": _row_seeds,
     "digest": _hashes,

@@ -1,9 +1,9 @@
 """The order: an endless, addressable sequence of record keys, pure in seed, policy and sources' lengths.
 
 It reads no data, keeps no cursor and does not know which process it runs on. The key at a position never
-depends on which other positions are asked for. `ORDER_VERSION` names the algorithms of this package; golden
-files under `checkpoints/golden/order/` pin them, and a change to any key needs a new version and a new
-golden file.
+depends on which other positions are asked for. `OrderConfig.version` names the algorithms, and `versions.py` holds
+those of every version; golden files under `checkpoints/golden/order/` pin them, and a change to any key needs a new
+version beside the old ones and a new golden file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from typing import Any
 import numpy as np
 
 from datarax.core.errors import ConfigError, InputError
-from datarax.order.block import BlockPermutations
-from datarax.order.grain import GrainPermutations, derived_shuffle_seed, epoch_seeds, num_repeated
+from datarax.order.grain import num_repeated
 from datarax.order.known_answers import named_version, order_name
-from datarax.order.permutation import Identity, Permutations, keyed_permutations
+from datarax.order.permutation import Identity, Permutations
 from datarax.order.policy import GrainStyle, OrderConfig, OrderPolicy
 from datarax.order.positions import MAX_POSITION, checked_positions
-from datarax.order.seeds import derive_seed, id64
-
-ORDER_VERSION = 1
-"""Raise this when any policy gives another key for any position, and add a golden file."""
+from datarax.order.seeds import id64
+from datarax.order.versions import ALGORITHMS
 
 _EPOCHS_KEPT = 4  # epochs whose round keys are kept: a run reads from one or two at a time
 
@@ -75,6 +72,7 @@ class Order:
                 "mixtures of several sources are not available yet"
             )
         self.config = config
+        self._algorithms = ALGORITHMS[config.version]
         self.source_names = tuple(sources)
         self.source_ids = np.array([id64(name) for name in sources], np.uint64)
         """uint64[k], the `id64` of each source name."""
@@ -131,6 +129,16 @@ class Order:
             raise InputError(f"record {index} of epoch {epoch} stands beyond the last position, 2^63 - 1")
         return found
 
+    def row_seeds(self, transform: str, keys: RecordKeys) -> np.ndarray:
+        """One seed per row for one transform, a pure function of the record's key: uint64[n].
+
+        Args:
+            transform: the transform's name, unique in its pipeline.
+            keys: n keys, no pad slots.
+        """
+        source_ids = self.source_ids[keys.source]
+        return self._algorithms.row_seeds(self.config.seed, transform, source_ids, keys.index, keys.epoch)
+
     def identity(self) -> dict[str, Any]:
         """What decides the key at every position, as a JSON-able tree.
 
@@ -138,7 +146,7 @@ class Order:
         """
         config = self.config
         tree: dict[str, Any] = {
-            "version": named_version(order_name(config), ORDER_VERSION),
+            "version": named_version(order_name(config), config.version),
             "policy": config.policy.value,
             "sources": dict(zip(self.source_names, [self.num_records], strict=True)),
         }
@@ -183,27 +191,7 @@ class Order:
         return self._kept(epochs) if len(epochs) <= _EPOCHS_KEPT else self._build(epochs)
 
     def _build(self, epochs: tuple[int, ...]) -> Permutations:
-        config = self.config
-        if config.policy is OrderPolicy.GRAIN:
-            seed = config.seed
-            if config.grain_style is GrainStyle.MAP_DATASET:
-                seed = derived_shuffle_seed(seed, config.grain_ops_between or 0)
-            return GrainPermutations(self.num_records, epoch_seeds(seed, epochs))
-        if config.policy is OrderPolicy.BLOCK:
-            assert config.block_size is not None
-            assert config.window_blocks is not None
-            return BlockPermutations(
-                self.num_records,
-                config.block_size,
-                config.window_blocks,
-                block_seeds=self._seeds("shuffle blocks", epochs),
-                window_seeds=self._seeds("shuffle windows", epochs),
-            )
-        return keyed_permutations(self.num_records, self._seeds("shuffle", epochs))
-
-    def _seeds(self, purpose: str, epochs: tuple[int, ...]) -> np.ndarray:
-        name, seed = self.source_names[0], self.config.seed
-        return np.array([derive_seed(seed, purpose, name, epoch) for epoch in epochs], np.uint64)
+        return self._algorithms.permutations(self.config, self.source_names[0], self.num_records, epochs)
 
 
 def _distinct(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from datarax.core.errors import ConfigError
 
+ORDER_VERSION = 1
+"""Raise this when any policy gives another key for any position, add an entry to `versions.ALGORITHMS` and a golden file."""
+
 
 class OrderPolicy(enum.StrEnum):
     """How the records of one epoch are arranged."""
@@ -57,11 +60,14 @@ class OrderConfig:
     """How the Grain run got its seed; needed for, and only for, the grain policy."""
     grain_ops_between: int | None = None
     """Operations between `seed` and `shuffle` of the Grain pipeline (None: 0); only for `map_dataset`."""
+    version: int = ORDER_VERSION
+    """Which algorithms: every version that ever was can be asked for, so that a run keeps the one it was begun with."""
 
     def __post_init__(self) -> None:
         self._as_enum("policy", OrderPolicy)
         if self.grain_style is not None:
             self._as_enum("grain_style", GrainStyle)
+        self._check_version()
         self._check_fields_fit_policy()
         self._check_int("seed", self.seed, 0, self._seed_limit())
         if self.policy is OrderPolicy.BLOCK:
@@ -76,6 +82,13 @@ class OrderConfig:
         except ValueError:
             known = ", ".join(member.value for member in kind)
             raise ConfigError(f"order.{field} is {getattr(self, field)!r}; choose one of: {known}") from None
+
+    def _check_version(self) -> None:
+        if type(self.version) is not int or not 1 <= self.version <= ORDER_VERSION:
+            raise ConfigError(
+                f"order.version is {self.version!r}; this version of datarax has the orders 1 to {ORDER_VERSION}: use one of "
+                "them, or a later datarax if the run was made by one"
+            )
 
     def _check_fields_fit_policy(self) -> None:
         for field, policy in _FIELD_OF_POLICY.items():

@@ -14,7 +14,7 @@ from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.record import Record
 from datarax.core.errors import InputError
 from datarax.core.protocols import BatchStream
-from datarax.run_config import RunConfig, apply_environment, build_loader, parse_config
+from datarax.run_config import RunConfig, apply_environment, build_loader, parse_stored_config
 from datarax.sources import DataSource
 from datarax.sources.open import open_source
 from datarax.verify.records import neighbour_record
@@ -121,7 +121,7 @@ class Recipes:
                 f"and name it with --config, or name a function that makes its loader with --loader"
             )
         text = read_config(self._directory, config_digest)
-        return parse_config(text, overrides, where=f"configs/{config_digest[:12]}….toml")
+        return parse_stored_config(text, overrides, where=f"configs/{config_digest[:12]}….toml")
 
 
 def usable_config(directory: Path, step: int, record: Record) -> str | None:

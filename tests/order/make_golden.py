@@ -1,7 +1,7 @@
-"""Writes the golden files of the present versions: `python -m tests.order.make_golden`.
+"""Writes the golden files of orders and digests that are missing: `python -m tests.order.make_golden`.
 
 A golden file is never edited or overwritten. When an algorithm changes on purpose, raise `ORDER_VERSION` (or
-`DIGEST_VERSION`), run this once, and enter the new file's hash in `test_golden.py`; the old files stay.
+`DIGEST_VERSION`), run `make golden` once, and enter the new file's hash in `test_golden.py`; the old files stay.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 from datarax.order import (
     DIGEST_VERSION,
     MAX_POSITION,
-    ORDER_VERSION,
     Digest,
     Order,
     OrderConfig,
+    RecordKeys,
     derive_seed,
     id64,
     key_hashes,
     row_hashes,
-    row_seeds,
 )
+from datarax.order.versions import ALGORITHMS
 
 GOLDEN = Path(__file__).parents[2] / "checkpoints" / "golden" / "order"
 
@@ -49,12 +49,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], list[int]]] = {
 }
 
 
-def order_tree(name: str) -> dict[str, Any]:
+def order_tree(name: str, version: int) -> dict[str, Any]:
     """Keys of one policy at every length: at probed positions, and of three whole epochs as one hash."""
     fields, lengths = CONFIGS[name]
-    orders = [Order(OrderConfig(**fields), {SOURCE: n}) for n in lengths]
+    config = OrderConfig(**fields, version=version)
+    orders = [Order(config, {SOURCE: n}) for n in lengths]
     return {
-        "order_version": ORDER_VERSION,
+        "order_version": version,
         "config": fields,
         "source": SOURCE,
         "lengths": [_keys_of(order) for order in orders],
@@ -79,13 +80,14 @@ def _probed(n: int) -> list[int]:
     return sorted({p for p in [*near, *far] if p <= MAX_POSITION})
 
 
-def seeds_tree() -> dict[str, Any]:
+def seeds_tree(version: int) -> dict[str, Any]:
     """Derived seeds, ids and row seeds."""
     paths = [[], [0], [1, "shuffle", "books", 0], [-1, "", "ü", 2**64]]
     index, epoch = np.array([0, 1, 2**40 + 3]), np.array([0, 1, 2**33])
-    rows = row_seeds(7, "crop", np.full(3, id64(SOURCE), np.uint64), index, epoch)
+    order = Order(OrderConfig(seed=7, version=version), {SOURCE: 2**41})
+    rows = order.row_seeds("crop", RecordKeys(np.zeros(3, np.int32), index, epoch))
     return {
-        "order_version": ORDER_VERSION,
+        "order_version": version,
         "derive_seed": [[path, f"{derive_seed(*path):016x}"] for path in paths],
         "id64": {name: f"{id64(name):016x}" for name in ("", SOURCE, "ü")},
         "row_seeds": [f"{seed:016x}" for seed in rows.tolist()],
@@ -136,9 +138,11 @@ def _hex(hashes: np.ndarray) -> list[str]:
 
 
 def golden_trees() -> dict[str, dict[str, Any]]:
-    """File name -> content, for the present versions."""
-    trees = {f"order-v{ORDER_VERSION}-{name}.json": order_tree(name) for name in CONFIGS}
-    trees[f"order-v{ORDER_VERSION}-seeds.json"] = seeds_tree()
+    """File name -> content: of the order every version there ever was, of the digest the present one."""
+    trees = {}
+    for version in ALGORITHMS:
+        trees |= {f"order-v{version}-{name}.json": order_tree(name, version) for name in CONFIGS}
+        trees[f"order-v{version}-seeds.json"] = seeds_tree(version)
     trees[f"digest-v{DIGEST_VERSION}.json"] = digest_tree()
     return trees
 

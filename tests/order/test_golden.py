@@ -24,7 +24,7 @@ TREES = golden_trees()
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_the_present_version_gives_what_its_golden_file_says(name):
+def test_every_version_gives_what_its_golden_file_says(name):
     path = GOLDEN / name
     assert path.exists(), (
         f"{name} is missing: for a version raised on purpose, run `python -m tests.order.make_golden`"
