@@ -6,7 +6,6 @@ is changed on purpose.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -48,17 +47,5 @@ class Lineage:
 
 
 def entries_to_bytes(entries: Sequence[HistoryEntry]) -> bytes:
-    """What `history/<sha256>.json` holds."""
+    """What `history/<sha256>.json` holds; `record.read_history` reads it."""
     return canonical_json([vars(entry) for entry in entries])
-
-
-def entries_from_bytes(data: bytes) -> list[HistoryEntry]:
-    """The inverse of `entries_to_bytes`.
-
-    Raises:
-        ValueError: if it holds something else.
-    """
-    try:
-        return [HistoryEntry(**entry) for entry in json.loads(data)]
-    except TypeError as error:
-        raise ValueError(f"it holds no history: {error}") from error

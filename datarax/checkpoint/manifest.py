@@ -18,9 +18,11 @@ from typing import Any
 from datarax.checkpoint.layout import fsync_directory, fsync_file
 from datarax.checkpoint.model_item import LeafSpec
 from datarax.core.fingerprint import canonical_json
+from datarax.core.formats import reader_of
 
 MANIFEST_FORMAT = 1
-"""Raise this when the meaning of a field of `manifest.json` changes."""
+"""Raise this when the meaning of a field of `manifest.json` changes, add a reader to the table below, and golden snapshots
+with `make golden`."""
 
 _BLOCK_BYTES = 4 << 20
 _HASH_THREADS = min(8, os.cpu_count() or 1)
@@ -72,7 +74,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            ValueError: if a byte of it has changed, or its format is a later one.
+            ValueError: if a byte of it has changed, or there is no reader for its format.
         """
         tree = json.loads(data)
         if not isinstance(tree, dict):
@@ -80,19 +82,22 @@ class Manifest:
         # The bytes too: the last digit of a number may change without its value.
         if canonical_json(tree) != data or tree.pop("checksum", None) != _checksum(tree):
             raise ValueError("its checksum does not match its content")
-        if tree["format"] > MANIFEST_FORMAT:
-            raise ValueError(
-                f"its format is {tree['format']}; this version of datarax reads up to {MANIFEST_FORMAT}"
-            )
-        return Manifest(
-            step=tree["step"],
-            items={
-                name: {path: FileEntry(f["size"], f["sha256"]) for path, f in files.items()}
-                for name, files in tree["items"].items()
-            },
-            leaves=None if tree["leaves"] is None else [LeafSpec.from_tree(leaf) for leaf in tree["leaves"]],
-            written_unix_seconds=tree["written_unix_seconds"],
-        )
+        return reader_of(tree.get("format"), _READERS)(tree)
+
+
+def _read_v1(tree: Mapping[str, Any]) -> Manifest:
+    return Manifest(
+        step=tree["step"],
+        items={
+            name: {path: FileEntry(f["size"], f["sha256"]) for path, f in files.items()}
+            for name, files in tree["items"].items()
+        },
+        leaves=None if tree["leaves"] is None else [LeafSpec.from_tree(leaf) for leaf in tree["leaves"]],
+        written_unix_seconds=tree["written_unix_seconds"],
+    )
+
+
+_READERS = {1: _read_v1}
 
 
 def _checksum(body: Any) -> str:

@@ -1,13 +1,14 @@
 """What a snapshot says about the data: `record.json`, `steps.bin` and `processes.json`, as values and as bytes.
 
-Knows nothing of directories, Orbax and modules. `checkpoints/README.md` describes the fields.
+Knows nothing of directories, Orbax and modules. `checkpoints/README.md` describes the fields. The tables at the end say
+which reader reads which format; a reader of an earlier one stays for ever and gives today's form.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ import numpy.typing as npt
 
 from datarax.core.errors import SaveError
 from datarax.core.fingerprint import canonical_json
+from datarax.core.formats import reader_of
 
 SNAPSHOT_FORMAT = 1
-"""Raise this when the meaning of a field of `record.json`, `steps.bin` or `processes.json` changes."""
+"""Raise this when the meaning of a field of `record.json`, `steps.bin`, `processes.json` or `history/` changes, or of a mark
+in encoded states; add a reader to each table below, and golden snapshots with `make golden`."""
 
 RECORD_LIMIT_BYTES = 4096
 """A record never grows with the position, the dataset or the number of processes; this is where it would show."""
@@ -83,6 +86,7 @@ class Record:
     earlier_history: str | None = None
     """Digest of the file with the entries before those in `history`; None if there are none."""
     format: int = SNAPSHOT_FORMAT
+    """The format of the file that this was read from, and of those that it names: `steps.bin` and the earlier history."""
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, at most `RECORD_LIMIT_BYTES`.
@@ -92,7 +96,7 @@ class Record:
         """
         data = canonical_json(
             {
-                "format": self.format,
+                "format": SNAPSHOT_FORMAT,
                 "step": self.step,
                 "previous": self.previous,
                 "identity": self.identity,
@@ -126,30 +130,60 @@ class Record:
         Raises:
             ValueError: if this is not a record, or one of a later format.
         """
-        tree = json.loads(data)
-        if not isinstance(tree, dict) or type(tree.get("format")) is not int:
-            raise ValueError("it holds no format number")
-        if tree["format"] > SNAPSHOT_FORMAT:
-            raise ValueError(
-                f"its format is {tree['format']}; this version of datarax reads up to {SNAPSHOT_FORMAT}"
-            )
-        try:
-            return Record(
-                **{
-                    **tree,
-                    "history": [HistoryEntry(**entry) for entry in tree["history"]],
-                    "loaders": {name: _loader_from(loader) for name, loader in tree["loaders"].items()},
-                }
-            )
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"it has other fields than format {tree['format']}: {error}") from error
+        tree = _object(data)
+        record = _read(tree, reader_of(tree.get("format"), _RECORD_READERS))
+        for name, loader in record.loaders.items():
+            if loader.scope not in ("global", "process"):
+                raise ValueError(f"loaders.{name}.scope is {loader.scope!r}, not 'global' or 'process'")
+        return record
+
+    @staticmethod
+    def salvaged(data: bytes) -> Record:
+        """Read a record that is not as it was written: one of a format that never was is taken for today's.
+
+        Raises:
+            ValueError: if this is not a record, or one of a later format.
+        """
+        tree = _object(data)
+        version = tree.get("format")
+        if type(version) is int and version < SNAPSHOT_FORMAT:
+            return _read(tree, _RECORD_READERS.get(version, _record_v1))
+        return _read(tree, reader_of(version, _RECORD_READERS))
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    tree = json.loads(data)
+    if not isinstance(tree, dict):
+        raise ValueError("it holds no format number")
+    return tree
+
+
+def _read(tree: dict[str, Any], reader: Callable[[dict[str, Any]], Record]) -> Record:
+    try:
+        return replace(reader(tree), format=tree["format"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"it has other fields than format {tree['format']}: {error}") from error
+
+
+def _record_v1(tree: dict[str, Any]) -> Record:
+    return Record(
+        **{
+            **tree,
+            "history": _history_v1(tree["history"]),
+            "loaders": {name: _loader_v1(loader) for name, loader in tree["loaders"].items()},
+        }
+    )
+
+
+def _history_v1(entries: Sequence[Mapping[str, Any]]) -> list[HistoryEntry]:
+    return [HistoryEntry(**entry) for entry in entries]
 
 
 def _loader_tree(loader: LoaderRecord) -> dict[str, Any]:
     return {**vars(loader), "steps": None if loader.steps is None else vars(loader.steps)}
 
 
-def _loader_from(tree: Mapping[str, Any]) -> LoaderRecord:
+def _loader_v1(tree: Mapping[str, Any]) -> LoaderRecord:
     steps = tree["steps"]
     return LoaderRecord(**{**tree, "steps": None if steps is None else StepRange(**steps)})
 
@@ -169,18 +203,43 @@ def pack_steps(parts: Sequence[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint
 
 
 def unpack_steps(
-    data: bytes, steps: StepRange
+    data: bytes, steps: StepRange, format: int = SNAPSHOT_FORMAT
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64] | None]:
     """The digests of one loader: `keys uint64[count]`, and `bytes uint64[count]` or None if none were kept.
+
+    Args:
+        data: `steps.bin`.
+        steps: which part of it.
+        format: that of the record which names it; the file itself has no room for a number.
 
     Raises:
         ValueError: if `data` is shorter than the range.
     """
+    return reader_of(format, _STEPS_READERS)(data, steps)
+
+
+def _steps_v1(data: bytes, steps: StepRange) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64] | None]:
     end = (steps.offset + steps.count) * _STEP_PAIR.itemsize
     if len(data) < end:
         raise ValueError(f"steps.bin has {len(data)} bytes, the record needs {end}")
     block = np.frombuffer(data, _STEP_PAIR, steps.count, steps.offset * _STEP_PAIR.itemsize)
     return block["keys"].copy(), block["bytes"].copy() if steps.has_bytes else None
+
+
+def read_history(data: bytes, format: int = SNAPSHOT_FORMAT) -> list[HistoryEntry]:
+    """The entries in a file of `history/`.
+
+    Args:
+        data: the file.
+        format: that of the record which names it.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    try:
+        return reader_of(format, _HISTORY_READERS)(json.loads(data))
+    except TypeError as error:
+        raise ValueError(f"it holds no history: {error}") from error
 
 
 def pack_processes(parts: Mapping[int, Mapping[str, Any]], process_count: int) -> bytes:
@@ -200,11 +259,21 @@ def unpack_processes(data: bytes, process_index: int, process_count: int) -> Map
     Raises:
         ValueError: if they were saved by another number of processes.
     """
-    tree = json.loads(data)
-    saved = tree["process_count"]
+    tree = _object(data)
+    saved, parts = reader_of(tree.get("format"), _PROCESSES_READERS)(tree)
     if saved != process_count:
         raise ValueError(
-            f"the state of {', '.join(sorted(tree['parts']['0']))} belongs to single processes: it was saved by {saved} "
+            f"the state of {', '.join(sorted(parts['0']))} belongs to single processes: it was saved by {saved} "
             f"and can be restored by {saved}, not by {process_count}"
         )
-    return tree["parts"][str(process_index)]
+    return parts[str(process_index)]
+
+
+def _processes_v1(tree: Mapping[str, Any]) -> tuple[int, Mapping[str, Mapping[str, Any]]]:
+    return tree["process_count"], tree["parts"]
+
+
+_RECORD_READERS: dict[int, Callable[[dict[str, Any]], Record]] = {1: _record_v1}
+_HISTORY_READERS: dict[int, Callable[[Any], list[HistoryEntry]]] = {1: _history_v1}
+_STEPS_READERS = {1: _steps_v1}
+_PROCESSES_READERS = {1: _processes_v1}

@@ -79,7 +79,11 @@ class DataItem:
             ValueError: if `steps.bin` is too short.
         """
         steps = self.record.loaders[loader].steps
-        return None if steps is None else (steps.first_step, *unpack_steps(self.steps_bytes, steps))
+        return (
+            None
+            if steps is None
+            else (steps.first_step, *unpack_steps(self.steps_bytes, steps, self.record.format))
+        )
 
 
 def read_data_item(run_directory: str | Path, step: int) -> DataItem | None:
@@ -87,7 +91,7 @@ def read_data_item(run_directory: str | Path, step: int) -> DataItem | None:
     layout = RunLayout(local_directory(run_directory))
     for directory in (layout.step(step) / DATA_ITEM, layout.ledger(step)):
         try:
-            record = Record.from_bytes((directory / RECORD_NAME).read_bytes())
+            record = Record.salvaged((directory / RECORD_NAME).read_bytes())
             return DataItem(record, *(_bytes_of(directory / name) for name in (STEPS_NAME, PROCESSES_NAME)))
         except (OSError, ValueError):
             continue

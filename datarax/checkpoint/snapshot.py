@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from datarax.checkpoint.encoding import decode
 from datarax.checkpoint.handler import read_model
-from datarax.checkpoint.history import entries_from_bytes
+from datarax.checkpoint.identity_reader import lift_identity
 from datarax.checkpoint.layout import (
     DATA_ITEM,
     MANIFEST_NAME,
@@ -34,7 +34,7 @@ from datarax.checkpoint.layout import (
 )
 from datarax.checkpoint.manifest import Manifest, check_bytes, check_item
 from datarax.checkpoint.model_item import LeafSpec
-from datarax.checkpoint.record import HistoryEntry, Record, unpack_processes, unpack_steps
+from datarax.checkpoint.record import HistoryEntry, Record, read_history, unpack_processes, unpack_steps
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 
 PathLike = str | os.PathLike[str]
@@ -107,7 +107,10 @@ class Snapshot:
         if not ranges:
             return {}
         data = self.data_file(STEPS_NAME)
-        return {name: (steps.first_step, *unpack_steps(data, steps)) for name, steps in ranges.items()}
+        format = self.record.format
+        return {
+            name: (steps.first_step, *unpack_steps(data, steps, format)) for name, steps in ranges.items()
+        }
 
     @property
     def history(self) -> list[HistoryEntry]:
@@ -120,7 +123,7 @@ class Snapshot:
         if sha256 is None:
             return list(self.record.history)
         data = _read_addressed(self.layout, self.layout.history(sha256), sha256, "history")
-        return [*entries_from_bytes(data), *self.record.history]
+        return [*read_history(data, self.record.format), *self.record.history]
 
     @property
     def identity(self) -> Any:
@@ -224,7 +227,7 @@ class Snapshot:
             record = self.record
             for loader in record.loaders.values():
                 if loader.steps is not None:
-                    unpack_steps(self.data_file(STEPS_NAME), loader.steps)
+                    unpack_steps(self.data_file(STEPS_NAME), loader.steps, record.format)
                 if loader.scope == "global":
                     decode(loader.state)
         except SnapshotDamagedError as error:
@@ -300,13 +303,13 @@ def newest_good_step(run_directory: PathLike, *, below: int | None = None) -> in
 
 
 def read_identity(run_directory: PathLike, sha256: str) -> Any:
-    """The identity tree with this digest.
+    """The identity tree with this digest, in today's form whatever version recorded it.
 
     Raises:
         SnapshotDamagedError: if the file is missing or has changed.
     """
     layout = RunLayout(local_directory(run_directory))
-    return json.loads(_read_addressed(layout, layout.identity(sha256), sha256, "identity"))
+    return lift_identity(json.loads(_read_addressed(layout, layout.identity(sha256), sha256, "identity")))
 
 
 def read_config(run_directory: PathLike, sha256: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from datarax.core.errors import InputError
+from datarax.core.formats import reader_of
 from datarax.order.positions import checked_positions
 from datarax.order.seeds import GOLDEN, derive_seed, mix64
 
@@ -251,20 +252,27 @@ class Digest:
         Raises:
             ValueError: if a field is missing, unknown, of another version or not as `to_state` writes it.
         """
-        fields = {"version", "rows", "keys", "bytes"}
-        if not isinstance(state, Mapping) or set(state) != fields:
-            raise ValueError(f"a digest has the fields {sorted(fields)}, got {state!r}")
-        if type(state["version"]) is not int or state["version"] != DIGEST_VERSION:
-            raise ValueError(
-                f"digest version {state['version']!r} is not {DIGEST_VERSION}, the one known here"
-            )
-        if type(state["rows"]) is not int or state["rows"] < 0:
-            raise ValueError(f"digest.rows is {state['rows']!r}, not an int >= 0")
-        hashed = None if state["bytes"] is None else _parse_hex("bytes", state["bytes"])
-        return cls(state["rows"], _parse_hex("keys", state["keys"]), hashed)
+        if not isinstance(state, Mapping) or "version" not in state:
+            raise ValueError(f"a digest has the fields {_FIELDS}, got {state!r}")
+        return reader_of(state["version"], _READERS, "digest version")(state)
+
+
+_FIELDS = ["bytes", "keys", "rows", "version"]
+
+
+def _read_v1(state: Mapping[str, Any]) -> Digest:
+    if sorted(state) != _FIELDS:
+        raise ValueError(f"a digest has the fields {_FIELDS}, got {state!r}")
+    if type(state["rows"]) is not int or state["rows"] < 0:
+        raise ValueError(f"digest.rows is {state['rows']!r}, not an int >= 0")
+    hashed = None if state["bytes"] is None else _parse_hex("bytes", state["bytes"])
+    return Digest(state["rows"], _parse_hex("keys", state["keys"]), hashed)
 
 
 def _parse_hex(field: str, text: Any) -> int:
     if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{16}", text):
         raise ValueError(f"digest.{field} is {text!r}, not 16 lower-case hex digits")
     return int(text, 16)
+
+
+_READERS = {1: _read_v1}

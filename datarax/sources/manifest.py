@@ -19,10 +19,11 @@ import numpy as np
 
 from datarax.core.errors import InputError
 from datarax.core.fingerprint import digest
+from datarax.core.formats import UnknownFormatError, reader_of
 from datarax.sources.durable import write_durably
 
 MANIFEST_FORMAT = 1
-"""Raise this when the meaning of a field changes; older formats stay readable."""
+"""Raise this when the meaning of a field changes, and add a reader to the table below; older formats stay readable."""
 
 MANIFEST_NAME = "manifest.json"
 RECORD_HASHES_NAME = "records.blake2b64"
@@ -108,6 +109,8 @@ def load_manifest(directory: str) -> Manifest | None:
         raise InputError(f"manifest {path} cannot be read: {error.strerror}") from error
     try:
         return _parse(json.loads(text))
+    except UnknownFormatError as error:
+        raise InputError(f"manifest {path} cannot be read: {error}") from error
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"manifest {path} is damaged or not a manifest of datarax ({error}); build the dataset again, or remove "
@@ -137,10 +140,14 @@ def load_record_hashes(manifest: Manifest, directory: str) -> np.ndarray:
 
 def _parse(tree: Any) -> Manifest:
     _require(isinstance(tree, dict), "it holds no JSON object")
+    manifest = reader_of(tree.get("format"), _READERS)(tree)
+    body = {key: value for key, value in tree.items() if key != "checksum"}
+    _require(digest(body) == tree["checksum"], "its checksum does not match its content")
+    return manifest
+
+
+def _read_v1(tree: dict[str, Any]) -> Manifest:
     expected = {"format", "num_records", "files", "record_hashes", "build", "checksum"}
-    _require(
-        tree.get("format") == MANIFEST_FORMAT, f"format {tree.get('format')!r} instead of {MANIFEST_FORMAT}"
-    )
     _require(set(tree) == expected, f"its fields are {sorted(tree)} instead of {sorted(expected)}")
     entries = tuple(_parse_entry(entry) for entry in tree["files"])
     names = [entry.name for entry in entries]
@@ -152,9 +159,10 @@ def _parse(tree: Any) -> Manifest:
     _require(tree["build"] is None or isinstance(tree["build"], dict), "build is no object")
     manifest = Manifest(entries, hashes["sha256"], tree["build"])
     _require(manifest.num_records == tree["num_records"], "num_records is not the sum over the files")
-    body = {key: value for key, value in tree.items() if key != "checksum"}
-    _require(digest(body) == tree["checksum"], "its checksum does not match its content")
     return manifest
+
+
+_READERS = {1: _read_v1}
 
 
 def _parse_entry(entry: Any) -> FileEntry:

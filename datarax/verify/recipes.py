@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint import read_config
+from datarax.checkpoint.identity_reader import lift_identity
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.record import Record
 from datarax.core.errors import InputError
@@ -135,7 +136,7 @@ def usable_config(directory: Path, step: int, record: Record) -> str | None:
 def recorded_identity(directory: Path, record: Record, present: Any) -> Any:
     """The identity that the record names. What is missing or damaged was reported already: then there is none to compare."""
     try:
-        return json.loads(RunLayout(directory).identity(record.identity).read_bytes())
+        return lift_identity(json.loads(RunLayout(directory).identity(record.identity).read_bytes()))
     except (OSError, ValueError):
         return present
 

@@ -77,7 +77,7 @@ def test_no_manifest_is_none(tmp_path: Path):
     ("change", "message"),
     [
         (lambda tree: [tree], "no JSON object"),
-        (lambda tree: {**tree, "format": 2}, "format 2 instead of 1"),
+        (lambda tree: {**tree, "format": "1"}, "no format number"),
         (lambda tree: {**tree, "more": 0}, "its fields are"),
         (lambda tree: {key: tree[key] for key in tree if key != "build"}, "its fields are"),
         (lambda tree: {**tree, "num_records": 4}, "num_records is not the sum"),
@@ -103,6 +103,23 @@ def test_a_manifest_that_does_not_say_what_it_must_is_refused(dataset: Path, cha
 
 def _with_entry(tree: dict, **changes: object) -> dict:
     return {**tree, "files": [{**tree["files"][0], **changes}, *tree["files"][1:]]}
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (2, "its format is 2; .* reads up to 1: use the version that wrote it"),
+        (0, "its format is 0, which no"),
+    ],
+)
+def test_a_manifest_of_a_format_without_a_reader_is_refused_by_its_number(
+    dataset: Path, version: int, message: str
+):
+    write_manifest(f"{dataset}/*")
+    path = dataset / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": version}))
+    with pytest.raises(InputError, match=rf"manifest .*manifest.json cannot be read: {message}"):
+        load_manifest(str(dataset))
 
 
 def test_text_that_is_no_json_is_refused(dataset: Path):
