@@ -5,6 +5,7 @@
 #   make check   format, lint, types
 #   make bench   the loader against its ceilings and against Grain
 #   make proof   every field, byte and line that counts, changed one at a time: who notices
+#   make golden  the golden files of a raised format or version; overwrites none
 #   make soak    hundreds of signals into runs of many processes (about half an hour)
 
 SHELL := /bin/sh
@@ -19,7 +20,7 @@ PYTEST_FLAGS ?= -q
 .PHONY: run test check format bench proof soak golden constraints clean help setup
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 setup: $(READY)
 
@@ -59,9 +60,9 @@ proof: $(READY)
 soak: $(READY)
 	$(BIN)/python -m tests.soak --kills 300
 
-# Adds the golden files of a new ORDER_VERSION; never writes one that is there.
+# Adds the golden orders and snapshots of versions and formats that were raised; never writes one that is there.
 golden: $(READY)
-	$(BIN)/python -m tests.order.make_golden
+	$(BIN)/python -m tests.make_golden
 
 # Resolve the newest versions that pyproject allows and record them; run once with a 3.11 and once with a 3.12 interpreter.
 constraints:

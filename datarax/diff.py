@@ -64,9 +64,14 @@ def _snapshot(path: Path) -> Snapshot:
 
 
 def _data(snapshot: Snapshot) -> dict[str, object]:
-    loaders = snapshot.record.loaders
+    loaders, parts = snapshot.record.loaders, snapshot.process_parts()
     return {
-        name: {"scope": each.scope, "state": each.state, "digest": each.digest}
+        name: {
+            "scope": each.scope,
+            "state": each.state,
+            "processes": {index: part[name] for index, part in parts.items() if name in part},
+            "digest": each.digest,
+        }
         for name, each in loaders.items()
     }
 

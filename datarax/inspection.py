@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint import Snapshot, ledger_steps, list_steps
+from datarax.checkpoint import Snapshot, decode, ledger_steps, list_steps
 
 
 def committed_steps(directory: str | Path) -> list[int]:
@@ -35,7 +35,7 @@ def inspect_run(directory: str | Path, step: int | None = None) -> dict[str, Any
 
 
 def _content(snapshot: Snapshot) -> dict[str, Any]:
-    record, states = snapshot.record, snapshot.states()
+    record, parts = snapshot.record, snapshot.process_parts()
     return {
         "identity": snapshot.identity,
         "identity_digest": record.identity,
@@ -43,7 +43,14 @@ def _content(snapshot: Snapshot) -> dict[str, Any]:
         "previous_step": record.previous,
         "history": [vars(entry) for entry in snapshot.history],
         "loaders": {
-            name: {"state": states[name], "digest": loader.digest} for name, loader in record.loaders.items()
+            name: {
+                # Of a module whose state is each process's own: that of each.
+                "state": decode(loader.state)
+                if loader.scope == "global"
+                else {f"process {index}": decode(part[name]) for index, part in parts.items()},
+                "digest": loader.digest,
+            }
+            for name, loader in record.loaders.items()
         },
         "model": {leaf.path: str(leaf) for leaf in snapshot.leaves or ()},
     }

@@ -52,5 +52,5 @@ def _lift_module(tree: Any) -> Any:
 def _lifted(tree: Any, lifts: Mapping[int, Lift], key: str = "version") -> Any:
     while isinstance(tree, Mapping) and type(version := tree.get(key, 1)) is int and version in lifts:
         tree = lifts[version](dict(tree))
-        assert tree[key] > version, f"the lift of version {version} must raise it"
+        assert tree.get(key, 1) > version, f"the lift of version {version} must raise it"
     return tree

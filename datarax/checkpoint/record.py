@@ -259,18 +259,30 @@ def unpack_processes(data: bytes, process_index: int, process_count: int) -> Map
     Raises:
         ValueError: if they were saved by another number of processes.
     """
-    tree = _object(data)
-    saved, parts = reader_of(tree.get("format"), _PROCESSES_READERS)(tree)
-    if saved != process_count:
+    parts = process_parts(data)
+    if len(parts) != process_count:
         raise ValueError(
-            f"the state of {', '.join(sorted(parts['0']))} belongs to single processes: it was saved by {saved} "
-            f"and can be restored by {saved}, not by {process_count}"
+            f"the state of {', '.join(sorted(parts['0']))} belongs to single processes: it was saved by {len(parts)} "
+            f"and can be restored by {len(parts)}, not by {process_count}"
         )
     return parts[str(process_index)]
 
 
-def _processes_v1(tree: Mapping[str, Any]) -> tuple[int, Mapping[str, Mapping[str, Any]]]:
-    return tree["process_count"], tree["parts"]
+def process_parts(data: bytes) -> Mapping[str, Mapping[str, Any]]:
+    """What `processes.json` holds: process index, in digits, -> module name -> encoded state.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    tree = _object(data)
+    return reader_of(tree.get("format"), _PROCESSES_READERS)(tree)
+
+
+def _processes_v1(tree: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    parts = tree["parts"]
+    if sorted(map(int, parts)) != list(range(tree["process_count"])):
+        raise ValueError(f"it has parts of {len(parts)} processes, and says {tree['process_count']}")
+    return parts
 
 
 _RECORD_READERS: dict[int, Callable[[dict[str, Any]], Record]] = {1: _record_v1}

@@ -34,7 +34,14 @@ from datarax.checkpoint.layout import (
 )
 from datarax.checkpoint.manifest import Manifest, check_bytes, check_item
 from datarax.checkpoint.model_item import LeafSpec
-from datarax.checkpoint.record import HistoryEntry, Record, read_history, unpack_processes, unpack_steps
+from datarax.checkpoint.record import (
+    HistoryEntry,
+    Record,
+    process_parts,
+    read_history,
+    unpack_processes,
+    unpack_steps,
+)
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 
 PathLike = str | os.PathLike[str]
@@ -85,14 +92,11 @@ class Snapshot:
             SnapshotDamagedError: if it has changed or cannot be parsed.
         """
         try:
-            record = Record.from_bytes(self.data_file(RECORD_NAME))
+            return self._parsed_record()
+        except SnapshotDamagedError:
+            raise
         except ValueError as error:
-            if isinstance(error, SnapshotDamagedError):
-                raise
             raise self.damaged([f"{DATA_ITEM}/{RECORD_NAME}: {error}"]) from error
-        if record.step != self.step:
-            raise self.damaged([f"{DATA_ITEM}/{RECORD_NAME}: it is of step {record.step}"])
-        return record
 
     @property
     def steps(self) -> Mapping[str, tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint64] | None]]:
@@ -123,7 +127,10 @@ class Snapshot:
         if sha256 is None:
             return list(self.record.history)
         data = _read_addressed(self.layout, self.layout.history(sha256), sha256, "history")
-        return [*read_history(data, self.record.format), *self.record.history]
+        try:
+            return [*read_history(data, self.record.format), *self.record.history]
+        except ValueError as error:
+            raise self.damaged([f"history/{sha256}.json: {error}"]) from error
 
     @property
     def identity(self) -> Any:
@@ -144,6 +151,21 @@ class Snapshot:
             part = unpack_processes(self.data_file(PROCESSES_NAME), process_index, process_count)
             states |= {name: decode(part[name]) for name in own}
         return states
+
+    def process_parts(self) -> Mapping[str, Mapping[str, Any]]:
+        """Process index, in digits, -> module name -> encoded state, where that is each process's own; {} if there is none.
+
+        Raises:
+            SnapshotDamagedError: if the file has changed or cannot be parsed.
+        """
+        if all(loader.scope != "process" for loader in self.record.loaders.values()):
+            return {}
+        try:
+            return process_parts(self.data_file(PROCESSES_NAME))
+        except SnapshotDamagedError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged([f"{DATA_ITEM}/{PROCESSES_NAME}: {error}"]) from error
 
     def data_file(self, name: str) -> bytes:
         """The bytes of a file of the data item, as they were written.
@@ -222,18 +244,30 @@ class Snapshot:
             )
         return damaged(self.layout, self.step, problems)
 
+    def _parsed_record(self) -> Record:
+        record = Record.from_bytes(self.data_file(RECORD_NAME))
+        if record.step != self.step:
+            raise ValueError(f"it is of step {record.step}")
+        return record
+
     def _check_references(self) -> list[str]:
+        # Never through `damaged`, which asks the other steps whether they are good: they would ask this one.
+        shown = f"{DATA_ITEM}/{RECORD_NAME}"
         try:
-            record = self.record
+            record = self._parsed_record()
+            shown = DATA_ITEM
             for loader in record.loaders.values():
                 if loader.steps is not None:
                     unpack_steps(self.data_file(STEPS_NAME), loader.steps, record.format)
                 if loader.scope == "global":
                     decode(loader.state)
+            if any(loader.scope == "process" for loader in record.loaders.values()):
+                shown = f"{DATA_ITEM}/{PROCESSES_NAME}"
+                process_parts(self.data_file(PROCESSES_NAME))
         except SnapshotDamagedError as error:
             return list(error.problems)
-        except ValueError as error:
-            return [f"{DATA_ITEM}: {error}"]
+        except (ValueError, KeyError, TypeError) as error:
+            return [f"{shown}: {error}"]
         problems = [_check_addressed(self.layout.identity(record.identity), record.identity, "identity")]
         if record.config is not None:
             problems.append(_check_addressed(self.layout.config(record.config), record.config, "configs"))

@@ -1,0 +1,33 @@
+"""Adds the golden files of versions that have none yet, of orders and of snapshots: `make golden`. Overwrites nothing."""
+
+import hashlib
+import os
+import sys
+
+
+def main():
+    """Prints the lines for the two `test_golden.py`; 1 if no file was missing."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from tests.checkpoint import make_golden as snapshots
+    from tests.order import make_golden as orders
+
+    orders_written = orders.write_missing(orders.GOLDEN)
+    for name in orders_written:
+        print(f'tests/order: "{name}": "{_sha256(orders.GOLDEN / name)}",')
+    snapshots_written = snapshots.write_missing(snapshots.GOLDEN)
+    for name in snapshots_written:
+        print(f'tests/checkpoint: "{name}": "{_sha256(snapshots.GOLDEN / name / snapshots.EXPECTED)}",')
+    if orders_written or snapshots_written:
+        return 0
+    print(
+        "nothing to write: golden files are never overwritten, and a changed algorithm or format needs a new version"
+    )
+    return 1
+
+
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
