@@ -138,6 +138,11 @@ class Record:
         return record
 
     @staticmethod
+    def reads(version: object) -> bool:
+        """Whether there is, or ever was, a format of this number."""
+        return version in _RECORD_READERS
+
+    @staticmethod
     def salvaged(data: bytes) -> Record:
         """Read a record that is not as it was written: one of a format that never was is taken for today's.
 

@@ -37,7 +37,7 @@ def contradictions(directory: Path, step: int, record: Record, *, scope: str) ->
         scope: the scope that the module which saved it has.
     """
     expected = [
-        ("format", record.format, SNAPSHOT_FORMAT),
+        ("format", record.format, record.format if Record.reads(record.format) else SNAPSHOT_FORMAT),
         ("step", record.step, step),
         ("previous", record.previous, _previous(directory, step, record)),
         ("loaders", sorted(record.loaders), [LOADER_NAME]),

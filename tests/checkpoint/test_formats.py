@@ -206,6 +206,16 @@ def test_a_run_of_an_earlier_format_is_continued_in_todays_and_still_verifies(ca
     assert main(["verify", str(old / "run"), *with_data(old)]) == 0, capsys.readouterr().out
 
 
+@pytest.mark.parametrize("case", ["plain"])
+def test_a_damaged_record_of_an_earlier_format_is_not_blamed_for_its_format(case, old, readers, capsys):
+    path = old / "run" / "12" / "data" / "record.json"
+    with replaced(path, path.read_bytes().replace(b'"previous":8', b'"previous":4')):
+        assert main(["verify", str(old / "run")]) == 1
+    output = capsys.readouterr().out
+    assert "previous is recorded as 4, the rest of the run says 8" in output
+    assert "format is recorded" not in output
+
+
 @each_replayed
 def test_a_field_of_an_earlier_identity_that_really_differs_is_still_refused(case, old, readers, capsys):
     other = ["--set", 'loader.remainder="pad"', "--set", "loader.num_epochs=9"]
