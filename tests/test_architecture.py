@@ -137,7 +137,7 @@ def test_the_public_names_are_these_and_each_has_a_docstring():
 
 
 @pytest.mark.parametrize(
-    "package", ["checkpoint", "core", "loader", "order", "sources", "training", "transforms"]
+    "package", ["checkpoint", "core", "loader", "order", "sources", "testing", "training", "transforms"]
 )
 def test_the_public_names_of_each_package_exist_and_are_documented(package):
     module = __import__(f"datarax.{package}", fromlist=["x"])
@@ -146,3 +146,9 @@ def test_the_public_names_of_each_package_exist_and_are_documented(package):
         thing = getattr(module, name)
         if callable(thing):
             assert thing.__doc__, name
+
+
+def test_importing_datarax_does_not_import_the_test_kit():
+    for path in modules():
+        if part(path) != "testing":
+            assert "testing" not in imported(path)[1], path

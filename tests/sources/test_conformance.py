@@ -1,10 +1,12 @@
-"""Every kind of source keeps the laws of `conformance.py`."""
+"""Every kind of source keeps the laws of `datarax.testing.SourceLaws`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tensorstore as ts
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -12,6 +14,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from datarax.sources import (
     ArrayRecordConfig,
     ArrayRecordSource,
+    DataSource,
     GrainConfig,
     GrainSource,
     MemoryConfig,
@@ -22,7 +25,9 @@ from datarax.sources import (
     TensorStoreSource,
     write_manifest,
 )
-from tests.sources.conformance import Opener, SourceLaws
+from datarax.testing import SourceLaws
+
+Opener = Callable[[], DataSource]
 
 # Trailing zeros: an array of NumPy byte strings would lose them.
 RECORDS = [b"record %d" % i + b"\0" * i for i in range(7)]
@@ -39,89 +44,61 @@ def write_files(directory: Path, records: list[bytes]) -> None:
 
 
 class TestArrayRecordLaws(SourceLaws):
-    def build(self, directory: Path, records: list[bytes] = RECORDS) -> Opener:
+    def records(self) -> list[Any]:
+        return RECORDS
+
+    def build(self, directory: Path, records: list[Any]) -> Opener:
         write_files(directory, records)
         return lambda: ArrayRecordSource(ArrayRecordConfig(files=f"{directory}/*.array_record"))
 
-    def expected(self) -> list[Any]:
-        return RECORDS
-
-    def changed(self, directory: Path) -> Opener:
-        return self.build(directory, [b"Record 0", *RECORDS[1:]])
-
-    def shortened(self, directory: Path) -> Opener:
-        return self.build(directory, RECORDS[:-1])
-
 
 class TestArrayRecordWithManifestLaws(TestArrayRecordLaws):
-    def build(self, directory: Path, records: list[bytes] = RECORDS) -> Opener:
+    def build(self, directory: Path, records: list[Any]) -> Opener:
         write_files(directory, records)
         write_manifest(f"{directory}/*")
         return lambda: ArrayRecordSource(ArrayRecordConfig(files=str(directory), max_open_files=1))
 
 
 class TestColumnsInMemoryLaws(SourceLaws):
-    def build(self, directory: Path, columns: Any = COLUMNS) -> Opener:
-        return lambda: MemorySource(MemoryConfig(), columns)
-
-    def expected(self) -> list[Any]:
+    def records(self) -> list[Any]:
         return [{"x": COLUMNS["x"][i], "y": {"z": COLUMNS["y"]["z"][i]}} for i in range(7)]
 
-    def changed(self, directory: Path) -> Opener:
-        x = COLUMNS["x"].copy()
-        x.view(np.uint8)[0] ^= 1
-        return self.build(directory, {**COLUMNS, "x": x})
-
-    def shortened(self, directory: Path) -> Opener:
-        return self.build(directory, {"x": COLUMNS["x"][:-1], "y": {"z": COLUMNS["y"]["z"][:-1]}})
+    def build(self, directory: Path, records: list[Any]) -> Opener:
+        columns = jax.tree.map(lambda *rows: np.stack(rows), *records)
+        return lambda: MemorySource(MemoryConfig(), columns)
 
 
 class TestListInMemoryLaws(SourceLaws):
-    def build(self, directory: Path, records: list[Any] = RECORDS) -> Opener:
-        return lambda: MemorySource(MemoryConfig(), list(records))
-
-    def expected(self) -> list[Any]:
+    def records(self) -> list[Any]:
         return RECORDS
 
-    def changed(self, directory: Path) -> Opener:
-        return self.build(directory, [b"Record 0", *RECORDS[1:]])
-
-    def shortened(self, directory: Path) -> Opener:
-        return self.build(directory, RECORDS[:-1])
+    def build(self, directory: Path, records: list[Any]) -> Opener:
+        return lambda: MemorySource(MemoryConfig(), list(records))
 
 
 class TestRangeLaws(SourceLaws):
-    def build(self, directory: Path, start: int = 30, stop: int = -4) -> Opener:
-        return lambda: RangeSource(RangeConfig(start=start, stop=stop, step=-5))
-
-    def expected(self) -> list[Any]:
+    def records(self) -> list[Any]:
         return list(np.arange(30, -4, -5))
 
+    def build(self, directory: Path, records: list[Any], start: int = 30, stop: int = -4) -> Opener:
+        return lambda: RangeSource(RangeConfig(start=start, stop=stop, step=-5))
+
     def changed(self, directory: Path) -> Opener:
-        return self.build(directory, start=31)
+        return self.build(directory, [], start=31)
 
     def shortened(self, directory: Path) -> Opener:
-        return self.build(directory, stop=0)
+        return self.build(directory, [], stop=0)
 
 
 class TestTensorStoreLaws(SourceLaws):
-    def build(self, directory: Path, columns: Any = None) -> Opener:
-        columns = columns or {"x": COLUMNS["x"], "z": COLUMNS["y"]["z"] + 1}
-        for name, values in columns.items():
-            write_zarr(directory / name, values)
-        paths = {name: str(directory / name) for name in columns}
-        return lambda: TensorStoreSource(TensorStoreConfig(path=paths))
-
-    def expected(self) -> list[Any]:
+    def records(self) -> list[Any]:
         return [{"x": COLUMNS["x"][i], "z": COLUMNS["y"]["z"][i] + 1} for i in range(7)]
 
-    def changed(self, directory: Path) -> Opener:
-        x = COLUMNS["x"].copy()
-        x.view(np.uint8)[0] ^= 1
-        return self.build(directory, {"x": x, "z": COLUMNS["y"]["z"] + 1})
-
-    def shortened(self, directory: Path) -> Opener:
-        return self.build(directory, {"x": COLUMNS["x"][:-1], "z": COLUMNS["y"]["z"][:-1] + 1})
+    def build(self, directory: Path, records: list[Any]) -> Opener:
+        paths = {name: str(directory / name) for name in ("x", "z")}
+        for name in paths:
+            write_zarr(directory / name, np.stack([record[name] for record in records]))
+        return lambda: TensorStoreSource(TensorStoreConfig(path=paths))
 
 
 def write_zarr(path: Path, values: np.ndarray) -> None:
@@ -146,16 +123,8 @@ class Foreign:
 
 
 class TestForeignObjectLaws(SourceLaws):
-    records = tuple({"text": f"record {i}", "tokens": np.arange(i), "more": (i, None, 0.5)} for i in range(7))
+    def records(self) -> list[Any]:
+        return [{"text": f"record {i}", "tokens": np.arange(i), "more": (i, None, 0.5)} for i in range(7)]
 
-    def build(self, directory: Path, records: Any = None) -> Opener:
-        return lambda: GrainSource(GrainConfig(), Foreign(list(records or self.records)))
-
-    def expected(self) -> list[Any]:
-        return list(self.records)
-
-    def changed(self, directory: Path) -> Opener:
-        return self.build(directory, [{**self.records[0], "text": "Record 0"}, *self.records[1:]])
-
-    def shortened(self, directory: Path) -> Opener:
-        return self.build(directory, self.records[:-1])
+    def build(self, directory: Path, records: list[Any]) -> Opener:
+        return lambda: GrainSource(GrainConfig(), Foreign(list(records)))
