@@ -27,7 +27,7 @@ def must_equal(expected: Any, found: Any, claim: str) -> None:
     """
     told = difference(expected, found)
     if told is not None:
-        raise AssertionError(f"{claim}: {told}")
+        raise AssertionError(f"{claim} {told}" if claim.endswith(" at") else f"{claim}: {told}")
 
 
 def difference(expected: Any, found: Any, path: str = "") -> str | None:

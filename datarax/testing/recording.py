@@ -15,6 +15,7 @@ import numpy as np
 
 from datarax.core.protocols import KeepsDigest, KeepsStepDigests, StepDigests
 from datarax.testing.difference import detached, difference, must_equal
+from datarax.testing.states import encoded_size
 
 
 @runtime_checkable
@@ -146,7 +147,7 @@ def _plain_run(make: Make, steps: int) -> _Run:
     with opened(make) as module:
         elements = list(_elements(module, steps))
         digest = digest_of(module)
-        return _Run(elements, next_of(module) is END, digest)
+        return _Run(elements, len(elements) < steps or next_of(module) is END, digest)
 
 
 def _elements(module: Any, steps: int) -> Iterator[Any]:
@@ -180,12 +181,10 @@ def _state_of(module: Any, place: int) -> dict[str, Any]:
     state = module.get_state()
     if not isinstance(state, dict):
         raise AssertionError(f"get_state must give a dict, got {type(state).__name__} {state!r}")
+    encoded_size(state, place)
     kept = detached(state)
-    must_equal(
-        kept,
-        module.get_state(),
-        f"get_state changes the state: asked twice before element {place} it does not say the same",
-    )
+    changed = f"get_state changes the state: asked twice before element {place} it does not say the same, at"
+    must_equal(kept, module.get_state(), changed)
     return state
 
 
