@@ -37,7 +37,7 @@ def check_parts(make: Make, make_part: MakePart, process_counts: Sequence[int], 
     middle = len(run.elements) // 2
     for count, next_count in zip(counts, counts[1:] + counts[:1], strict=True):
         for how, shares in _splits(rows, count):
-            where = f"split over {count} process{'es' if count > 1 else ''} {how}"
+            where = f"split over {count} processes {how}" if count > 1 else "read by one process"
             state = _run_parts(make_part, shares, run, range(middle), None, where)
             shares = next(_splits(rows, next_count))[1]
             where += f", going on with {next_count} after {middle} batches"
