@@ -54,6 +54,21 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path):
         assert code == expected[words[0]], f"{line}\n{output}"
 
 
+def test_the_python_blocks_of_the_testing_guide_are_a_test_file_that_passes(tmp_path):
+    guide = tmp_path / "test_guide.py"
+    guide.write_text("\n\n".join(blocks("docs/testing.md", "python")))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", str(guide)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
 def test_the_make_targets_of_the_readme_exist():
     targets = re.findall(r"^make (\w+)", "\n".join(blocks("README.md", "sh")), re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text()
