@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,12 +29,17 @@ def check_parts(make: Make, make_part: MakePart, process_counts: Sequence[int], 
     Raises:
         AssertionError: naming the number of processes, the batch and the leaf, or the field of the state.
         TypeError: if the loaders are no `DataLoader`s.
+        ValueError: if there is no number of processes to test.
     """
     with opened(make) as whole:
         if not isinstance(whole, DataLoader):
             raise TypeError(f"make_part is for a DataLoader, but make_loader gave a {type(whole).__name__}")
         rows = whole.slots.rows
     counts = [count for count in process_counts if count <= len(rows)]
+    if not counts:
+        raise ValueError(
+            f"none of process_counts {list(process_counts)} is at most the {len(rows)} rows of a batch"
+        )
     middle = len(run.elements) // 2
     for count, next_count in zip(counts, counts[1:] + counts[:1], strict=True):
         for how, shares in _splits(rows, count):
@@ -60,7 +66,7 @@ def _run_parts(
 ) -> dict[str, Any]:
     """Runs one loader for each share over some of the batches; gives the state that they have together."""
     with ExitStack() as stack:
-        parts = [stack.enter_context(opened(lambda share=share: make_part(share))) for share in shares]  # type: ignore[misc]
+        parts = [stack.enter_context(opened(partial(make_part, share))) for share in shares]
         for part, share in zip(parts, shares, strict=True):
             _check_share(part, share)
             if state is not None:

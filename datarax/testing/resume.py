@@ -13,7 +13,7 @@ from typing import Any
 
 from datarax.checkpoint import Checkpointer, SaveConfig
 from datarax.core.errors import DataraxError
-from datarax.core.module import DataraxModule
+from datarax.core.module import CheckpointableIteratorModule, DataraxModule
 from datarax.core.processes import Processes
 from datarax.testing.difference import detached, must_equal, overwrite
 from datarax.testing.parts import MakePart, check_parts
@@ -73,7 +73,7 @@ def assert_resumes_everywhere(
     Raises:
         AssertionError: if a law does not hold: which, where, at which element, and what differs.
         TypeError: if `make_loader` or `make_part` gives something else.
-        ValueError: if `steps` is less than 1.
+        ValueError: if `steps` is less than 1, or all of `process_counts` are beyond the batch size.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -232,14 +232,20 @@ def _check_damaged_states(make: Make, run: Recording) -> None:
     with opened(make) as module:
         for _ in range(here):
             next_of(module)
-        free = module.free_state if isinstance(module, DataraxModule) else frozenset()
-        for what, state in damaged(run.states[there], run.states[here], free):
+        for what, state in damaged(run.states[there], run.states[here], _free_fields(module)):
             _check_refused(module, what, state)
             claim = f"set_state refused a state {what}, but changed the module"
             must_equal(run.states[here], module.get_state(), f"{claim}, at")
             must_equal(run.digests[here], digest_of(module), f"{claim}'s digest, at")
         for step in range(here, there):
             run.check_element(step, next_of(module), "after refused states")
+
+
+def _free_fields(module: Any) -> frozenset[str]:
+    """Fields that may hold anything: those that the module names, and what an iterator module within it shows."""
+    if not isinstance(module, DataraxModule):
+        return frozenset()
+    return module.free_state | CheckpointableIteratorModule.free_state
 
 
 def _check_refused(module: Any, what: str, state: Any) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +129,16 @@ class SourceLaws:
         count, name = len(expected), re.escape(repr(source.name))
         for index in (count, -1, -count, 2**40):
             told = f"index {index} is out of range for source {name} of {count} records"
-            for read, said in (
-                (lambda i: source.read([0, i]), told),
-                (source.__getitem__, f"index {index} "),
-            ):
-                _check_refused(lambda read=read, index=index: read(index), IndexError, said, f"index {index}")  # type: ignore[misc]
+            _check_refused(partial(source.read, [0, index]), IndexError, told, f"index {index}")
+            _check_refused(
+                partial(source.__getitem__, index), IndexError, f"index {index} ", f"index {index}"
+            )
 
     def test_what_is_no_list_of_integers_is_refused(self, source: DataSource) -> None:
         """A TypeError names the source."""
         said = f"indices into source {re.escape(repr(source.name))} must be integers"
         for indices in ([0.0], ["0"], [[0]], [True], 0, None):
-            _check_refused(lambda given=indices: source.read(given), TypeError, said, f"read({indices!r})")  # type: ignore[misc]
+            _check_refused(partial(source.read, indices), TypeError, said, f"read({indices!r})")
 
     def test_what_a_reader_does_to_a_batch_stays_in_the_batch(
         self, source: DataSource, expected: list[Any]

@@ -14,7 +14,7 @@ from flax import nnx
 
 import datarax
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.module import CheckpointableIteratorModule
+from datarax.core.module import CheckpointableIteratorModule, DataraxModule
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.sources import (
     ArrayRecordConfig,
@@ -135,6 +135,23 @@ def test_a_module_of_ones_own_resumes_everywhere():
     assert_resumes_everywhere(RandomWalk, steps=5)
 
 
+class Wrapper(DataraxModule):
+    """An iterator module within another; what it shows as `current` may be of any kind."""
+
+    def __init__(self):
+        super().__init__(DataraxModuleConfig())
+        self.inner = RandomWalk()
+
+    def __next__(self):
+        element = next(self.inner)
+        self.inner.current.set_value(self.inner.position.get_value())
+        return element
+
+
+def test_a_module_around_another_resumes_everywhere():
+    assert_resumes_everywhere(Wrapper, steps=4)
+
+
 class Short(streams.Stream):
     def __init__(self):
         super().__init__()
@@ -206,6 +223,8 @@ def test_wrong_use_is_told():
         assert_resumes_everywhere(streams.Stream, make_part=lambda rows: streams.Stream())
     with pytest.raises(TypeError, match="make_part must return a DataLoader, got Stream"):
         assert_resumes_everywhere(loader, make_part=lambda rows: streams.Stream())
+    with pytest.raises(ValueError, match=r"none of process_counts \[7\] is at most the 6 rows of a batch"):
+        assert_resumes_everywhere(loader, make_part=lambda rows: loader(rows=rows), process_counts=[7])
 
 
 # Splitting over processes.
