@@ -83,7 +83,6 @@ def assert_resumes_everywhere(
     for medium in _MEDIA:
         _check_fresh_modules(make_loader, run, medium)
         _check_module_gone_elsewhere(make_loader, run, medium)
-        _check_module_going_backwards(make_loader, run, medium)
     _check_states_are_values(make_loader, run)
     _check_damaged_states(make_loader, run)
     if snapshots:
@@ -112,11 +111,6 @@ def _check_states_are_values(make: Make, run: Recording) -> None:
             _check_place(asked, run, place, shared)
             given = detached(run.states[place])
             _set_state(told, given, f"restoring the state before element {place}")
-            must_equal(
-                run.states[place],
-                given,
-                f"set_state of the state before element {place} changed its argument",
-            )
             overwrite(given)
             shared = f"set_state before element {place} keeps a part of its argument: changing that changed"
             _check_place(told, run, place, shared)
