@@ -83,6 +83,7 @@ def assert_resumes_everywhere(
     for medium in _MEDIA:
         _check_fresh_modules(make_loader, run, medium)
         _check_module_gone_elsewhere(make_loader, run, medium)
+        _check_module_going_backwards(make_loader, run, medium)
     _check_states_are_values(make_loader, run)
     _check_damaged_states(make_loader, run)
     if snapshots:
