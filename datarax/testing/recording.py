@@ -165,6 +165,7 @@ def _recorded_run(module: Any, steps: int, ended: bool) -> Recording:
     for element in _elements(module, steps):
         place = len(elements)
         shared = f"the state taken before element {place} shares something with the module, and changed when it was taken"
+        must_equal(states[-1], live[-1], f"{shared}, at")
         elements.append(element)
         live.append(_state_of(module, place + 1))
         states.append(detached(live[-1]))
