@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 import tensorstore as ts
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from datarax.core.fingerprint import canonical_json
 from datarax.sources import (
     ArrayRecordConfig,
     ArrayRecordSource,
@@ -34,6 +36,24 @@ RECORDS = [b"record %d" % i + b"\0" * i for i in range(7)]
 COLUMNS = {"x": np.arange(14, dtype=np.float32).reshape(7, 2), "y": {"z": np.arange(7)}}
 
 
+class OwnSourceLaws(SourceLaws):
+    """Of our own kinds: they also say what they are without reading a record."""
+
+    def test_the_outline_is_the_identity_without_samples_and_reads_no_record(
+        self, source: DataSource, monkeypatch: pytest.MonkeyPatch
+    ):
+        identity = source.identity()
+
+        def refuse(*arguments: Any) -> Any:
+            raise AssertionError("a record was read")
+
+        monkeypatch.setattr(type(source), "_read", refuse)
+        monkeypatch.setattr(type(source._runtime), "read", refuse, raising=False)
+        outline = source.outline()
+        identity.pop("sample", None)
+        assert canonical_json(outline) == canonical_json(identity)
+
+
 def write_files(directory: Path, records: list[bytes]) -> None:
     """Three files; the second is empty, and the order of the names is not the order of writing."""
     for name, part in (("c", records[4:]), ("a", records[:4]), ("b", [])):
@@ -43,7 +63,7 @@ def write_files(directory: Path, records: list[bytes]) -> None:
         writer.close()
 
 
-class TestArrayRecordLaws(SourceLaws):
+class TestArrayRecordLaws(OwnSourceLaws):
     def records(self) -> list[Any]:
         return RECORDS
 
@@ -59,7 +79,7 @@ class TestArrayRecordWithManifestLaws(TestArrayRecordLaws):
         return lambda: ArrayRecordSource(ArrayRecordConfig(files=str(directory), max_open_files=1))
 
 
-class TestColumnsInMemoryLaws(SourceLaws):
+class TestColumnsInMemoryLaws(OwnSourceLaws):
     def records(self) -> list[Any]:
         return [{"x": COLUMNS["x"][i], "y": {"z": COLUMNS["y"]["z"][i]}} for i in range(7)]
 
@@ -68,7 +88,7 @@ class TestColumnsInMemoryLaws(SourceLaws):
         return lambda: MemorySource(MemoryConfig(), columns)
 
 
-class TestListInMemoryLaws(SourceLaws):
+class TestListInMemoryLaws(OwnSourceLaws):
     def records(self) -> list[Any]:
         return RECORDS
 
@@ -76,7 +96,7 @@ class TestListInMemoryLaws(SourceLaws):
         return lambda: MemorySource(MemoryConfig(), list(records))
 
 
-class TestRangeLaws(SourceLaws):
+class TestRangeLaws(OwnSourceLaws):
     def records(self) -> list[Any]:
         return list(np.arange(30, -4, -5))
 
@@ -90,7 +110,7 @@ class TestRangeLaws(SourceLaws):
         return self.build(directory, [], stop=0)
 
 
-class TestTensorStoreLaws(SourceLaws):
+class TestTensorStoreLaws(OwnSourceLaws):
     def records(self) -> list[Any]:
         return [{"x": COLUMNS["x"][i], "z": COLUMNS["y"]["z"][i] + 1} for i in range(7)]
 
@@ -122,7 +142,7 @@ class Foreign:
         return self.records[index]
 
 
-class TestForeignObjectLaws(SourceLaws):
+class TestForeignObjectLaws(OwnSourceLaws):
     def records(self) -> list[Any]:
         return [{"text": f"record {i}", "tokens": np.arange(i), "more": (i, None, 0.5)} for i in range(7)]
 
