@@ -48,9 +48,9 @@ class BlockPermutations:
         """Which index goes to each value: the inverse of calling, same shapes."""
         return self._move_in_windows(self._move_blocks(value, member, inverse=True), member, inverse=True)
 
-    def preimages(self, value: int) -> list[int]:
-        """The one index that the first permutation sends to `value`."""
-        return self.inverse(np.array([value])).tolist()
+    def preimages(self, values: np.ndarray) -> np.ndarray:
+        """The one index that the first permutation sends to each of `values`."""
+        return self.inverse(values)
 
     def _move_blocks(self, record: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
         block = record // self._block_size

@@ -64,15 +64,16 @@ class GrainPermutations:
         start = np.asarray(index, np.int64).view(np.uint64) & np.uint64((1 << self._bits) - 1)
         return walk_below(self._n, start, member, self._encrypt).view(np.int64)
 
-    def preimages(self, value: int) -> list[int]:
-        """Every index that the first map sends to `value`: none or two at lengths with `num_repeated`."""
+    def preimages(self, values: np.ndarray) -> np.ndarray:
+        """Every index that the first map sends to one of `values`: none or two each at lengths with `num_repeated`."""
         if self._table is not None:
-            return np.flatnonzero(self._table[0] == value).tolist()
-        if value >> self._bits:
-            return []
-        start = walk_below(self._n, np.array([value], np.uint64), None, self._decrypt)
-        first = int(start[0])
-        return list(range(first, self._n, 1 << self._bits))
+            return np.flatnonzero(np.isin(self._table[0], values))
+        reached = values[values >> self._bits == 0].view(np.uint64)
+        first = walk_below(self._n, reached, None, self._decrypt).view(np.int64)
+        # An index beyond the block repeats the one below it: see `__call__`.
+        again = np.arange(0, self._n, 1 << self._bits)
+        found = (first[:, np.newaxis] + again).reshape(-1)
+        return found[found < self._n]
 
     def _encrypt(self, x: np.ndarray, member: np.ndarray | None) -> np.ndarray:
         return self._cipher(x, member, range(ROUNDS))

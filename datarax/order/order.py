@@ -116,18 +116,46 @@ class Order:
         Raises:
             InputError: if there is no such source, record or epoch, or the position would pass 2^63 - 1.
         """
-        index, epoch = operator.index(index), operator.index(epoch)  # exact, where np.int64 would wrap
+        index = operator.index(index)  # exact, where np.int64 would wrap
+        self.check_record(source, index)
+        return self.positions_of(source, np.array([index]), epoch).tolist()
+
+    def check_record(self, source: str, index: int) -> None:
+        """Refuses what is no record of this order.
+
+        Raises:
+            InputError: if there is no such source or record.
+        """
         if source not in self.source_names:
             raise InputError(f"no source is called {source!r}; this order has {', '.join(self.source_names)}")
         if not 0 <= index < self.num_records:
             raise InputError(f"source {source!r} has records 0 to {self.num_records - 1}, not {index}")
+
+    def positions_of(self, source: str, indices: np.ndarray, epoch: int) -> np.ndarray:
+        """Where many records stand in one epoch, at the cost of as many keys: the inverse of `keys`.
+
+        Args:
+            source: name of their source.
+            indices: int64[n], different records of it.
+            epoch: one pass over it.
+
+        Returns:
+            int64[n] ascending positions; under the `grain` policy maybe more or fewer, see `positions`.
+
+        Raises:
+            InputError: as `positions` does.
+        """
+        indices, epoch = np.asarray(indices, np.int64), operator.index(epoch)
+        for border in (indices.min(), indices.max()) if len(indices) else ():
+            self.check_record(source, int(border))
         if not 0 <= epoch <= MAX_POSITION // self.num_records:
             raise InputError(f"epoch {epoch} does not exist: give 0 to {MAX_POSITION // self.num_records}")
         first = epoch * self.num_records
-        found = [first + offset for offset in self._permutations((epoch,)).preimages(index)]
-        if found and found[-1] > MAX_POSITION:
-            raise InputError(f"record {index} of epoch {epoch} stands beyond the last position, 2^63 - 1")
-        return found
+        offsets = np.sort(self._permutations((epoch,)).preimages(indices))
+        if len(offsets) and first + int(offsets[-1]) > MAX_POSITION:
+            last = int(self._shuffled(offsets[-1:], np.array([epoch]))[0])
+            raise InputError(f"record {last} of epoch {epoch} stands beyond the last position, 2^63 - 1")
+        return offsets + first
 
     def row_seeds(self, transform: str, keys: RecordKeys) -> np.ndarray:
         """One seed per row for one transform, a pure function of the record's key: uint64[n].
@@ -159,6 +187,26 @@ class Order:
         if config.grain_style is GrainStyle.MAP_DATASET:
             tree["grain_ops_between"] = config.grain_ops_between or 0
         return tree
+
+    @staticmethod
+    def from_identity(tree: Mapping[str, Any]) -> Order:
+        """The order that a recorded `identity` describes: no data are needed to tell what was delivered.
+
+        Raises:
+            InputError: if it is of another version, or holds other fields than an order of this version writes.
+        """
+        if tree.get("version") != ORDER_VERSION:
+            raise InputError(
+                f"the recorded order is of version {tree.get('version')!r}; this datarax computes version {ORDER_VERSION}"
+            )
+        fields = {key: value for key, value in tree.items() if key not in ("version", "sources")}
+        try:
+            order = Order(OrderConfig(**fields), tree["sources"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(f"the recorded order cannot be computed: {error}") from error
+        if order.identity() != tree:
+            raise InputError(f"the recorded order {dict(tree)} is not one that this datarax writes")
+        return order
 
     def warnings(self) -> list[str]:
         """What a user of this order should know before a run, one sentence each."""

@@ -39,8 +39,8 @@ class Permutations(Protocol):
         """
         ...
 
-    def preimages(self, value: int) -> list[int]:
-        """Every index that the first map sends to `value`, ascending."""
+    def preimages(self, values: np.ndarray) -> np.ndarray:
+        """Every index that the first map sends to one of `values`, in no order: int64[m] -> int64[...]."""
         ...
 
 
@@ -69,9 +69,9 @@ class Identity:
         """A copy of the index."""
         return np.array(index, np.int64)
 
-    def preimages(self, value: int) -> list[int]:
-        """The value itself."""
-        return [value]
+    def preimages(self, values: np.ndarray) -> np.ndarray:
+        """The values themselves."""
+        return np.array(values, np.int64)
 
 
 class SortedPermutations:
@@ -101,9 +101,9 @@ class SortedPermutations:
         """Which index goes to each value: the inverse of calling, same shapes."""
         return self._inverse_table[0 if member is None else member, value].astype(np.int64)
 
-    def preimages(self, value: int) -> list[int]:
-        """The one index that the first permutation sends to `value`."""
-        return self.inverse(np.array([value])).tolist()
+    def preimages(self, values: np.ndarray) -> np.ndarray:
+        """The one index that the first permutation sends to each of `values`."""
+        return self.inverse(values)
 
     @functools.cached_property
     def _inverse_table(self) -> np.ndarray:
@@ -183,9 +183,9 @@ class FeistelPermutations:
         """Which index goes to each value: the inverse of calling, same shapes."""
         return self._walk(value, member, True)
 
-    def preimages(self, value: int) -> list[int]:
-        """The one index that the first permutation sends to `value`."""
-        return self.inverse(np.array([value])).tolist()
+    def preimages(self, values: np.ndarray) -> np.ndarray:
+        """The one index that the first permutation sends to each of `values`."""
+        return self.inverse(values)
 
     def _walk(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
         start = np.asarray(index, np.int64).view(np.uint64)

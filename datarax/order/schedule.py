@@ -112,6 +112,26 @@ class Schedule:
             positions[slots >= self.num_rows - first] = -1
         return positions
 
+    def positions_of(self, steps: np.ndarray) -> np.ndarray:
+        """The positions of the whole global batches of many steps: int64[k] -> int64[k, batch_size]; -1 for pad slots.
+
+        Raises:
+            IndexError: if there is no such step.
+        """
+        for border in (steps.min(), steps.max()) if len(steps) else ():
+            self._first_position(int(border))
+        first = (steps - self.base_step) * np.int64(self.batch_size) + np.int64(self.base_position)
+        positions = first[:, np.newaxis] + np.arange(self.batch_size)
+        if self.num_rows is not None:
+            # Where a sum passed 2^63 it is negative; the slot lies beyond the budget all the same.
+            positions[(positions >= self.num_rows) | (positions < 0)] = -1
+        return positions
+
+    def first_position(self, step: int) -> int:
+        """The global row at which a step begins; the end of the run, which is no step, is the end of its rows."""
+        position = self.base_position + (step - self.base_step) * self.batch_size
+        return position if self.num_rows is None else min(position, self.num_rows)
+
     def step_of(self, position: int) -> tuple[int, int]:
         """The step and the slot at which a position is delivered.
 

@@ -1,6 +1,7 @@
 """Laws of the order: every record once an epoch, any position alone, and the way back."""
 
 import itertools
+import json
 import pickle
 import threading
 
@@ -74,6 +75,51 @@ def test_the_inverse_finds_the_position_of_any_record(config, n, position):
     ((_, index, epoch),) = order.keys(np.array([position])).rows()
     assert epoch == position // n
     assert position in order.positions("books", index, epoch)
+
+
+@given(config=configs, n=st.integers(1, 400), epoch=st.integers(0, 3), data=st.data())
+def test_the_inverse_of_many_records_is_that_of_each(config, n, epoch, data):
+    order = order_of(config, n)
+    indices = data.draw(st.lists(st.integers(0, n - 1), unique=True))
+    each = [position for index in indices for position in order.positions("books", index, epoch)]
+    assert order.positions_of("books", np.array(indices, np.int64), epoch).tolist() == sorted(each)
+
+
+@any_policy
+@pytest.mark.parametrize("n", [65_537, 2**20 + 1])
+def test_the_inverse_of_all_records_is_the_whole_epoch(config, n):
+    """Also where Grain delivers a record twice and another one never."""
+    order = order_of(config, n)
+    found = order.positions_of("books", np.arange(n), 1)
+    assert np.array_equal(found, np.arange(n, 2 * n))
+    missing = np.setdiff1d(np.arange(n), order.keys(found).index)
+    assert order.positions_of("books", missing, 1).tolist() == []
+    assert len(missing) == (config.policy is OrderPolicy.GRAIN)
+
+
+@any_policy
+def test_an_order_is_made_again_from_its_recorded_identity(config):
+    order = order_of(config, 1000)
+    again = Order.from_identity(json.loads(json.dumps(order.identity())))
+    assert again.identity() == order.identity()
+    positions = np.arange(0, 5000, 7)
+    assert again.keys(positions).index.tolist() == order.keys(positions).index.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "is of version 99; this datarax computes version 1"),
+        ({"policy": "sorted"}, "cannot be computed: order.policy"),
+        ({"colour": "red"}, "cannot be computed: .*colour"),
+        ({"sources": {}}, "cannot be computed: an order needs exactly one source"),
+        ({"sources": {"books": "10"}}, "cannot be computed"),
+        ({"policy": "none"}, "is not one that this datarax writes"),
+    ],
+)
+def test_an_identity_of_no_order_of_ours_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        Order.from_identity(order_of(OrderConfig(), 10).identity() | change)
 
 
 @any_policy

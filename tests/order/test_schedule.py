@@ -115,6 +115,27 @@ def test_a_changed_batch_size_goes_on_where_the_old_one_stopped():
         schedule.step_of(11)
 
 
+@given(batch_size=st.integers(1, 20), num_rows=st.integers(1, 200), base_step=st.integers(0, 9))
+def test_many_steps_at_once_are_each_step(batch_size, num_rows, base_step):
+    schedule = schedule_of(batch_size, num_rows, base_step=base_step)
+    steps = np.arange(base_step, schedule.num_steps)
+    assert schedule.positions_of(steps).tolist() == delivered(schedule)
+    assert schedule.positions_of(steps[::-2]).tolist() == delivered(schedule)[::-2]
+    first = [schedule.first_position(step) for step in range(base_step, schedule.num_steps + 1)]
+    assert first == [min(i * batch_size, num_rows) for i in range(len(first))]
+    for step in (base_step - 1, schedule.num_steps):
+        with pytest.raises(IndexError):
+            schedule.positions_of(np.array([step]))
+
+
+def test_the_last_batch_before_2_to_the_63_is_padded_and_not_wrapped():
+    schedule = schedule_of(10, MAX_POSITION)
+    last = schedule.num_steps - 1
+    expected = schedule.positions(last, np.arange(10)).tolist()
+    assert expected.count(-1) == 3
+    assert schedule.positions_of(np.array([last])).tolist() == [expected]
+
+
 @pytest.mark.parametrize("step", [3, 4, 10**9])
 def test_a_step_beyond_the_budget_is_refused(step):
     with pytest.raises(IndexError, match="ends after 3 steps"):
