@@ -9,6 +9,7 @@ from datarax.sources.build import (
     build_dataset,
 )
 from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind
+from datarax.sources.file_list import SourceFile
 from datarax.sources.grain_source import GrainConfig, GrainSource
 from datarax.sources.manifest import FileEntry, Manifest, load_manifest
 from datarax.sources.manifest_writer import write_manifest
@@ -36,6 +37,7 @@ __all__ = [
     "RangeConfig",
     "RangeSource",
     "SourceConfig",
+    "SourceFile",
     "TensorStoreConfig",
     "TensorStoreSource",
     "build_dataset",

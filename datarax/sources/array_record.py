@@ -15,10 +15,10 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.errors import ConfigError, InputError, ReadError
-from datarax.core.fingerprint import digest
 from datarax.sources.array_record_files import ArrayRecordFiles, Shard, count_records
 from datarax.sources.build_stamp import BUILD_STAMP_NAME
 from datarax.sources.content_check import changed_at, changed_records, file_hashes
+from datarax.sources.file_list import SourceFile, listed, with_first_indices
 from datarax.sources.local_files import find_files, relative_names
 from datarax.sources.manifest import (
     MANIFEST_NAME,
@@ -34,8 +34,6 @@ from datarax.sources.source import DataSource, SourceConfig
 
 _NUM_SAMPLED_FILES = 4
 _NUM_SAMPLED_RECORDS_PER_FILE = 4
-# Up to here an identity lists its files, so that a difference names one; beyond, their digest keeps it small.
-_NUM_LISTED_FILES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +106,10 @@ class ArrayRecordSource(DataSource):
         """The files in the order of their records, relative to `base_directory`."""
         return [file.name for file in self._runtime.dataset.files]
 
+    def files(self) -> Sequence[SourceFile]:
+        """The files, with what each holds; opens none."""
+        return with_first_indices([(f.name, f.num_records, f.size) for f in self._runtime.dataset.files])
+
     @property
     def num_open_files(self) -> int:
         """Files that are open at the moment and not being read."""
@@ -124,13 +126,12 @@ class ArrayRecordSource(DataSource):
     def outline(self) -> dict[str, Any]:
         """Kind, name, counts, the files' names and sizes, and the manifest's digest; opens no file."""
         dataset = self._runtime.dataset
-        listed = [{"name": f.name, "size": f.size, "num_records": f.num_records} for f in dataset.files]
         return {
             "kind": "array_record",
             "name": self.name,
             "num_records": self._length(),
-            "num_files": len(listed),
-            "files": listed if len(listed) <= _NUM_LISTED_FILES else {"sha256": digest(listed)},
+            "num_files": len(dataset.files),
+            "files": listed(self.files()),
             "content": dataset.content_digest(),
             "sample_version": SAMPLE_VERSION,
         }

@@ -18,7 +18,8 @@ from datarax.core.fingerprint import differences
 from datarax.sources.array_record import ArrayRecordConfig, ArrayRecordSource
 from datarax.sources.build import BuildConfig, BuildProgress, build_dataset
 from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind
-from datarax.sources.local_files import require_local
+from datarax.sources.file_list import SourceFile, with_first_indices
+from datarax.sources.local_files import relative_names, require_local
 from datarax.sources.manifest import load_manifest
 from datarax.sources.memory import MemoryConfig, MemorySource
 from datarax.sources.range import RangeConfig, RangeSource
@@ -203,6 +204,23 @@ def open_source(
             from datarax.sources.grain_source import GrainConfig, GrainSource
 
             return GrainSource(GrainConfig(name=table.name, version=table.version), _made(table))
+
+
+def list_files(table: SourceTable) -> Sequence[SourceFile]:
+    """The files of a source as they are listed today, reading no record: by the manifest alone where there is one.
+
+    Raises:
+        ConfigError: if the table does not describe a source.
+        InputError: if there is neither a manifest nor the files.
+    """
+    if table.kind is SourceKind.ARRAY_RECORD and isinstance(table.files, str) and os.path.isdir(table.files):
+        manifest = load_manifest(table.files)
+        if manifest is not None:
+            _, names = relative_names([os.path.join(table.files, each.name) for each in manifest.files])
+            facts = zip(names, manifest.files, strict=True)
+            return with_first_indices([(name, each.num_records, each.size) for name, each in facts])
+    with open_source(table) as source:
+        return source.files()
 
 
 def _build_if_missing(config: BuildConfig, say: Callable[[str], None]) -> None:

@@ -22,6 +22,7 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError
 from datarax.core.module import CheckpointableIteratorModule
 from datarax.core.variables import IterationCount
+from datarax.sources.file_list import SourceFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,10 @@ class DataSource(CheckpointableIteratorModule[Any]):
         A kind that does not say which part that is reads what its identity reads.
         """
         return self.identity()
+
+    def files(self) -> Sequence[SourceFile]:
+        """The files that the records lie in, in the order of the records; () where a record is in no one file."""
+        return ()
 
     @property
     def content_recorded(self) -> bool:

@@ -14,6 +14,8 @@ from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.fingerprint import canonical_json
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
 from datarax.sources import array_record_files as files_module
+from datarax.sources.file_list import listed, recorded_files
+from datarax.sources.open import SourceKind, SourceTable, list_files
 
 
 def write(path: Path, records: list[bytes], options: str = "group_size:1,uncompressed") -> Path:
@@ -49,6 +51,35 @@ def three(tmp_path: Path) -> Path:
 
 
 # Which files
+
+
+def test_files_say_which_records_they_hold(tmp_path: Path):
+    counts = [3, 0, 5, 0]
+    for k, count in enumerate(counts):
+        write(tmp_path / f"part-{k}.array_record", records(100 * k, count))
+    source = open_source(f"{tmp_path}/*.array_record")
+    assert [file.num_records for file in source.files()] == counts
+    for k, file in enumerate(source.files()):
+        assert file.size == (tmp_path / file.name).stat().st_size
+        held = source.read(np.arange(file.first_index, file.first_index + file.num_records))
+        assert held == records(100 * k, file.num_records)
+    assert source.num_open_files <= len(counts)
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_an_identity_keeps_the_files_or_what_proves_a_list_of_them(tmp_path: Path, count: int):
+    for k in range(count):
+        (tmp_path / "data" / f"{k % 2}").mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "data" / f"{k % 2}" / f"part-{k}.array_record", records(100 * k, k + 1))
+    write_manifest(f"{tmp_path}/data/*/*.array_record")
+    source = open_source(str(tmp_path / "data"))
+    identity = source.identity()
+    assert recorded_files(identity) == (tuple(source.files()) if count == 3 else None)
+    table = SourceTable(kind=SourceKind.ARRAY_RECORD, files=str(tmp_path / "data"))
+    for path in (tmp_path / "data").glob("*/*.array_record"):
+        path.unlink()
+    assert list_files(table) == source.files(), "the manifest alone says it"
+    assert listed(list_files(table)) == identity["files"]
 
 
 def test_files_are_ordered_by_name_however_they_are_listed(three: Path):
