@@ -1,39 +1,19 @@
-"""What a config will do, before anything runs: lengths, steps, fit with an existing run, and which records are in which steps.
+"""What a config will do, before anything runs: lengths, steps, and fit with an existing run.
 
-Reads no record and writes nothing. Where a run was changed on purpose, each step is answered by the recipe that made it
-(`lineage.py`).
+Reads no record and writes nothing. Which records are in which steps is for `deliveries.py` to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from datarax.checkpoint import list_steps
-from datarax.core.errors import InputError
 from datarax.core.fingerprint import digest
 from datarax.lineage import Lineage, trace
 from datarax.loader import DataLoader
-from datarax.order import Schedule, changed_algorithms
+from datarax.order import changed_algorithms
 from datarax.run_config import RunConfig
 from datarax.training import LOADER_NAME, total_steps
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of one batch."""
-
-    step: int
-    """Counted from 0."""
-    row: int
-    """Slot of the global batch."""
-    source: str | None
-    """Name of the source; None for padding."""
-    index: int
-    """Record of that source; -1 for padding."""
-    epoch: int
-    """Pass over the source; -1 for padding."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +66,9 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
     Raises:
         ConfigError: if nothing says when the run ends.
         SnapshotDamagedError: if the newest snapshot of the existing run cannot be read.
-        InputError: if an earlier config of the existing run was not kept, or its data cannot be opened.
+        InputError: if the recorded recipe of an earlier step of the existing run cannot be computed.
     """
-    with ExitStack() as opened:
-        lineage = trace(config, loader, opened)
+    lineage = trace(config, loader)
     schedule, records = loader.schedule, loader.order.num_records
     steps = total_steps(loader, config.run.steps)
     existing, mismatches, advice = _existing(config, lineage, steps)
@@ -100,7 +79,7 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
         rows_per_process=schedule.batch_size,
         steps_per_epoch=records / schedule.batch_size,
         steps=steps,
-        epochs=_first_position(schedule, steps) / records,
+        epochs=schedule.first_position(steps) / records,
         identity=digest({LOADER_NAME: loader.identity()}),
         warnings=[*loader.order.warnings(), *changed_algorithms(), *lineage.unknown_fields],
         existing_run=existing,
@@ -128,91 +107,4 @@ def _existing(
     return existing, mismatches, advice
 
 
-def parse_interval(text: str, num_steps: int | None) -> range:
-    """The steps that `A:B`, `A:`, `:B` or `A` names.
-
-    Args:
-        text: what the user wrote.
-        num_steps: steps of the run; None if it is endless.
-
-    Raises:
-        InputError: if it names none, or some that the run does not have.
-    """
-    first, colon, last = text.partition(":")
-    try:
-        start = int(first or 0)
-        stop = int(last) if last else (num_steps if colon else start + 1)
-    except ValueError:
-        raise InputError(f"--steps needs A:B with whole numbers, got {text!r}") from None
-    if stop is None:
-        raise InputError(f"--steps {text} has no end, and neither has this run; give A:B")
-    if start < 0 or stop <= start:
-        raise InputError(f"--steps {text} holds no step: steps count from 0, and B must be above A")
-    if num_steps is not None and stop > num_steps:
-        raise InputError(f"--steps {text}: this run has only {num_steps} steps")
-    return range(start, stop)
-
-
-def parse_record(text: str, loader: DataLoader) -> tuple[str, int]:
-    """Source and index that `SOURCE:INDEX` names.
-
-    Raises:
-        InputError: if it has another form. Whether there is such a record is for the order to say.
-    """
-    name, _, index = text.rpartition(":")
-    if not name or not (index.isascii() and index.isdigit()):
-        example = f"{loader.order.source_names[0]}:17"
-        raise InputError(f"--find needs SOURCE:INDEX, for instance {example}; got {text!r}")
-    return name, int(index)
-
-
-def rows_of_steps(lineage: Lineage, steps: range) -> Iterator[Row]:
-    """Every row of these steps, in order."""
-    for step in steps:
-        loader = next(stretch.loader for stretch in lineage.stretches if step in stretch)
-        names = loader.order.source_names
-        for slot, (source, index, epoch) in enumerate(loader.record_keys(step).rows()):
-            yield Row(step, slot, names[source] if source >= 0 else None, index, epoch)
-
-
-def find_record(lineage: Lineage, source: str, index: int, steps: int | None) -> Iterator[Row]:
-    """Every row in which a record is delivered, in order.
-
-    Args:
-        lineage: of the run.
-        source: name of the source.
-        index: record of that source.
-        steps: `run.steps`; None: as many as the loader has.
-
-    Raises:
-        InputError: if there is no such source or record.
-        ConfigError: if nothing says when the run ends.
-    """
-    total = total_steps(lineage.last.loader, steps)
-    for stretch in lineage.stretches:
-        order, schedule = stretch.loader.order, stretch.loader.schedule
-        end = total if stretch.end is None else min(stretch.end, total)
-        first = _first_position(schedule, stretch.first_step)
-        last = _first_position(schedule, end) - 1
-        for epoch in range(first // order.num_records, last // order.num_records + 1):
-            for position in order.positions(source, index, epoch):
-                if first <= position <= last:
-                    yield Row(*schedule.step_of(position), source, index, epoch)
-
-
-def _first_position(schedule: Schedule, step: int) -> int:
-    """The global row at which a step begins; the end of the run is the end of its rows."""
-    position = schedule.base_position + (step - schedule.base_step) * schedule.batch_size
-    return position if schedule.num_rows is None else min(position, schedule.num_rows)
-
-
-__all__ = [
-    "ExistingRun",
-    "Plan",
-    "Row",
-    "find_record",
-    "parse_interval",
-    "parse_record",
-    "plan_run",
-    "rows_of_steps",
-]
+__all__ = ["ExistingRun", "Plan", "plan_run"]

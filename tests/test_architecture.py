@@ -35,8 +35,10 @@ ALLOWED = {
     "verify": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config", "lineage"},
     "diff": {"core", "checkpoint"},
     "inspection": {"checkpoint"},
-    "plan": {"core", "order", "loader", "checkpoint", "training", "run_config", "lineage"},
+    "plan": {"core", "loader", "checkpoint", "training", "run_config", "lineage"},
     "lineage": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
+    "deliveries": {"core", "order", "sources", "checkpoint", "training", "lineage"},
+    "delivery_table": {"core", "sources", "deliveries", "lineage"},
     "doctor": {
         *("core", "order", "sources", "loader", "checkpoint", "training", "multihost", "metrics"),
         *("run_config", "lineage", "plan"),
@@ -47,7 +49,7 @@ ALLOWED = {
     "examples": {"transforms"},
     "cli": {
         *("core", "signals", "sources", "run_config", "verify", "diff", "plan", "lineage", "inspection"),
-        *("multihost", "doctor", "chaos"),
+        *("multihost", "doctor", "chaos", "deliveries", "delivery_table"),
     },
     "__init__": {"checkpoint", "core", "loader", "order", "sources", "training", "transforms"},
 }

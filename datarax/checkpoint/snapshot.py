@@ -123,14 +123,7 @@ class Snapshot:
         Raises:
             SnapshotDamagedError: if the file with its earlier part is missing or has changed.
         """
-        sha256 = self.record.earlier_history
-        if sha256 is None:
-            return list(self.record.history)
-        data = _read_addressed(self.layout, self.layout.history(sha256), sha256, "history")
-        try:
-            return [*read_history(data, self.record.format), *self.record.history]
-        except ValueError as error:
-            raise self.damaged([f"history/{sha256}.json: {error}"]) from error
+        return run_history(self.layout.directory, self.record)
 
     @property
     def identity(self) -> Any:
@@ -354,6 +347,23 @@ def read_config(run_directory: PathLike, sha256: str) -> str:
     """
     layout = RunLayout(local_directory(run_directory))
     return _read_addressed(layout, layout.config(sha256), sha256, "configs").decode()
+
+
+def run_history(run_directory: PathLike, record: Record) -> list[HistoryEntry]:
+    """The whole history of a run up to a record, oldest first.
+
+    Raises:
+        SnapshotDamagedError: if the file with its earlier part is missing or has changed.
+    """
+    sha256 = record.earlier_history
+    if sha256 is None:
+        return list(record.history)
+    layout = RunLayout(local_directory(run_directory))
+    data = _read_addressed(layout, layout.history(sha256), sha256, "history")
+    try:
+        return [*read_history(data, record.format), *record.history]
+    except ValueError as error:
+        raise damaged(layout, record.step, [f"history/{sha256}.json: {error}"]) from error
 
 
 def damaged(layout: RunLayout, step: int, problems: Sequence[str]) -> SnapshotDamagedError:

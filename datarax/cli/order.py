@@ -1,64 +1,135 @@
-"""`datarax order`: which records are in these steps, and at which steps is this record."""
+"""`datarax order`: which records are in these steps, and in which steps is this record, or this file."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
+import os
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from datarax.cli.arguments import add_config, add_json
+from datarax.cli.arguments import add_json, add_set
 
 if TYPE_CHECKING:
-    from datarax.plan import Row
+    from datarax.deliveries import Checked, Rows
+    from datarax.delivery_table import Summary
+    from datarax.lineage import Lineage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
-    add_config(parser)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    parser.add_argument(
+        "run_or_config",
+        metavar="RUN_OR_CONFIG",
+        help="run directory, which needs nothing else; or a config file, also of a run that has not begun",
+    )
+    add_set(parser)
+    parser.add_argument(
         "--steps", metavar="A:B", help="steps A up to, not including, B (counted from 0); or one step"
     )
-    what.add_argument(
-        "--find", metavar="SOURCE:INDEX", help="every step at which a record is delivered in this run"
+    parser.add_argument(
+        "--find",
+        action="append",
+        default=[],
+        metavar="SOURCE:INDEX|FILE",
+        help="only rows that hold this record, or a record of this file (name, end of a name, or path); may be repeated. "
+        "Without --steps: in all steps that a run has done, or that a config will do",
     )
     add_json(parser)
+    parser.add_argument("--csv", action="store_true", help="print CSV with a header")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write the table of --json or --csv to a new file, whole or not at all",
+    )
+    parser.set_defaults(misused=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one line per row; reads no record."""
-    from datarax.lineage import trace
-    from datarax.plan import find_record, parse_interval, parse_record, rows_of_steps
-    from datarax.run_config import load_config, open_loader
+    if arguments.steps is None and not arguments.find:
+        arguments.misused("give --steps A:B, or --find SOURCE:INDEX or a file, or both")
+    if arguments.json and arguments.csv:
+        arguments.misused("--json and --csv exclude each other")
+    if arguments.output and not (arguments.json or arguments.csv):
+        arguments.misused("--output needs --json or --csv")
+    from datarax.deliveries import Checked
+    from datarax.delivery_table import Style, new_file, write_table
 
-    config = load_config(arguments.config, arguments.overrides)
-    with open_loader(config) as loader, ExitStack() as opened:
-        lineage = trace(config, loader, opened)
-        if lineage.refused:
-            print(
-                f"note: the run in {config.run.directory} was made with other settings; this is the order of the config alone",
-                file=sys.stderr,
-            )
-        if arguments.find:
-            rows = find_record(lineage, *parse_record(arguments.find, loader), config.run.steps)
-        else:
-            rows = rows_of_steps(lineage, parse_interval(arguments.steps, loader.schedule.num_steps))
-        found = 0
-        for row in rows:
-            _print(row, as_json=arguments.json)
-            found += 1
-    if not found:
-        print(f"no step of this run delivers {arguments.find}", file=sys.stderr)
+    style = Style.JSON if arguments.json else Style.CSV if arguments.csv else Style.LINES
+    checked = Checked()
+    with ExitStack() as opened:
+        stream = opened.enter_context(new_file(arguments.output)) if arguments.output else sys.stdout
+        rows = _rows(arguments, _lineage(arguments, opened), checked)
+        summary = write_table(rows, style, stream)
+    _conclude(arguments, summary, checked)
     return 0
 
 
-def _print(row: Row, *, as_json: bool) -> None:
-    if as_json:
-        json.dump(dataclasses.asdict(row), sys.stdout)
-        sys.stdout.write("\n")
+def _lineage(arguments: argparse.Namespace, opened: ExitStack) -> Lineage:
+    from datarax.core.errors import InputError
+    from datarax.lineage import trace, trace_run
+    from datarax.run_config import load_config, open_loader
+
+    if os.path.isdir(arguments.run_or_config):
+        return trace_run(arguments.run_or_config, arguments.overrides)
+    config = load_config(arguments.run_or_config, arguments.overrides)
+    try:
+        loader = opened.enter_context(open_loader(config))
+    except InputError as error:
+        if os.path.isdir(config.run.directory):
+            error.add_note(f"steps that were done need no data: datarax order {config.run.directory} …")
+        raise
+    return trace(config, loader)
+
+
+def _rows(arguments: argparse.Namespace, lineage: Lineage, checked: Checked) -> Iterator[Rows]:
+    from datarax.deliveries import find_rows, parse_interval, rows_of_steps
+
+    of_run = os.path.isdir(arguments.run_or_config)
+    if lineage.refused:
+        _note(
+            "the run in the directory of this config was made with other settings; this is the order of the config alone"
+        )
+    for note in lineage.notes:
+        _note(note)
+    if arguments.steps is not None:
+        steps = parse_interval(arguments.steps, lineage.total if of_run else lineage.available)
     else:
-        record = f"{row.source}:{row.index}" if row.source is not None else "(padding)"
-        print(f"step {row.step}  row {row.row}  {record}  epoch {row.epoch}")
+        steps = lineage.steps_to_search(done_only=of_run)
+    if of_run and steps.stop > lineage.steps_done:
+        first = max(steps.start, lineage.steps_done)
+        _note(
+            f"steps {first} to {steps.stop - 1} are not done, or not saved yet: this is what the run will deliver there"
+        )
+    if arguments.find:
+        return find_rows(lineage, arguments.find, steps, checked)
+    return rows_of_steps(lineage, steps, checked)
+
+
+def _conclude(arguments: argparse.Namespace, summary: Summary, checked: Checked) -> None:
+    if arguments.find and not summary.rows:
+        _say(f"no step of this run delivers {' or '.join(arguments.find)}")
+    elif arguments.find and summary.steps is not None and summary.epochs is not None:
+        (first, last), (least, most) = summary.steps, summary.epochs
+        _say(f"{summary.rows:,} rows in steps {first} to {last}, epochs {least} to {most}")
+    if arguments.find and checked.agreed:
+        _say(f"{checked.agreed:,} steps agree with the digests that were recorded when they were delivered")
+    if checked.unrecorded:
+        _note(
+            f"{checked.unrecorded:,} steps could not be held against what was recorded at delivery: the snapshots and ledger "
+            f"entries with their digests are gone or damaged"
+        )
+    if summary.unknown_files is not None:
+        _note(f"rows without a file: {summary.unknown_files}")
+    if arguments.output:
+        _say(f"wrote {summary.rows:,} rows to {arguments.output}")
+
+
+def _note(text: str) -> None:
+    _say(f"note: {text}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

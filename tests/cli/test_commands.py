@@ -78,7 +78,8 @@ def test_order_gives_one_object_per_line_and_find_agrees_with_it(finished, capsy
     config = finished / "config.toml"
     rows = lines_of(capsys, "order", config, "--steps", "0:40", "--json")
     assert len(rows) == 40 * 16
-    assert {frozenset(row) for row in rows} == {frozenset(("step", "row", "source", "index", "epoch"))}
+    fields = ("step", "row", "source", "index", "epoch", "file", "index_in_file")
+    assert {frozenset(row) for row in rows} == {frozenset(fields)}
     assert [(row["step"], row["row"]) for row in rows] == [(i // 16, i % 16) for i in range(40 * 16)]
     assert {(row["index"], row["epoch"]) for row in rows[:NUM_RECORDS]} == {
         (i, 0) for i in range(NUM_RECORDS)
