@@ -8,7 +8,7 @@ import pytest
 from datarax.checkpoint import Snapshot
 from datarax.cli.main import main
 from datarax.order import known_answers, permutation
-from tests.support.runs import NUM_RECORDS, finish_run
+from tests.support.runs import ALLOWED, NUM_RECORDS, finish_run
 
 
 def lines_of(capsys, *arguments):
@@ -16,27 +16,6 @@ def lines_of(capsys, *arguments):
     capsys.readouterr()
     assert main([*map(str, arguments)]) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-_ALLOWED = 'resume.allow_changed=["train.batch_size", "train.seed", "train.order.seed"]'
-
-
-@pytest.fixture(scope="module")
-def changed(tmp_path_factory):
-    """A run with batch size 16 and seed 5 to step 6, batch size 10 to step 9, and seed 6 to step 14.
-
-    Steps 0 to 5 take rows 0 to 95, steps 6 to 8 rows 96 to 125, steps 9 to 13 rows 126 to 175.
-    """
-    directory = tmp_path_factory.mktemp("changed")
-    config = finish_run(directory, "save.keep_latest=9", steps=6)
-    text = config.read_text().replace("keep_latest = 2", "keep_latest = 9")
-    text += f"\n[resume]\n{_ALLOWED.partition('.')[2]}\n"
-    for old, new in [("batch_size = 16", "batch_size = 10"), ("seed = 5", "seed = 6")]:
-        text = text.replace(old, new).replace("steps = 6", "steps = 9")
-        config.write_text(text)
-        assert main(["run", str(config)]) == 0
-        text = text.replace("steps = 9", "steps = 14")
-    return directory
 
 
 def test_an_allowed_change_enters_the_history_with_step_and_position(changed):
@@ -110,7 +89,7 @@ def test_a_change_that_is_not_on_the_list_is_refused_beside_one_that_is(changed,
 def test_an_epoch_budget_holds_across_a_change_of_batch_size(tmp_path, capsys):
     config = finish_run(tmp_path, "loader.num_epochs=1", "run.steps=6", "save.keep_latest=9")
     arguments = ["--set", "loader.num_epochs=1", "--set", "run.steps=1000", "--set", "loader.batch_size=12"]
-    arguments += ["--set", _ALLOWED]
+    arguments += ["--set", ALLOWED]
     assert main(["run", str(config), *arguments]) == 0
     # 300 records: 6 batches of 16 leave 204, which are 17 batches of 12.
     newest = Snapshot.open(tmp_path / "run")

@@ -47,6 +47,9 @@ keep_latest = 2
 
 NUM_RECORDS = 300
 
+ALLOWED = 'resume.allow_changed=["train.batch_size", "train.seed", "train.order.seed"]'
+"""An override with which batch size and seed may be changed in mid-run."""
+
 
 def write_config(directory, *, steps=12):
     """A config of a run of `steps` steps below `directory`, and the text it is made from: 300 records of 32 bytes."""
