@@ -160,7 +160,7 @@ def trace_run(directory: str | Path, overrides: Sequence[str] = ()) -> Lineage:
 
     Raises:
         InputError: if there is no run, its data module is no loader, or an override is about something else.
-        SnapshotDamagedError: if the newest record, or an identity that it names, cannot be read.
+        SnapshotDamagedError: if the newest record, or an identity that it names, cannot be read, or they contradict each other.
     """
     directory = local_directory(directory)
     for override in overrides:
@@ -287,9 +287,15 @@ def _closed(directory: Path, begun: Schedule, end: tuple[int, int]) -> Schedule:
             return schedule
     except ConfigError:
         pass
-    raise InputError(
-        f"the run {directory} records that steps {begun.base_step} to {end[0] - 1} took rows {begun.base_position} to "
-        f"{end[1] - 1}, which are not {end[0] - begun.base_step} batches of {begun.batch_size}; run `datarax verify` on it"
+    said = (
+        f"steps {begun.base_step} to {end[0] - 1} are recorded as rows {begun.base_position} to {end[1] - 1}, which are not "
+        f"{end[0] - begun.base_step} batches of {begun.batch_size}"
+    )
+    raise SnapshotDamagedError(
+        f"the records of the run {directory} contradict each other; run `datarax verify` on it",
+        step=end[0],
+        problems=[said],
+        newest_good_step=None,
     )
 
 

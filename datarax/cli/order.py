@@ -113,18 +113,24 @@ def _conclude(arguments: argparse.Namespace, summary: Summary, checked: Checked)
         _say(f"no step of this run delivers {' or '.join(arguments.find)}")
     elif arguments.find and summary.steps is not None and summary.epochs is not None:
         (first, last), (least, most) = summary.steps, summary.epochs
-        _say(f"{summary.rows:,} rows in steps {first} to {last}, epochs {least} to {most}")
+        _say(f"{_count(summary.rows, 'row')} in steps {first} to {last}, epochs {least} to {most}")
     if arguments.find and checked.agreed:
-        _say(f"{checked.agreed:,} steps agree with the digests that were recorded when they were delivered")
+        _say(
+            f"of these steps {checked.agreed:,} agree with the digests that were recorded when they were delivered"
+        )
     if checked.unrecorded:
         _note(
-            f"{checked.unrecorded:,} steps could not be held against what was recorded at delivery: the snapshots and ledger "
+            f"{_count(checked.unrecorded, 'step')} could not be held against what was recorded at delivery: the snapshots and ledger "
             f"entries with their digests are gone or damaged"
         )
     if summary.unknown_files is not None:
         _note(f"rows without a file: {summary.unknown_files}")
     if arguments.output:
-        _say(f"wrote {summary.rows:,} rows to {arguments.output}")
+        _say(f"wrote {_count(summary.rows, 'row')} to {arguments.output}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _note(text: str) -> None:

@@ -232,7 +232,10 @@ def test_the_summary_of_a_find_is_on_standard_error(finished, capsys):
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert f"{len(rows)} rows in steps 0 to {rows[-1]['step']}, epochs 0 to 0" in said.err
     steps = len({row["step"] for row in rows})
-    assert f"{steps} steps agree with the digests that were recorded when they were delivered" in said.err
+    assert (
+        f"of these steps {steps} agree with the digests that were recorded when they were delivered"
+        in said.err
+    )
     # Record 299 stands behind the 12 steps of 16.
     missing = set(range(NUM_RECORDS)) - {
         row["index"] for row in rows_of(capsys, finished / "run", "--steps", ":")
@@ -307,6 +310,26 @@ def test_a_recorded_recipe_that_was_changed_is_refused(finished, tmp_path, capsy
     (identity,) = (run / "identity").iterdir()
     identity.write_text(identity.read_text().replace('"seed":5', '"seed":6'))
     assert "its content has changed" in refusal(capsys, run, "--steps", "0", code=1).err
+
+
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [
+        (60, "step 3 of .* gives other records than were delivered"),
+        (40, "steps 0 to 3 are recorded as rows 0 to 39, which are not 4 batches of 16"),
+    ],
+)
+def test_a_record_that_contradicts_the_run_is_refused(position, message, finished, tmp_path, capsys):
+    """Where only the ledger is left and the disk was too full to keep its checksums, a record can be wrong."""
+    run = copy_run(finished / "run", tmp_path / "run")
+    for step in ("8", "12"):
+        shutil.rmtree(run / step)
+    (run / "ledger" / "4" / "manifest.json").unlink()
+    record = run / "ledger" / "4" / "record.json"
+    record.write_text(record.read_text().replace('"position":64', f'"position":{position}'))
+    said = refusal(capsys, run, "--steps", "3", code=1)
+    assert re.search(message, said.err)
+    assert said.out == ""
 
 
 # Files of a source that has many.
