@@ -120,8 +120,8 @@ def _conclude(arguments: argparse.Namespace, summary: Summary, checked: Checked)
         )
     if checked.unrecorded:
         _note(
-            f"{_count(checked.unrecorded, 'step')} could not be held against what was recorded at delivery: the snapshots and ledger "
-            f"entries with their digests are gone or damaged"
+            f"{_count(checked.unrecorded, 'step')} could not be held against what was recorded at delivery: the snapshots and "
+            f"ledger entries with their digests are gone or damaged"
         )
     if summary.unknown_files is not None:
         _note(f"rows without a file: {summary.unknown_files}")

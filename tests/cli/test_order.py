@@ -127,7 +127,13 @@ def test_a_padded_run_that_was_prolonged_is_told_as_it_was(tmp_path, capsys):
     sets = [word for each in ("loader.remainder=pad", "run.steps=1000") for word in ("--set", each)]
     config = write_config(tmp_path)
     for epochs in (1, 2, 3):
-        assert main(["run", str(config), *sets, "--set", f"loader.num_epochs={epochs}"]) == 0
+        prolonged = [config, *sets, "--set", f"loader.num_epochs={epochs}"]
+        steps = f"{19 * epochs - 19}:{19 * epochs}"
+        planned = (
+            rows_of(capsys, *prolonged, "--steps", steps) if epochs > 1 else None
+        )  # the first run builds the data
+        assert main(["run", *map(str, prolonged)]) == 0
+        assert planned in (None, rows_of(capsys, tmp_path / "run", "--steps", steps))
     for asked in ([tmp_path / "run"], [config, *sets, "--set", "loader.num_epochs=3"]):
         rows = rows_of(capsys, *asked, "--steps", "0:57")
         assert len(rows) == 57 * 16
@@ -372,6 +378,21 @@ def test_other_files_than_those_of_then_are_not_believed(many_files, finished, c
     other = ["--set", f"source.files={finished}/data"]
     said = refusal(capsys, many_files / "run", "--find", FILES[0], *other, code=2)
     assert "the files that are listed there now are not those of then" in said.err
+
+
+def test_each_row_names_its_file_of_then(tmp_path, capsys):
+    """The same records were written to other files in mid-run: step 6 on reads two files, not three."""
+    config = finish_run(tmp_path, steps=6)
+    changes = ["source.build.num_shards=2", f"source.files={tmp_path}/other", "run.steps=12"]
+    changes.append('resume.allow_changed=["train.sources"]')
+    assert main(["run", str(config), *(word for each in changes for word in ("--set", each))]) == 0
+    rows = rows_of(capsys, tmp_path / "run", "--steps", "0:")
+    for row in rows:
+        size = 100 if row["step"] < 6 else 150
+        assert (row["file"], row["index_in_file"]) == (FILES[row["index"] // size], row["index"] % size)
+    for file in FILES:
+        found = rows_of(capsys, tmp_path / "run", "--find", file)
+        assert found == [row for row in rows if row["file"] == file]
 
 
 # What cannot be answered.
