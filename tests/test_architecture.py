@@ -35,7 +35,7 @@ ALLOWED = {
     "verify": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config", "lineage"},
     "diff": {"core", "checkpoint"},
     "inspection": {"checkpoint"},
-    "plan": {"core", "loader", "checkpoint", "training", "run_config", "lineage"},
+    "plan": {"core", "order", "loader", "checkpoint", "training", "run_config", "lineage"},
     "lineage": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
     "deliveries": {"core", "order", "sources", "checkpoint", "training", "lineage"},
     "delivery_table": {"core", "sources", "deliveries", "lineage"},

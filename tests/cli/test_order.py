@@ -283,7 +283,7 @@ def test_a_table_replaces_no_file_and_leaves_no_half_of_one(finished, tmp_path, 
     assert "exists already" in refusal(capsys, *arguments, path, code=2).err
     assert path.read_text() == "precious"
     assert "FileNotFoundError" in refusal(capsys, *arguments, tmp_path / "none" / "table.csv", code=74).err
-    monkeypatch.setattr("datarax.order.order.derive_seed", lambda *parts: 7)
+    monkeypatch.setattr("datarax.order.versions.derive_seed", lambda *parts: 7)
     refusal(capsys, *arguments, tmp_path / "other.csv", code=1)
     assert os.listdir(tmp_path) == ["table.csv"]
 
@@ -293,7 +293,7 @@ def test_a_table_replaces_no_file_and_leaves_no_half_of_one(finished, tmp_path, 
 
 def test_records_that_are_not_those_delivered_are_never_given_out(finished, monkeypatch, capsys):
     """The permutation is another one than at delivery, and nobody has raised its version."""
-    monkeypatch.setattr("datarax.order.order.derive_seed", lambda *parts: 7)
+    monkeypatch.setattr("datarax.order.versions.derive_seed", lambda *parts: 7)
     for asked in ("run", "config.toml"):
         for what in (["--steps", "5:12"], ["--find", "text:17"], ["--find", FILES[1]]):
             said = refusal(capsys, finished / asked, *what, code=1)
