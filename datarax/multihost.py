@@ -301,13 +301,18 @@ def _union(ranges: list[tuple[int, int]]) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in ranges]))
 
 
+def fitting_row_shards(batch_size: int) -> list[int]:
+    """Into how many row shards a batch can be split: JAX's shardings take equal parts only."""
+    return [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+
+
 def _does_not_divide(sharding: Sharding, batch_size: int, error: ValueError) -> str:
     if not isinstance(sharding, NamedSharding):
         return f"a batch of {batch_size} rows cannot be placed under {sharding}: {error}"
     axes = sharding.spec[0] if len(sharding.spec) else None
     names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
     shards = math.prod(sharding.mesh.shape[name] for name in names)
-    fit = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+    fit = fitting_row_shards(batch_size)
     shown = ", ".join(map(str, fit[:20])) + (" …" if len(fit) > 20 else "")
     return (
         f"a batch of {batch_size} rows cannot be split into {shards} row shards (mesh axes {', '.join(names)}); the numbers "

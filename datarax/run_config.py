@@ -243,17 +243,27 @@ def build_mesh(config: RunConfig, processes: Processes | None = None) -> jax.sha
         if (processes or Processes()).count == 1:
             return None
         section = MeshSection()
-    devices, fixed = jax.device_count(), math.prod(size for size in section.axes.values() if size != -1)
+    sizes = mesh_sizes(section, jax.device_count())
+    kinds = (jax.sharding.AxisType.Auto,) * len(
+        sizes
+    )  # the compiler splits the model's work, as most tasks expect
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+
+
+def mesh_sizes(section: MeshSection, devices: int) -> dict[str, int]:
+    """The size of each axis over this many devices.
+
+    Raises:
+        ConfigError: if the axes do not fit them.
+    """
+    fixed = math.prod(size for size in section.axes.values() if size != -1)
     sizes = {name: devices // fixed if size == -1 else size for name, size in section.axes.items()}
     if math.prod(sizes.values()) != devices:
         shown = ", ".join(f"{name} = {size}" for name, size in section.axes.items())
         raise ConfigError(
             f"mesh.axes ({shown}) does not fit {devices} devices; their product must be that number"
         )
-    kinds = (jax.sharding.AxisType.Auto,) * len(
-        sizes
-    )  # the compiler splits the model's work, as most tasks expect
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+    return sizes
 
 
 def batch_sharding(config: RunConfig, mesh: jax.sharding.Mesh | None) -> jax.sharding.NamedSharding | None:
@@ -340,6 +350,7 @@ def build_session(config: RunConfig, loader: DataLoader, **output: Any) -> Train
 
 
 __all__ = [
+    "MeshSection",
     "RunConfig",
     "apply_environment",
     "batch_sharding",
@@ -347,6 +358,7 @@ __all__ = [
     "build_mesh",
     "build_session",
     "load_config",
+    "mesh_sizes",
     "open_loader",
     "parse_config",
     "parse_stored_config",

@@ -101,6 +101,26 @@ def start_numbers(layout: RunLayout) -> list[int]:
     return [int(stem) for stem in stems if is_step_name(stem)]
 
 
+def is_held_on_this_machine(path: Path) -> bool | None:
+    """Whether a process of this machine holds the lock; asks the kernel and takes nothing. None if it does not say.
+
+    To try the lock would be surer, but a writer that starts in that moment would find it taken.
+    """
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+        found = path.stat()
+    except FileNotFoundError:
+        return False if Path("/proc/locks").exists() else None
+    except OSError:
+        return None
+    # `1: FLOCK  ADVISORY  WRITE <pid> <major>:<minor>:<inode> 0 EOF`; a waiter has `->` after its number.
+    held = [words for words in map(str.split, lines) if len(words) > 5 and words[1] == "FLOCK"]
+    places = {words[5]: words[4] for words in held if words[5].rpartition(":")[2] == str(found.st_ino)}
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    # Some file systems give their files another device number than the kernel shows: there the process decides.
+    return device in places or str(read_holder(path).get("pid")) in places.values()
+
+
 def read_holder(path: Path) -> Mapping[str, Any]:
     """Who wrote the lock file last; empty if it cannot be read."""
     try:

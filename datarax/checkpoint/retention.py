@@ -84,6 +84,15 @@ def throw_away(layout: RunLayout, path: Path) -> None:
     shutil.rmtree(gone)
 
 
+def temporary_steps(layout: RunLayout, temporary_suffix: str) -> list[Path]:
+    """Directories of steps that are being written, or that killed writers left."""
+    return [
+        path
+        for path in sorted(layout.directory.glob(f"*{temporary_suffix}*"))
+        if is_step_name(path.name.partition(temporary_suffix)[0]) and path.is_dir()
+    ]
+
+
 def clean_up(layout: RunLayout, temporary_suffix: str) -> list[str]:
     """Remove what killed writers left: temporary step directories, trash, half-written small files.
 
@@ -93,10 +102,9 @@ def clean_up(layout: RunLayout, temporary_suffix: str) -> list[str]:
         The names of the temporary step directories that were removed.
     """
     removed = []
-    for path in sorted(layout.directory.glob(f"*{temporary_suffix}*")):
-        if is_step_name(path.name.partition(temporary_suffix)[0]) and path.is_dir():
-            throw_away(layout, path)
-            removed.append(path.name)
+    for path in temporary_steps(layout, temporary_suffix):
+        throw_away(layout, path)
+        removed.append(path.name)
     if layout.trash.is_dir():
         for path in sorted(layout.trash.iterdir()):
             if path.name.startswith(_DROPPED):

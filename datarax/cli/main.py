@@ -18,6 +18,7 @@ from datarax.cli.arguments import report
 _COMMANDS = {
     "run": "train (or just iterate) as a config says; run again = continue",
     "plan": "what a config will do: lengths, steps, identity, fit with an existing run",
+    "doctor": "a rehearsal before a launch: everything that it would stumble over",
     "order": "which records are in which steps, and at which steps a record is",
     "inspect": "what is in a snapshot",
     "diff": "compare two runs or snapshots, bit by bit",

@@ -1,0 +1,67 @@
+"""`datarax doctor`: would a launch with this config go well, here and now?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+from datarax.cli.arguments import add_config, add_json, print_json
+
+if TYPE_CHECKING:
+    from datarax.doctor import Report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    add_config(parser)
+    parser.add_argument(
+        "run_directory", nargs="?", metavar="RUN", help="run directory (default: run.directory of the config)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=1000,
+        metavar="K",
+        help="look at the files of the next K steps (default: 1000)",
+    )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="devices of the launch, if it will not be on this machine alone",
+    )
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints every check; exits 1 if one failed."""
+    from datarax.doctor import examine
+
+    report = examine(
+        arguments.config,
+        arguments.overrides,
+        run_directory=arguments.run_directory,
+        steps=arguments.steps,
+        num_devices=arguments.devices,
+    )
+    if arguments.json:
+        print_json({**dataclasses.asdict(report), "ok": report.ok})
+    else:
+        _show(report)
+    return 0 if report.ok else 1
+
+
+def _show(report: Report) -> None:
+    from datarax.doctor import Verdict
+
+    width = max(len(check.name) for check in report.checks)
+    indent = " " * (9 + width + 2)
+    for check in report.checks:
+        print(f"{check.verdict.value:<9}{check.name:<{width}}  {check.found}")
+        for line in check.details:
+            print(f"{indent}{line}")
+        if check.verdict in (Verdict.WARNING, Verdict.FAIL):
+            print(f"{indent}do: {check.do}")
+    counts = [f"{report.count(verdict)} {verdict.value}" for verdict in Verdict if report.count(verdict)]
+    print(f"{', '.join(counts)}: {'a launch may begin' if report.ok else 'do not launch yet'}")

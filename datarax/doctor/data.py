@@ -1,0 +1,216 @@
+"""The data: whether they open, what is recorded of them, and the files that the next steps will read."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from datarax.core.errors import InputError
+from datarax.doctor.checks import Finding, failure, skipped, warning
+from datarax.loader.plan import BatchPlan
+from datarax.order import Order, Schedule
+from datarax.run_config import RunConfig
+from datarax.sources import ArrayRecordSource, DataSource
+from datarax.sources.build_inputs import find_inputs
+from datarax.sources.inventory import DataFile, expected_files
+from datarax.sources.open import BuildTable, SourceKind, open_source
+
+# Looking waits for the disk, or for a network file system.
+_LOOKING_THREADS = 16
+
+
+def opened_source(config: RunConfig, opened: ExitStack) -> Finding:
+    """The open source, and how long opening it takes; nothing is built."""
+    table = config.source
+    if table.build is not None and not os.path.exists(str(table.files)):
+        return _not_built(str(table.files), table.build)
+    started = time.perf_counter()
+    source = opened.enter_context(open_source(table))
+    seconds = time.perf_counter() - started
+    files = f" in {len(source.files()):,} files" if isinstance(source, ArrayRecordSource) else ""
+    return Finding(
+        found=f"{table.kind.value} {source.name!r}: {len(source):,} records{files}",
+        numbers={"records": len(source), "open_seconds": seconds},
+        value=source,
+    )
+
+
+def _not_built(directory: str, build: BuildTable) -> Finding:
+    details = []
+    try:
+        details.append(
+            f"they are made from {len(find_inputs(tuple(build.inputs))):,} input files, which are there"
+        )
+    except InputError as error:
+        details.append(f"and cannot be built: {error}")
+    return failure(
+        f"{directory} is not built yet: process 0 of a launch would build it while all others wait",
+        f"build it before, with {_build_command(directory, build)}",
+        details=details,
+    )
+
+
+def _build_command(directory: str, build: BuildTable) -> str:
+    words = ["datarax", "build", build.kind.value, *build.inputs, "--output", directory]
+    for flag, value in (
+        ("--record-bytes", build.record_bytes),
+        ("--num-shards", build.num_shards),
+        ("--records-per-shard", build.records_per_shard),
+        ("--group-size", build.group_size if build.group_size != 1 else None),
+    ):
+        words += [] if value is None else [flag, str(value)]
+    if build.compression != "uncompressed":
+        return f"datarax.sources.build_dataset (datarax build has no flag for compression = {build.compression!r})"
+    return shlex.join(words)
+
+
+def manifest(source: DataSource) -> Finding:
+    """Whether the content of every file is recorded."""
+    if source.content_recorded:
+        return Finding(found="there: sizes, counts and SHA-256 of every file are recorded")
+    if not isinstance(source, ArrayRecordSource):
+        return Finding(found="this kind of source has none; its records are sampled")
+    shown = os.path.join(source.base_directory, "*")
+    return warning(
+        "none beside the files: every file is opened to count its records, and contents can only be sampled",
+        f"datarax build manifest '{shown}' (it becomes part of the identity: before the first start of a run)",
+    )
+
+
+def files(
+    config: RunConfig,
+    source: DataSource | None,
+    recorded: Mapping[str, Any] | None,
+    *,
+    start: tuple[int, int],
+    steps: int,
+) -> Finding:
+    """The files that the next steps need: there, readable, and as large as recorded.
+
+    Args:
+        config: the run.
+        source: its source, if it can be opened.
+        recorded: identity of the source in the run's snapshot.
+        start: the step that a launch begins with, and the global row at which it begins.
+        steps: how many steps to look at.
+    """
+    if config.source.kind is not SourceKind.ARRAY_RECORD:
+        return _directories(config)
+    expected = _expected(config, source, recorded)
+    if expected is None:
+        return skipped(
+            "nothing records which files there should be",
+            "see 'source'; with a manifest beside the files this check names the missing ones",
+        )
+    plan = _plan(config, sum(file.num_records for file in expected), start)
+    stop = start[0] + steps
+    if config.run.steps is not None:
+        stop = min(stop, config.run.steps)
+    if plan.schedule.num_steps is not None:
+        stop = min(stop, plan.schedule.num_steps)
+    if stop <= start[0]:
+        return Finding(found="no step is left, so no file is needed", numbers={"files": 0, "bytes": 0})
+    return _looked_at(expected, _first_steps(plan, expected, range(start[0], stop)), range(start[0], stop))
+
+
+def _directories(config: RunConfig) -> Finding:
+    path = config.source.path
+    if path is None:
+        return Finding(found="this kind of source has no files of its own")
+    places = [path] if isinstance(path, str) else list(path.values())
+    bad = [place for place in places if not os.access(place, os.R_OK | os.X_OK)]
+    if bad:
+        return failure(f"{', '.join(bad)} cannot be read", "make the arrays readable for this user")
+    return Finding(
+        found=f"{len(places)} array director{'y' if len(places) == 1 else 'ies'}; single chunks are seen when they are read"
+    )
+
+
+def _expected(
+    config: RunConfig, source: DataSource | None, recorded: Mapping[str, Any] | None
+) -> list[DataFile] | None:
+    """The files as the run knows them, rather than as they happen to lie there now."""
+    if isinstance(source, ArrayRecordSource) and (
+        recorded is None or recorded.get("num_records") == len(source)
+    ):
+        at = source.base_directory
+        return [DataFile(os.path.join(at, f.name), f.size, f.num_records) for f in source.files()]
+    names = config.source.files
+    assert names is not None
+    return expected_files(names, recorded)
+
+
+def _plan(config: RunConfig, num_records: int, start: tuple[int, int]) -> BatchPlan:
+    """What all processes together read: needs no open source, only its length."""
+    loader = config.loader
+    schedule = Schedule(
+        batch_size=loader.batch_size,
+        num_rows=None if loader.num_epochs is None else loader.num_epochs * num_records,
+        remainder=loader.remainder,
+        base_step=start[0],
+        base_position=start[1],
+    )
+    order = Order(loader.order_config(), {config.source.name: num_records})
+    return BatchPlan(order, schedule, np.arange(loader.batch_size, dtype=np.int64))
+
+
+def _first_steps(plan: BatchPlan, expected: Sequence[DataFile], steps: range) -> dict[int, int]:
+    """For each file that is needed, by its number, the first step that needs it."""
+    ends = np.cumsum([file.num_records for file in expected], dtype=np.int64)  # int64[num_files]
+    holding = int(np.count_nonzero([file.num_records for file in expected]))
+    needed: dict[int, int] = {}
+    for step in steps:
+        index = plan.step(step).keys.index
+        for number in np.unique(np.searchsorted(ends, index[index >= 0], side="right")).tolist():
+            needed.setdefault(number, step)
+        if len(needed) == holding:
+            break
+    return needed
+
+
+def _looked_at(expected: Sequence[DataFile], needed: Mapping[int, int], steps: range) -> Finding:
+    order = sorted(needed, key=lambda number: (needed[number], number))
+    with ThreadPoolExecutor(_LOOKING_THREADS, "datarax-doctor") as pool:
+        problems = list(pool.map(lambda number: _problem(expected[number]), order))
+    bad = [
+        {"path": expected[number].path, "problem": problem, "first_step": needed[number]}
+        for number, problem in zip(order, problems, strict=True)
+        if problem is not None
+    ]
+    num_bytes = sum(expected[number].size for number in order)
+    numbers = {"files": len(order), "bytes": num_bytes, "first": steps[0], "last": steps[-1], "bad": bad}
+    which = f"steps {steps[0]:,} to {steps[-1]:,}"
+    if not bad:
+        found = f"{which} need {len(order):,} of {len(expected):,} files, {num_bytes:,} bytes: readable, sizes as recorded"
+        return Finding(found=found, numbers=numbers)
+    return failure(
+        f"{len(bad):,} of the {len(order):,} files for {which} cannot be used, the first at step {bad[0]['first_step']:,}",
+        "restore these files from a copy, or build the data again",
+        details=[f"{each['path']} {each['problem']}; step {each['first_step']:,} needs it" for each in bad],
+        numbers=numbers,
+    )
+
+
+def _problem(file: DataFile) -> str | None:
+    """What is wrong with a file; None if it opens, has its size, and gives its last byte."""
+    try:
+        descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != file.size:
+                return f"has {size:,} bytes, should have {file.size:,}"
+            os.pread(descriptor, 1, max(0, size - 1))
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None

@@ -1,0 +1,112 @@
+"""Meshes and process counts: which numbers of devices the config fits, here and elsewhere.
+
+The rules are those of `run_config.mesh_sizes` and `multihost.fitting_row_shards`; this file only tries numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+
+from datarax.core.errors import ConfigError
+from datarax.doctor.checks import Finding, failure, warning
+from datarax.multihost import fitting_row_shards
+from datarax.run_config import MeshSection, RunConfig, build_mesh, mesh_sizes
+
+_MOST_DEVICES = 4096
+_SHOWN = 16
+
+
+def fitting_devices(config: RunConfig) -> list[int]:
+    """All numbers of devices, up to 4,096 or to what the axes fix, over which this mesh and batch can be laid."""
+    section = config.mesh or MeshSection()
+    fixed = math.prod(size for size in section.axes.values() if size != -1)
+    row_shards = set(fitting_row_shards(config.loader.batch_size))
+    return [
+        devices
+        for devices in range(fixed, max(_MOST_DEVICES, fixed) + 1, fixed)
+        if _shards(section, devices) in row_shards
+    ]
+
+
+def _shards(section: MeshSection, devices: int) -> int | None:
+    """Row shards over this many devices; None if the axes do not fit them."""
+    try:
+        sizes = mesh_sizes(section, devices)
+    except ConfigError:
+        return None
+    return math.prod(sizes[name] for name in section.batch_axes)
+
+
+def mesh(config: RunConfig, asked: int | None) -> Finding:
+    """Whether the config fits the devices that are here, or as many as the launch is said to have.
+
+    Args:
+        config: the run.
+        asked: devices of the launch, if it will not be here.
+    """
+    fit, here = fitting_devices(config), jax.device_count()
+    section = config.mesh or MeshSection()
+    shown = ", ".join(f"{name} = {size}" for name, size in section.axes.items()) or "no axes"
+    numbers = {"devices_here": here, "devices_asked": asked, "devices_that_fit": fit}
+    if not fit:
+        return failure(
+            f"a batch of {config.loader.batch_size:,} rows fits no number of devices under mesh.axes ({shown})",
+            "change loader.batch_size (identity: before the first start) or mesh.axes",
+            numbers=numbers,
+        )
+    if asked is not None and asked not in fit:
+        return failure(
+            f"{asked:,} devices do not fit mesh.axes ({shown}) and a batch of {config.loader.batch_size:,} rows",
+            f"launch on one of {listed(fit)} devices, or change mesh.axes",
+            numbers=numbers,
+        )
+    if config.mesh is None and jax.local_device_count() == here and asked is None:
+        return Finding(
+            found=f"none: one process gets NumPy batches, many one axis 'data' over {listed(fit)} devices",
+            numbers=numbers,
+        )
+    if here in fit:
+        return Finding(
+            found=f"{shown}: fits the {here:,} device{'s' * (here > 1)} here; {listed(fit)} would fit",
+            numbers=numbers,
+            value=build_mesh(config),
+        )
+    if asked is not None:
+        return Finding(found=f"{shown}: fits {asked:,} devices; {listed(fit)} would fit", numbers=numbers)
+    return warning(
+        f"mesh.axes ({shown}) and a batch of {config.loader.batch_size:,} rows do not fit the {here:,} devices here",
+        f"launch on one of {listed(fit)} devices; --devices N asks about a launch elsewhere",
+        numbers=numbers,
+    )
+
+
+def processes(config: RunConfig, asked: int | None) -> Finding:
+    """How many processes the run can have, each with as many devices as this one."""
+    each, fit = jax.local_device_count(), fitting_devices(config)
+    counts = [devices // each for devices in fit if devices % each == 0]
+    if config.mesh is None and 1 not in counts:
+        counts = [1, *counts]  # one process needs no mesh
+    of = f"processes of {each} device{'s' * (each > 1)} each, like this one"
+    numbers = {"devices_each": each, "process_counts": counts}
+    if not counts:
+        advice = (
+            ""
+            if asked is None
+            else f" (the launch has {asked:,} devices: see 'mesh' for whether they fit together)"
+        )
+        return warning(
+            f"no number of {of}, fits{advice}",
+            f"use processes whose devices together are {listed(fit)}",
+            numbers=numbers,
+        )
+    return Finding(found=f"{listed(counts)} {of}", numbers=numbers)
+
+
+def listed(counts: Sequence[int]) -> str:
+    """The first of many numbers, and the largest."""
+    if len(counts) <= _SHOWN:
+        return ", ".join(map(str, counts))
+    return f"{', '.join(map(str, counts[:_SHOWN]))}, … {counts[-1]}"

@@ -1,0 +1,208 @@
+"""The place of the run: may this user write there, durably and with locks, and is there room for what will be written."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from datarax.checkpoint import SaveConfig, Snapshot
+from datarax.checkpoint.layout import RunLayout, fsync_directory, refuse_wildcards, write_new
+from datarax.doctor.checks import Finding, failure, warning
+
+_PROBE_BYTES = 4096
+_CLOCK_TOLERANCE_SECONDS = 30.0
+# What a snapshot of the data alone takes: record, digests of steps, manifest.
+_DATA_ITEM_BYTES = 16 << 10
+_STEP_DIGEST_BYTES = 16
+# Files and directories: of a snapshot besides its items' files, and of an entry in the ledger.
+_SNAPSHOT_INODES = 8
+_LEDGER_INODES = 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a probe was written."""
+
+    directory: Path
+    """The run directory, or the nearest one above that exists."""
+    clock_offset_seconds: float
+    """How much the file system's clock is ahead of this machine's."""
+
+
+def run_directory(directory: Path) -> Finding:
+    """Writes, syncs, locks, renames and removes a small file where the run lives or will be made."""
+    refuse_wildcards(directory)
+    place = directory
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        return failure(f"{place} is no directory", "use another run.directory")
+    closed = [path for path in _written_again(RunLayout(directory)) if not os.access(path, os.W_OK)]
+    if closed:
+        return failure(
+            f"{closed[0]} cannot be written by this user (uid {os.getuid()})",
+            "give it to this user, or start the launch as its owner",
+            details=[str(path) for path in closed[1:]],
+        )
+    started = time.perf_counter()
+    offset = _probe(place)
+    seconds = time.perf_counter() - started
+    what = "there" if place == directory else f"will be made below {place}"
+    return Finding(
+        found=f"{what}; a small file was written, synced, locked, renamed and removed in {1000 * seconds:.0f} ms",
+        numbers={"probe_seconds": seconds, "exists": place == directory},
+        value=Place(place, offset),
+    )
+
+
+def _written_again(layout: RunLayout) -> list[Path]:
+    """What a launch writes to and another user may have made."""
+    names = (
+        "lock",
+        "metrics.jsonl",
+        "starts",
+        "identity",
+        "configs",
+        "history",
+        "ledger",
+        "trash",
+        "set_aside",
+    )
+    steps = [layout.step(step) for step in layout.committed()]
+    return [path for path in [*(layout.directory / name for name in names), *steps] if path.exists()]
+
+
+def _probe(place: Path) -> float:
+    """How much the file system's clock is ahead."""
+    written = place / f".datarax-doctor-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    renamed = written.with_suffix(".renamed")
+    try:
+        now = time.time()
+        write_new(written, b"\0" * _PROBE_BYTES)
+        descriptor = os.open(written, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            offset = os.fstat(descriptor).st_mtime - now
+        finally:
+            os.close(descriptor)
+        os.replace(written, renamed)
+        fsync_directory(place)
+    finally:
+        for path in (written, renamed):
+            path.unlink(missing_ok=True)
+    return offset
+
+
+def clock(place: Place, snapshot: Snapshot | None) -> Finding:
+    """Whether this machine, the file system and the run's last writer agree on the time: saves by time, and logs, go by it."""
+    offset = place.clock_offset_seconds
+    if abs(offset) > _CLOCK_TOLERANCE_SECONDS:
+        return warning(
+            f"the file system's clock is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} this machine's",
+            "set the clocks; times in logs and in the run will not fit together",
+            numbers={"offset_seconds": offset},
+        )
+    ahead = 0.0 if snapshot is None else snapshot.manifest.written_unix_seconds - time.time()
+    if ahead > _CLOCK_TOLERANCE_SECONDS:
+        return warning(
+            f"the newest snapshot was written {ahead:.0f} s in the future of this machine's clock",
+            "set the clock of this machine, or that of its writer",
+            numbers={"offset_seconds": offset, "snapshot_ahead_seconds": ahead},
+        )
+    return Finding(
+        found="this machine, the file system and the newest snapshot agree",
+        numbers={"offset_seconds": offset},
+    )
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a launch will write, beyond what is there."""
+
+    snapshot_bytes: int
+    """One snapshot."""
+    soon_bytes: int
+    """Until as many snapshots are there as are kept, and one more is being written."""
+    whole_bytes: int | None
+    """To the end of the run; None if nothing says how many snapshots will stay."""
+    soon_inodes: int
+    """Files and directories of the same time as `soon_bytes`."""
+
+
+def need(save: SaveConfig, snapshot: Snapshot | None, model_bytes: int, *, committed: int, left: int) -> Need:
+    """What a launch will write.
+
+    Args:
+        save: what is kept.
+        snapshot: the newest; its size says that of the next.
+        model_bytes: of the model, where there is no snapshot.
+        committed: snapshots that are there.
+        left: steps that are left.
+    """
+    files = 1
+    size = model_bytes + _DATA_ITEM_BYTES
+    if snapshot is not None:
+        entries = [entry for item in snapshot.manifest.items.values() for entry in item.values()]
+        files, size = len(entries), sum(entry.size for entry in entries) + _DATA_ITEM_BYTES
+    kept = save.keep_latest
+    coming = None if save.every_steps is None else -(-left // save.every_steps)
+    more = coming or 1
+    if kept is not None:
+        more = max(0, kept - committed) + 1  # the one being written stands beside those that are kept
+        more = more if coming is None else max(1, min(more, coming))
+    ledger = left * _STEP_DIGEST_BYTES + (coming or 0) * _DATA_ITEM_BYTES
+    stay = coming if kept is None else more + (left // save.keep_every if save.keep_every is not None else 0)
+    return Need(
+        snapshot_bytes=size,
+        soon_bytes=more * size,
+        whole_bytes=None if stay is None else stay * size + ledger,
+        soon_inodes=more * (files + _SNAPSHOT_INODES) + (coming or 0) * _LEDGER_INODES,
+    )
+
+
+def space(place: Place, wanted: Need, save: SaveConfig) -> Finding:
+    """Free bytes and inodes against what will be written."""
+    found = os.statvfs(place.directory)
+    free, inodes = found.f_bavail * found.f_frsize, found.f_favail
+    numbers = {**vars(wanted), "free_bytes": free, "free_inodes": inodes if found.f_files else None}
+    shown = (
+        f"{_size(wanted.snapshot_bytes)} a snapshot, {_size(wanted.soon_bytes)} soon; {_size(free)} are free"
+    )
+    if free < wanted.soon_bytes:
+        return failure(
+            f"not enough space: {shown}",
+            f"free {_size(wanted.soon_bytes - free)}, lower save.keep_latest, or use another disk",
+            numbers=numbers,
+        )
+    # Some file systems make inodes as they need them and say 0.
+    if found.f_files and inodes < wanted.soon_inodes:
+        return failure(
+            f"not enough inodes: {wanted.soon_inodes:,} files and directories will be made, {inodes:,} are free",
+            "remove small files, or use another disk",
+            numbers=numbers,
+        )
+    if save.keep_latest is None and wanted.whole_bytes is None:
+        return warning(
+            f"save.keep_latest is not set, so every snapshot stays: {shown}, enough for {free // wanted.snapshot_bytes:,}",
+            "set save.keep_latest, and save.keep_every for those that shall stay",
+            numbers=numbers,
+        )
+    if wanted.whole_bytes is not None and free < wanted.whole_bytes:
+        return warning(
+            f"enough to begin, not for the whole run: {_size(wanted.whole_bytes)} to its end, {_size(free)} are free",
+            "keep fewer snapshots (save.keep_latest, save.keep_every), or free space before it fills",
+            numbers=numbers,
+        )
+    return Finding(found=shown, numbers=numbers)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
+        count /= 1000
+    return f"{count:,.3g} TB" if count < 1000 else f"{count:,.0f} TB"
