@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import time
 import uuid
@@ -23,24 +24,27 @@ _SNAPSHOT_INODES = 8
 _LEDGER_INODES = 4
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a probe was written."""
-
-    directory: Path
-    """The run directory, or the nearest one above that exists."""
-    clock_offset_seconds: float
-    """How much the file system's clock is ahead of this machine's."""
-
-
 def run_directory(directory: Path) -> Finding:
-    """Writes, syncs, locks, renames and removes a small file where the run lives or will be made."""
-    refuse_wildcards(directory)
+    """Whether the run can be read, or nothing is in the way of making it."""
     place = directory
     while not os.path.lexists(place):
         place = place.parent
     if not place.is_dir():
         return failure(f"{place} is no directory", "use another run.directory")
+    if place == directory:
+        os.listdir(directory)
+        return Finding(found=str(directory), numbers={"exists": True}, value=place)
+    return Finding(found=f"{directory} will be made below {place}", numbers={"exists": False}, value=place)
+
+
+def writing(directory: Path, place: Path) -> Finding:
+    """Writes, syncs, locks, renames and removes a small file.
+
+    Args:
+        directory: the run.
+        place: it, or the nearest directory above that exists.
+    """
+    refuse_wildcards(directory)
     closed = [path for path in _written_again(RunLayout(directory)) if not os.access(path, os.W_OK)]
     if closed:
         return failure(
@@ -51,11 +55,10 @@ def run_directory(directory: Path) -> Finding:
     started = time.perf_counter()
     offset = _probe(place)
     seconds = time.perf_counter() - started
-    what = "there" if place == directory else f"will be made below {place}"
     return Finding(
-        found=f"{what}; a small file was written, synced, locked, renamed and removed in {1000 * seconds:.0f} ms",
-        numbers={"probe_seconds": seconds, "exists": place == directory},
-        value=Place(place, offset),
+        found=f"a small file was written, synced, locked, renamed and removed in {1000 * seconds:.0f} ms",
+        numbers={"probe_seconds": seconds},
+        value=offset,
     )
 
 
@@ -97,9 +100,13 @@ def _probe(place: Path) -> float:
     return offset
 
 
-def clock(place: Place, snapshot: Snapshot | None) -> Finding:
-    """Whether this machine, the file system and the run's last writer agree on the time: saves by time, and logs, go by it."""
-    offset = place.clock_offset_seconds
+def clock(offset: float, snapshot: Snapshot | None) -> Finding:
+    """Whether this machine, the file system and the run's last writer agree on the time: logs, and people, go by it.
+
+    Args:
+        offset: how much the file system is ahead of this machine, in seconds.
+        snapshot: the newest.
+    """
     if abs(offset) > _CLOCK_TOLERANCE_SECONDS:
         return warning(
             f"the file system's clock is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} this machine's",
@@ -148,25 +155,27 @@ def need(save: SaveConfig, snapshot: Snapshot | None, model_bytes: int, *, commi
     if snapshot is not None:
         entries = [entry for item in snapshot.manifest.items.values() for entry in item.values()]
         files, size = len(entries), sum(entry.size for entry in entries) + _DATA_ITEM_BYTES
+    by_steps = 1 if save.every_steps is None else -(-left // save.every_steps)
+    # Where time decides as well, nobody knows how many there will be.
+    coming = by_steps if save.every_seconds is None or math.isinf(save.every_seconds) else None
     kept = save.keep_latest
-    coming = None if save.every_steps is None else -(-left // save.every_steps)
-    more = coming or 1
+    more = by_steps
     if kept is not None:
         more = max(0, kept - committed) + 1  # the one being written stands beside those that are kept
-        more = more if coming is None else max(1, min(more, coming))
-    ledger = left * _STEP_DIGEST_BYTES + (coming or 0) * _DATA_ITEM_BYTES
+        more = more if coming is None else min(more, coming)
+    ledger = left * _STEP_DIGEST_BYTES + by_steps * _DATA_ITEM_BYTES
     stay = coming if kept is None else more + (left // save.keep_every if save.keep_every is not None else 0)
     return Need(
         snapshot_bytes=size,
         soon_bytes=more * size,
         whole_bytes=None if stay is None else stay * size + ledger,
-        soon_inodes=more * (files + _SNAPSHOT_INODES) + (coming or 0) * _LEDGER_INODES,
+        soon_inodes=more * (files + _SNAPSHOT_INODES) + by_steps * _LEDGER_INODES,
     )
 
 
-def space(place: Place, wanted: Need, save: SaveConfig) -> Finding:
+def space(place: Path, wanted: Need, save: SaveConfig) -> Finding:
     """Free bytes and inodes against what will be written."""
-    found = os.statvfs(place.directory)
+    found = os.statvfs(place)
     free, inodes = found.f_bavail * found.f_frsize, found.f_favail
     numbers = {**vars(wanted), "free_bytes": free, "free_inodes": inodes if found.f_files else None}
     shown = (

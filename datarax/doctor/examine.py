@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from datarax.loader import DataLoader
 from datarax.run_config import RunConfig, apply_environment, batch_sharding, build_loader, load_config
 from datarax.sources import DataSource
 from datarax.training import LOADER_NAME
+
+_MAKE_READABLE = "make the run readable for this user, or use another run.directory"
 
 
 def examine(
@@ -110,26 +112,23 @@ class _Examination:
         self._batches(loader, left)
 
     def _place_of_the_run(self) -> None:
-        self._place = self._check(
-            "directory",
-            lambda: disk.run_directory(self._directory),
-            otherwise="make the run directory writable for this user, or use another; its file system must have locks",
+        self._above = self._check(
+            "directory", lambda: disk.run_directory(self._directory), otherwise=_MAKE_READABLE
         )
-        self._check(
-            "writer", lambda: run.writer(self._directory), otherwise="make the run readable for this user"
+        self._probed = self._check(
+            "writing",
+            lambda: disk.writing(self._directory, self._above),
+            needs=["directory"],
+            otherwise="let this user write there, or use another run.directory; its file system must have locks (flock)",
         )
-        self._check(
-            "leftovers",
-            lambda: run.leftovers(self._directory),
-            otherwise="make the run readable for this user",
-        )
+        self._check_run("writer", lambda: run.writer(self._directory))
+        self._check_run("leftovers", lambda: run.leftovers(self._directory))
 
     def _snapshot(self) -> Snapshot | None:
-        return self._check(
-            "snapshot",
-            lambda: run.newest_snapshot(self._config),
-            otherwise="make the run readable for this user",
-        )
+        return self._check_run("snapshot", lambda: run.newest_snapshot(self._config))
+
+    def _check_run(self, name: str, look: Callable[[], Finding]) -> Any:
+        return self._check(name, look, needs=["directory"], otherwise=_MAKE_READABLE)
 
     def _devices(self) -> Any:
         mesh = self._check(
@@ -220,29 +219,24 @@ class _Examination:
 
         def look() -> Finding:
             committed = len(list_steps(self._directory))
-            wanted = disk.need(
-                self._config.save, snapshot, model_bytes or 0, committed=committed, left=left or self._steps
-            )
-            return disk.space(self._place, wanted, self._config.save)
+            steps = self._steps if left is None else left
+            wanted = disk.need(self._config.save, snapshot, model_bytes or 0, committed=committed, left=steps)
+            return disk.space(self._above, wanted, self._config.save)
 
         # A snapshot says how large the next will be, whether or not the model can be looked at.
         needs = ["directory"] if snapshot is not None else ["directory", "model"]
         self._check("space", look, needs=needs, otherwise="see 'directory'")
         self._check(
             "clock",
-            lambda: disk.clock(self._place, snapshot),
-            needs=["directory"],
+            lambda: disk.clock(self._probed, snapshot),
+            needs=["writing"],
             otherwise="set the clocks",
         )
 
     def _surroundings(self, left: int | None) -> None:
         self._check("saves", lambda: run.saves(self._config, left or 0), otherwise="correct [save]")
-        self._check(
-            "versions",
-            lambda: run.versions(self._directory),
-            otherwise="correct the environment that JAX starts with",
-        )
-        self._check("cpu threads", lambda: run.cpu_threads(self._config), otherwise="set run.cpu_threads")
+        self._check_run("versions", lambda: run.versions(self._directory))
+        self._check_run("cpu threads", lambda: run.cpu_threads(self._config))
 
     def _batches(self, loader: Any, left: int | None) -> None:
         self._check(
