@@ -60,7 +60,16 @@ def _is_asked_for(path: str, files: str | Sequence[str]) -> bool:
     if isinstance(files, str) and os.path.isdir(files):
         return True
     patterns = map(os.path.abspath, [files] if isinstance(files, str) else files)
-    return any(path == pattern or fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+    return any(path == each or _matches(path.split(os.sep), each.split(os.sep)) for each in patterns)
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """As `glob` with `recursive=True`, for files that need not be there."""
+    if not pattern or not parts:
+        return not pattern and not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _base(files: str | Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from datarax.checkpoint import Checkpointer, Snapshot, list_steps
 from datarax.checkpoint.layout import RunLayout
-from datarax.checkpoint.lock import RunLock
+from datarax.checkpoint.lock import RunLock, is_held_on_this_machine
 from datarax.core.errors import RunLockedError
 from tests.checkpoint.modules import Counter, start_process
 
@@ -127,3 +127,17 @@ def test_an_unreadable_lock_file_still_locks(tmp_path):
         (tmp_path / "lock").write_bytes(b"\xff")
         with pytest.raises(RunLockedError, match="another process"), Checkpointer(tmp_path):
             pass
+
+
+def test_who_only_looks_sees_a_live_holder_and_no_dead_one_and_takes_nothing(tmp_path):
+    lock = RunLayout(tmp_path).lock
+    assert is_held_on_this_machine(lock) is False
+    ready, release = events()
+    holder = start_process(hold, tmp_path, ready, release)
+    assert ready.wait(60)
+    before = lock.read_bytes(), lock.stat().st_mtime_ns
+    assert is_held_on_this_machine(lock) is True
+    assert (lock.read_bytes(), lock.stat().st_mtime_ns) == before
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join(60)
+    assert is_held_on_this_machine(lock) is False

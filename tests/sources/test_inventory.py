@@ -1,0 +1,49 @@
+"""Which files there should be is known of data that cannot be opened, from a manifest or from what a run recorded."""
+
+import pytest
+
+from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
+from datarax.sources.inventory import recorded_files
+from tests.sources.test_array_record import records, write
+
+
+@pytest.fixture
+def directory(tmp_path):
+    for i, name in enumerate(["a", "b/c", "b/d"]):
+        path = tmp_path / f"{name}.array_record"
+        path.parent.mkdir(exist_ok=True)
+        write(path, records(10 * i, 5 + i))
+    return tmp_path
+
+
+@pytest.fixture
+def listed(directory):
+    """What an open source says of the files."""
+    with ArrayRecordSource(ArrayRecordConfig(files=f"{directory}/**/*.array_record")) as source:
+        return source.data_files, source.identity()
+
+
+def test_a_manifest_says_what_an_open_source_says_also_when_a_file_is_gone(directory, listed):
+    files, _ = listed
+    assert [file.num_records for file in files] == [5, 6, 7]
+    write_manifest((f"{directory}/**/*.array_record",))
+    (directory / "b" / "c.array_record").unlink()
+    everything = [file.path for file in files]
+    for names in (str(directory), f"{directory}/**/*.array_record", everything):
+        assert recorded_files(names) == files, names
+
+
+def test_a_manifest_may_list_more_than_is_asked_for(directory, listed):
+    files, _ = listed
+    write_manifest((f"{directory}/**/*.array_record",))
+    assert recorded_files([files[0].path, files[2].path]) == [files[0], files[2]]
+    assert recorded_files(f"{directory}/*.array_record") == [files[0]]
+    assert recorded_files([f"{directory}/?.array_record", f"{directory}/b/*d*"]) == [files[0], files[2]]
+
+
+def test_without_a_manifest_the_recorded_identity_says_it(directory, listed):
+    files, identity = listed
+    (directory / "a.array_record").unlink()
+    assert recorded_files(f"{directory}/**/*.array_record", identity) == files
+    assert recorded_files(f"{directory}/**/*.array_record") is None
+    assert recorded_files(str(directory), {**identity, "files": {"sha256": "0" * 64}}) is None
