@@ -68,16 +68,17 @@ def mesh(config: RunConfig, asked: int | None) -> Finding:
             found=f"none: one process gets NumPy batches, many one axis 'data' over {listed(fit)} devices",
             numbers=numbers,
         )
+    there = f"{here:,} device{'s' * (here > 1)}"
     if here in fit:
         return Finding(
-            found=f"{shown}: fits the {here:,} device{'s' * (here > 1)} here; {listed(fit)} would fit",
+            found=f"{shown}: fits the {there} here; {listed(fit)} would fit",
             numbers=numbers,
             value=build_mesh(config),
         )
     if asked is not None:
         return Finding(found=f"{shown}: fits {asked:,} devices; {listed(fit)} would fit", numbers=numbers)
     return warning(
-        f"mesh.axes ({shown}) and a batch of {config.loader.batch_size:,} rows do not fit the {here:,} devices here",
+        f"mesh.axes ({shown}) with batches of {config.loader.batch_size:,} rows do not fit {there} here",
         f"launch on one of {listed(fit)} devices; --devices N asks about a launch elsewhere",
         numbers=numbers,
     )

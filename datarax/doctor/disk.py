@@ -145,8 +145,8 @@ def need(save: SaveConfig, snapshot: Snapshot | None, model_bytes: int, *, commi
 
     Args:
         save: what is kept.
-        snapshot: the newest; its size says that of the next.
-        model_bytes: of the model, where there is no snapshot.
+        snapshot: the newest.
+        model_bytes: of the model as it is in memory; 0 if that is not known.
         committed: snapshots that are there.
         left: steps that are left.
     """
@@ -154,7 +154,8 @@ def need(save: SaveConfig, snapshot: Snapshot | None, model_bytes: int, *, commi
     size = model_bytes + _DATA_ITEM_BYTES
     if snapshot is not None:
         entries = [entry for item in snapshot.manifest.items.values() for entry in item.values()]
-        files, size = len(entries), sum(entry.size for entry in entries) + _DATA_ITEM_BYTES
+        # Arrays are stored compressed, and those of a young model much better than later ones.
+        files, size = len(entries), max(model_bytes, sum(entry.size for entry in entries)) + _DATA_ITEM_BYTES
     by_steps = 1 if save.every_steps is None else -(-left // save.every_steps)
     # Where time decides as well, nobody knows how many there will be.
     coming = by_steps if save.every_seconds is None or math.isinf(save.every_seconds) else None

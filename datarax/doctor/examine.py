@@ -158,8 +158,11 @@ class _Examination:
         def look() -> Finding:
             sharding = None if mesh is None else batch_sharding(self._config, mesh)
             loader = self._opened.enter_context(build_loader(self._config, source, sharding=sharding))
-            stages = f", {len(self._config.transforms)} transforms" if self._config.transforms else ""
-            shown = f"batches of {loader.schedule.batch_size:,} rows, order {self._config.loader.order.value}{stages}"
+            stages = len(self._config.transforms)
+            shown = (
+                f"batches of {loader.schedule.batch_size:,} rows, order {self._config.loader.order.value}, "
+            )
+            shown += f"{stages} transform{'' if stages == 1 else 's'}"
             return Finding(found=shown, value=loader, details=loader.order.warnings())
 
         return self._check(
@@ -168,17 +171,12 @@ class _Examination:
 
     def _continuation(self, loader: Any, snapshot: Snapshot | None) -> int | None:
         started = time.perf_counter()
-        self._check(
-            "identity",
-            lambda: run.identity(self._config, loader, snapshot),
-            needs=["snapshot", "loader"],
-            otherwise="make every record readable; what cannot be fingerprinted needs a version",
-        )
+        self._identity(loader, snapshot)
         if snapshot is not None:
             self._check(
                 "restore",
                 lambda: run.restored(self._config, loader, snapshot),
-                needs=["identity"],
+                needs=["loader", "identity"],
                 otherwise="make the loader what it was, or go back to another snapshot",
             )
         self._before_seconds += time.perf_counter() - started
@@ -188,6 +186,14 @@ class _Examination:
             needs=["snapshot", "loader"],
             otherwise="set run.steps or loader.num_epochs",
         )
+
+    def _identity(self, loader: Any, snapshot: Snapshot | None) -> None:
+        otherwise = "make every record readable; what cannot be fingerprinted needs a version"
+        if loader is None and snapshot is not None:
+            look, needs = (lambda: run.identity_without_source(self._config, snapshot)), ["imports"]
+        else:
+            look, needs = (lambda: run.identity(self._config, loader, snapshot)), ["snapshot", "loader"]
+        self._check("identity", look, needs=needs, otherwise=otherwise)
 
     def _files(self, source: DataSource | None, snapshot: Snapshot | None) -> None:
         def look() -> Finding:

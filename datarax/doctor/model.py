@@ -77,12 +77,11 @@ def _abstract_leaves(config: RunConfig, mesh: jax.sharding.Mesh | None) -> dict[
 
 
 def _num_bytes(leaf: Any) -> int:
-    return 0 if leaf is None else math.prod(leaf.shape) * np.dtype(_raw(leaf.dtype)).itemsize
-
-
-def _raw(dtype: Any) -> Any:
-    """Keys are stored as their key data, some 8 to 16 bytes."""
-    return np.complex128 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype
+    if leaf is None:
+        return 0
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
 def _differing(recorded: Sequence[LeafSpec], present: Mapping[str, Any]) -> list[Difference]:

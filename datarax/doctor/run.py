@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.lock import is_held_on_this_machine, read_holder, start_numbers
 from datarax.checkpoint.restore import is_allowed
 from datarax.checkpoint.retention import temporary_steps
-from datarax.core.errors import SnapshotDamagedError
+from datarax.core.errors import Difference, SnapshotDamagedError
 from datarax.core.fingerprint import differences, digest
 from datarax.doctor.checks import Finding, failure, warning
 from datarax.loader import DataLoader
-from datarax.run_config import RunConfig
+from datarax.run_config import RunConfig, build_loader
+from datarax.sources import RangeConfig, RangeSource
 from datarax.training import LOADER_NAME, total_steps
 from datarax.training.provenance import provenance
 
@@ -125,33 +127,55 @@ def identity(config: RunConfig, loader: DataLoader, snapshot: Snapshot | None) -
     """The config, data and code of now against those of the snapshot, field by field."""
     now = {LOADER_NAME: loader.identity()}
     if snapshot is None:
-        return Finding(
-            found=f"{digest(now)[:16]}… (no snapshot to compare with)", numbers={"digest": digest(now)}
+        found = f"{digest(now)[:16]}… (no snapshot to compare with)"
+        return Finding(found=found, numbers={"digest": digest(now)})
+    same = f"{digest(now)[:16]}…, that of the snapshot of step {snapshot.step:,}"
+    return _compared(config, snapshot, differences(snapshot.identity, now), same)
+
+
+def identity_without_source(config: RunConfig, snapshot: Snapshot) -> Finding:
+    """The same for everything but data that cannot be opened: a range of as many numbers stands in for them."""
+    was = dict(snapshot.identity[LOADER_NAME])
+    name = config.source.name
+    recorded = was.pop("sources")
+    if name not in recorded:
+        return failure(
+            f"the run reads source {', '.join(recorded)}, the config {name!r}",
+            "correct source.name",
+            usable=True,
         )
-    found = differences(snapshot.identity, now)
+    stand_in = RangeSource(RangeConfig(name=name, stop=recorded[name]["num_records"]))
+    with build_loader(config, stand_in) as loader:
+        now = {field: value for field, value in loader.identity().items() if field != "sources"}
+    same = f"that of the snapshot of step {snapshot.step:,} in all but the source, which cannot be opened"
+    return _compared(config, snapshot, differences({LOADER_NAME: was}, {LOADER_NAME: now}), same)
+
+
+def _compared(config: RunConfig, snapshot: Snapshot, found: Sequence[Difference], same: str) -> Finding:
     allowed = [each for each in found if is_allowed(each.path, config.resume.allow_changed)]
     refused = [each for each in found if each not in allowed]
     details = [str(each) for each in refused]
     details += [f"{each} (accepted by resume.allow_changed)" for each in allowed]
-    numbers = {"digest": digest(now), "refused": list(map(str, refused)), "accepted": list(map(str, allowed))}
+    numbers = {"refused": list(map(str, refused)), "accepted": list(map(str, allowed))}
     if refused:
-        count = f"{len(refused)} field{'s differ' if len(refused) > 1 else ' differs'}"
         return failure(
-            f"{count} from the snapshot of step {snapshot.step:,}",
+            f"{_count(len(refused), 'field')} not as in the snapshot of step {snapshot.step:,}",
             "make them what they were, use another run directory, or list them in resume.allow_changed",
             details=details,
             numbers=numbers,
         )
     if allowed:
         return warning(
-            f"{len(allowed)} changes are accepted by resume.allow_changed and take effect after step {snapshot.step:,}",
-            "make sure that they are wanted: they become part of the run's history",
+            f"{_count(len(allowed), 'change')} accepted by resume.allow_changed, in effect after step {snapshot.step:,}",
+            "make sure that this is wanted: it becomes part of the run's history",
             details=details,
             numbers=numbers,
         )
-    return Finding(
-        found=f"{digest(now)[:16]}…, that of the snapshot of step {snapshot.step:,}", numbers=numbers
-    )
+    return Finding(found=same, numbers=numbers)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def restored(config: RunConfig, loader: DataLoader, snapshot: Snapshot) -> Finding:
@@ -203,7 +227,9 @@ def versions(directory: Path) -> Finding:
     number, then = found
     changed = [str(each) for each in differences(then, now) if each.path != "process_count"]
     return Finding(
-        found=f"{len(changed)} changes since start {number}" if changed else f"the same as at start {number}",
+        found=f"{_count(len(changed), 'change')} since start {number}"
+        if changed
+        else f"the same as at start {number}",
         details=changed,
         numbers={"now": now, "then": then, "start": number},
     )

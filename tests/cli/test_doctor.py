@@ -137,7 +137,7 @@ def test_a_run_that_is_not_there_yet_starts_at_step_0_and_is_not_made(finished, 
     assert list(answer.checks) == [name for name in ALL if name != "restore"]
     assert "starts at step 0" in answer["snapshot"]["found"]
     assert answer["directory"]["numbers"]["exists"] is False
-    assert answer["model"]["numbers"] == {"leaves": 3, "bytes": 16 * 4 + 16 * 4 + 16}
+    assert answer["model"]["numbers"] == {"leaves": 3, "bytes": 16 * 4 + 16 * 4 + 2 * 4}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,6 +232,17 @@ def test_an_init_that_cannot_read_its_weights_fails_and_one_that_needs_values_is
 
 
 # Identity and the snapshot.
+
+
+def test_data_that_cannot_be_opened_do_not_hide_another_seed(moved, doctor):
+    config, files, overrides = moved
+    files[0].unlink()
+    answer = doctor(config, *overrides)
+    assert "in all but the source" in answer["identity"]["found"]
+    answer = doctor(config, *overrides, *sets("loader.seed=6"))
+    assert answer.failed == ["source", "identity", "files"]
+    assert answer["identity"]["details"] == ["train.seed: was 5, is 6"]
+    assert answer.named("skipped") == ["manifest", "loader", "restore", "steps", "batches"]
 
 
 def test_another_seed_is_refused_field_by_field(finished, doctor):
@@ -604,3 +615,8 @@ for axes, batch_axes in [("{ data = -1 }", '["data"]'), ("{ data = -1, model = 2
     )
     assert done.returncode == 0, done.stderr
     assert "{ data = -1 } [1, 2, 3, 4, 6, 12]" in done.stdout
+
+
+def test_the_page_explains_every_check_in_their_order():
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    assert [name.replace(" ", "_") for name in re.findall(r"^\| `([a-z ]+)` \|", page, re.MULTILINE)] == ALL
