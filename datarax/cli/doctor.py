@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import sys
 from typing import TYPE_CHECKING
 
 from datarax.cli.arguments import add_config, add_json, print_json
@@ -38,13 +40,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints every check; exits 1 if one failed."""
     from datarax.doctor import examine
 
-    report = examine(
-        arguments.config,
-        arguments.overrides,
-        run_directory=arguments.run_directory,
-        steps=arguments.steps,
-        num_devices=arguments.devices,
-    )
+    # What the user's own code prints must not stand among the checks.
+    with contextlib.redirect_stdout(sys.stderr):
+        report = examine(
+            arguments.config,
+            arguments.overrides,
+            run_directory=arguments.run_directory,
+            steps=arguments.steps,
+            num_devices=arguments.devices,
+        )
     if arguments.json:
         print_json({**dataclasses.asdict(report), "ok": report.ok})
     else:

@@ -215,6 +215,7 @@ def test_an_init_that_cannot_read_its_weights_fails_and_one_that_needs_values_is
     (tmp_path / "tasks_of_this_test.py").write_text(
         "import numpy as np, jax.numpy as jnp\n"
         "from tests.support.tiny import TinyTask\n"
+        "print('what a module says when it is imported')\n"
         "class Missing(TinyTask):\n"
         "    def init(self, config, mesh):\n"
         "        return {'w': np.load('/nowhere/weights.npy')}\n"
