@@ -60,6 +60,10 @@ class ChangePolicy:
             return Change.REFUSE
         return Change.WARN if max(fitting, key=len) in self.warned else Change.ACCEPT
 
+    def list_of(self, path: str) -> str:
+        """The setting that accepts a change at `path`."""
+        return "warn_changed" if self.of(path) is Change.WARN else "allow_changed"
+
     def select(self, differences: Sequence[Difference], *changes: Change) -> list[Difference]:
         """The differences about which one of these is done, in their order."""
         return [each for each in differences if self.of(each.path) in changes]

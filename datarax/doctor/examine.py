@@ -12,9 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint import Snapshot, list_steps
+from datarax.checkpoint import Change, Snapshot, list_steps
 from datarax.checkpoint.layout import local_directory
-from datarax.checkpoint.restore import is_allowed
 from datarax.core.errors import InputError
 from datarax.doctor import batches, code, data, devices, disk, model, run
 from datarax.doctor.checks import Checklist, Finding, Report
@@ -210,8 +209,8 @@ class _Examination:
     def _recorded_source(self, snapshot: Snapshot | None) -> Any:
         """What the run says of its source, unless that may change."""
         name = self._config.source.name
-        allowed = self._config.resume.allow_changed
-        if snapshot is None or is_allowed(f"{LOADER_NAME}.sources.{name}", allowed):
+        policy = self._config.resume.policy()
+        if snapshot is None or policy.of(f"{LOADER_NAME}.sources.{name}") is not Change.REFUSE:
             return None
         return snapshot.identity[LOADER_NAME]["sources"].get(name)
 

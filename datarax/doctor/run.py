@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint import Snapshot, list_steps, newest_good_step, restore_snapshot
+from datarax.checkpoint import Change, Snapshot, list_steps, newest_good_step, restore_snapshot
 from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.lock import is_held_on_this_machine, read_holder, start_numbers
-from datarax.checkpoint.restore import is_allowed
 from datarax.checkpoint.retention import temporary_steps
-from datarax.core.errors import Difference, SnapshotDamagedError
+from datarax.core.advice import all_advice
+from datarax.core.errors import Difference, SnapshotDamagedError, difference_lines
 from datarax.core.fingerprint import differences, digest
 from datarax.doctor.checks import Finding, failure, warning
 from datarax.loader import DataLoader
@@ -152,10 +152,10 @@ def identity_without_source(config: RunConfig, snapshot: Snapshot) -> Finding:
 
 
 def _compared(config: RunConfig, snapshot: Snapshot, found: Sequence[Difference], same: str) -> Finding:
-    allowed = [each for each in found if is_allowed(each.path, config.resume.allow_changed)]
-    refused = [each for each in found if each not in allowed]
-    details = [str(each) for each in refused]
-    details += [f"{each} (accepted by resume.allow_changed)" for each in allowed]
+    policy = config.resume.policy()
+    refused, allowed = policy.select(found, Change.REFUSE), policy.select(found, Change.ACCEPT, Change.WARN)
+    details = [line.strip() for line in difference_lines(refused, all_advice(refused, snapshot.identity))]
+    details += [f"{each} (accepted by resume.{policy.list_of(each.path)})" for each in allowed]
     numbers = {"refused": list(map(str, refused)), "accepted": list(map(str, allowed))}
     if refused:
         return failure(
@@ -166,7 +166,7 @@ def _compared(config: RunConfig, snapshot: Snapshot, found: Sequence[Difference]
         )
     if allowed:
         return warning(
-            f"{_count(len(allowed), 'change')} accepted by resume.allow_changed, in effect after step {snapshot.step:,}",
+            f"{_count(len(allowed), 'change')} accepted by the config's [resume], in effect after step {snapshot.step:,}",
             "make sure that this is wanted: it becomes part of the run's history",
             details=details,
             numbers=numbers,
@@ -181,8 +181,7 @@ def _count(number: int, what: str) -> str:
 def restored(config: RunConfig, loader: DataLoader, snapshot: Snapshot) -> Finding:
     """The loader's state put back as a launch would do it, without a lock."""
     started = time.perf_counter()
-    allowed = config.resume.allow_changed
-    restore_snapshot(snapshot, data={LOADER_NAME: loader}, allow_changed=allowed)
+    restore_snapshot(snapshot, data={LOADER_NAME: loader}, policy=config.resume.policy())
     seconds = time.perf_counter() - started
     delivered = loader.idx.get_value()
     if delivered != snapshot.step:

@@ -242,14 +242,18 @@ def test_data_that_cannot_be_opened_do_not_hide_another_seed(moved, doctor):
     assert "in all but the source" in answer["identity"]["found"]
     answer = doctor(config, *overrides, *sets("loader.seed=6"))
     assert answer.failed == ["source", "identity", "files"]
-    assert answer["identity"]["details"] == ["train.seed: was 5, is 6"]
+    assert answer["identity"]["details"] == ["train.seed: was 5, is 6", "do: set loader.seed = 5 again"]
     assert answer.named("skipped") == ["manifest", "loader", "restore", "steps", "batches"]
 
 
 def test_another_seed_is_refused_field_by_field(finished, doctor):
     answer = doctor(finished / "config.toml", *MORE, *sets("loader.seed=6"))
     assert answer.failed == ["identity"]
-    assert answer["identity"]["details"] == ["train.order.seed: was 5, is 6", "train.seed: was 5, is 6"]
+    assert answer["identity"]["details"] == [
+        "train.order.seed: was 5, is 6",
+        "do: set loader.seed = 5 again",
+        "train.seed: was 5, is 6",
+    ]
     assert answer.named("skipped") == ["restore"]
     assert "from step 0" in answer["batches"]["found"]
 

@@ -1,9 +1,11 @@
 """Which files there should be is known of data that cannot be opened, from a manifest or from what a run recorded."""
 
+import os
+
 import pytest
 
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
-from datarax.sources.inventory import recorded_files
+from datarax.sources.inventory import DataFile, expected_files
 from tests.sources.test_array_record import records, write
 
 
@@ -20,7 +22,9 @@ def directory(tmp_path):
 def listed(directory):
     """What an open source says of the files."""
     with ArrayRecordSource(ArrayRecordConfig(files=f"{directory}/**/*.array_record")) as source:
-        return source.data_files, source.identity()
+        base = source.base_directory
+        files = [DataFile(os.path.join(base, f.name), f.size, f.num_records) for f in source.files()]
+        return files, source.identity()
 
 
 def test_a_manifest_says_what_an_open_source_says_also_when_a_file_is_gone(directory, listed):
@@ -30,20 +34,20 @@ def test_a_manifest_says_what_an_open_source_says_also_when_a_file_is_gone(direc
     (directory / "b" / "c.array_record").unlink()
     everything = [file.path for file in files]
     for names in (str(directory), f"{directory}/**/*.array_record", everything):
-        assert recorded_files(names) == files, names
+        assert expected_files(names) == files, names
 
 
 def test_a_manifest_may_list_more_than_is_asked_for(directory, listed):
     files, _ = listed
     write_manifest((f"{directory}/**/*.array_record",))
-    assert recorded_files([files[0].path, files[2].path]) == [files[0], files[2]]
-    assert recorded_files(f"{directory}/*.array_record") == [files[0]]
-    assert recorded_files([f"{directory}/?.array_record", f"{directory}/b/d*"]) == [files[0], files[2]]
+    assert expected_files([files[0].path, files[2].path]) == [files[0], files[2]]
+    assert expected_files(f"{directory}/*.array_record") == [files[0]]
+    assert expected_files([f"{directory}/?.array_record", f"{directory}/b/d*"]) == [files[0], files[2]]
 
 
 def test_without_a_manifest_the_recorded_identity_says_it(directory, listed):
     files, identity = listed
     (directory / "a.array_record").unlink()
-    assert recorded_files(f"{directory}/**/*.array_record", identity) == files
-    assert recorded_files(f"{directory}/**/*.array_record") is None
-    assert recorded_files(str(directory), {**identity, "files": {"sha256": "0" * 64}}) is None
+    assert expected_files(f"{directory}/**/*.array_record", identity) == files
+    assert expected_files(f"{directory}/**/*.array_record") is None
+    assert expected_files(str(directory), {**identity, "files": {"sha256": "0" * 64}}) is None
