@@ -25,7 +25,9 @@ _POLL_SECONDS = 0.05
 _AFTER_LOSS_SECONDS = 15.0
 _AFTER_SIGTERM_SECONDS = 10.0
 
-_LAUNCHER = "DATARAX_LAUNCHER_PID"
+LAUNCHER_VARIABLE = "DATARAX_LAUNCHER_PID"
+"""Environment variable with the pid of who started a process and must not be outlived by it; see `follow_launcher`."""
+
 _PR_SET_PDEATHSIG = 1
 
 _REAL_FAILURES = (1, 2, 70, 74)
@@ -115,7 +117,7 @@ def _result(ended: Sequence[_Ended], run_directory: str) -> int:
 
 def follow_launcher() -> None:
     """In a process that a launcher has started: if the launcher dies, save and stop. Only Linux can tell."""
-    launcher = os.environ.get(_LAUNCHER)
+    launcher = os.environ.get(LAUNCHER_VARIABLE)
     if launcher is None:
         return
     with contextlib.suppress(OSError, AttributeError):
@@ -157,7 +159,7 @@ class _Launcher:
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),
-                _LAUNCHER: str(os.getpid()),
+                LAUNCHER_VARIABLE: str(os.getpid()),
             }
             self._children.append(self._child(command, index, place))
         if self._asked_to_stop:

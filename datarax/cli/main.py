@@ -23,6 +23,7 @@ _COMMANDS = {
     "inspect": "what is in a snapshot",
     "diff": "compare two runs or snapshots, bit by bit",
     "verify": "replay a run in this fresh process and compare with its snapshots",
+    "chaos": "kill a run of this config at random moments and compare with an undisturbed one",
     "build": "raw text or JSONL to ArrayRecord shards with a manifest",
 }
 

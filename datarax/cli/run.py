@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs to the last step or to a signal."""
     if arguments.processes is not None:
+        follow_launcher()
         return _launch(arguments)
     # From the first moment: a signal during imports or the building of data must leave nothing half done.
     signals = StopSignals(raising=True)

@@ -1,0 +1,213 @@
+"""`datarax chaos`: kill a run of this config again and again in real processes, and compare with one that nobody disturbed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from datarax.cli.arguments import add_config, add_json, print_json
+from datarax.cli.launch import LAUNCHER_VARIABLE
+
+if TYPE_CHECKING:
+    from datarax.chaos import ChaosReport, Trial
+
+_HEAD = ("trial", "kill", "where", "code", "snapshot", "result")
+_SHOWN_PER_TRIAL = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    add_config(parser)
+    parser.add_argument("--kills", type=int, default=12, metavar="N", help="how many kills in all (12)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="which kills at which points (0)")
+    parser.add_argument("--steps", type=int, metavar="K", help="the same as --set run.steps=K")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run N processes on this machine, and kill any of them",
+    )
+    parser.add_argument(
+        "--directory",
+        metavar="DIR",
+        help="where to make the directory of all runs (that for temporary files)",
+    )
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        default=600.0,
+        metavar="T",
+        help="kill everything and report after T (600)",
+    )
+    parser.add_argument("--keep", action="store_true", help="keep all runs, also if all went well")
+    add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exits 0 if every run that was killed ended as the undisturbed one, else 1."""
+    environment = {**os.environ, LAUNCHER_VARIABLE: str(os.getpid())}
+    # Snapshots are read here while the runs have the accelerators.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from datarax.chaos import UndisturbedRunError, run_chaos
+    from datarax.run_config import load_config
+
+    overrides = [*arguments.overrides]
+    if arguments.steps is not None:
+        overrides.append(f"run.steps={arguments.steps}")
+    config = load_config(arguments.config, overrides)
+    command = [sys.executable, "-m", "datarax.cli.main", "run", arguments.config]
+    command += [word for override in overrides for word in ("--set", override)]
+    if arguments.processes != 1:
+        command += ["--processes", str(arguments.processes)]
+    with _stopped_by_signals(), _place(arguments.directory) as place:
+        try:
+            report = run_chaos(
+                config,
+                command=command,
+                place=place.directory,
+                environment=environment,
+                kills=arguments.kills,
+                seed=arguments.seed,
+                processes=arguments.processes,
+                max_seconds=arguments.max_seconds,
+                keep=arguments.keep,
+                say=_say,
+            )
+        except UndisturbedRunError as error:
+            # A run that did not begin has written nothing to look at.
+            place.kept = arguments.keep or error.exit_code != 2
+            if place.kept:
+                error.add_note(f"what it wrote is kept in {place.directory}")
+            raise
+        place.kept = arguments.keep or not report.ok
+    if arguments.json:
+        print_json(_tree(report, kept=place.kept))
+    else:
+        _show(report, kept=place.kept)
+    return 0 if report.ok else 1
+
+
+class _Place:
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.kept = directory, False
+
+
+@contextlib.contextmanager
+def _place(parent: str | None) -> Iterator[_Place]:
+    """A new directory, removed at the end unless it is to be kept."""
+    if parent is not None:
+        os.makedirs(parent, exist_ok=True)
+    place = _Place(Path(tempfile.mkdtemp(prefix="datarax-chaos-", dir=parent)).resolve())
+    try:
+        yield place
+    finally:
+        if not place.kept:
+            shutil.rmtree(place.directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM break off here, so that all processes are killed and the directory is removed.
+
+    Handlers also let the processes begin with the system's own: where this runs in the background of a shell SIGINT is
+    ignored, and they would inherit that.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # what follows is short, and must come to its end
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    before: dict[int, Any] = {}
+    before.update({each: signal.signal(each, leave) for each in (signal.SIGINT, signal.SIGTERM)})
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _tree(report: ChaosReport, *, kept: bool) -> dict[str, Any]:
+    tree = dataclasses.asdict(report)
+    for trial, shown in zip(report.trials, tree["trials"], strict=True):
+        shown["same"] = trial.same
+    tree |= {"ok": report.ok, "kills_tried": len(report.kills), "kills_landed": report.landed}
+    return tree | {"directory": report.directory if kept else None}
+
+
+def _show(report: ChaosReport, *, kept: bool) -> None:
+    rows = [_HEAD, *(row for trial in report.trials for row in _rows(trial))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    for row in rows:
+        cells = [
+            text.rjust(width) if name in ("trial", "code", "snapshot") else text.ljust(width)
+            for name, text, width in zip(_HEAD, row, widths, strict=True)
+        ]
+        print("  ".join(cells).rstrip())
+    for trial in report.trials:
+        _show_problems(trial)
+    for note in report.notes:
+        print(f"note: {note}")
+    if kept:
+        print(f"kept: {report.directory}")
+    print(_summary(report))
+
+
+def _rows(trial: Trial) -> list[tuple[str, ...]]:
+    number = str(trial.number)
+    rows: list[tuple[str, ...]] = []
+    for kill in trial.kills:
+        who = f"{kill.planned.kind} ({kill.target})" if kill.target else kill.planned.kind
+        code = "hung" if kill.code is None else str(kill.code)
+        result = "landed" if kill.landed else "too late"
+        rows.append((number, who, kill.where, code, str(kill.newest), result))
+    verdict = "the same" if trial.same else "NOT the same" if trial.finished else "not finished"
+    code = "" if trial.code is None else str(trial.code)
+    rows.append((number, "", "to the end", code, str(trial.newest), verdict))
+    return rows
+
+
+def _show_problems(trial: Trial) -> None:
+    if trial.problems:
+        print(f"trial {trial.number}:")
+    for problem in trial.problems[:_SHOWN_PER_TRIAL]:
+        print(f"  {problem}")
+    if len(trial.problems) > _SHOWN_PER_TRIAL:
+        print(f"  and {len(trial.problems) - _SHOWN_PER_TRIAL} more (--json lists all)")
+    if trial.output:
+        print("  the last lines of that process:")
+    for line in trial.output:
+        print(f"    {line}")
+
+
+def _summary(report: ChaosReport) -> str:
+    same = sum(trial.same for trial in report.trials)
+    done = (
+        f"{report.landed} of {report.kills_planned} kills landed, {same} of {len(report.trials)} runs of {report.steps} steps "
+        f"ended the same (seed {report.seed})"
+    )
+    if any(trial.problems for trial in report.trials):
+        return f"NOT the same: {done}"
+    if report.time_is_up:
+        return f"NOT finished, the time is up (--max-seconds): {done}"
+    if not report.landed:
+        return f"NOTHING was killed, every kill came too late: {done}; give the run more --steps"
+    return f"the same: {done}"
