@@ -1,10 +1,11 @@
 """A run of the user's own, killed at random moments in real processes, compared with one that nobody disturbed.
 
 `plan` says what will be done and is a pure function of a seed; `start` knows processes and signals; `compare` knows two
-finished runs; `campaign` does one after the other, and `report` is what it answers. Nothing here prints. The code of the user runs
-in the processes only.
+finished runs; `campaign` does one after the other, and `report` is what it answers. Nothing here prints. The code of a user
+runs in those processes only.
 """
 
+from datarax.chaos.campaign import Stopped as Stopped
 from datarax.chaos.campaign import UndisturbedRunError as UndisturbedRunError
 from datarax.chaos.campaign import run_chaos as run_chaos
 from datarax.chaos.plan import PlannedKill as PlannedKill

@@ -13,7 +13,7 @@ from pathlib import Path
 from datarax.chaos.compare import compare_runs
 from datarax.chaos.plan import PlannedKill, plan_kills
 from datarax.chaos.report import ChaosReport, Kill, Trial
-from datarax.chaos.start import Start, TimeIsUp, newest
+from datarax.chaos.start import Start, newest
 from datarax.core.errors import DataraxError
 from datarax.run_config import RunConfig
 
@@ -21,6 +21,9 @@ _KILLS_PER_TRIAL = 4
 _SAVES_PER_RUN = 8
 _LONGEST_DELAY_IN_SAVE_SECONDS = 0.05
 _LINES_SHOWN = 12
+
+# A run that goes on for so long after a signal, and to its end, has not heard it. Steps may be much faster than a look.
+_UNHEARD_SECONDS, _UNHEARD_STEPS = 2.0, 3
 _UNDISTURBED = "undisturbed"
 
 # How much longer than the undisturbed run one process may take before it counts as hanging.
@@ -45,6 +48,14 @@ class UndisturbedRunError(DataraxError, RuntimeError):
         self.exit_code = exit_code
 
 
+class Stopped(Exception):
+    """Somebody has asked `run_chaos` to stop; all processes are dead."""
+
+
+class _TimeIsUp(Exception):
+    """The time for everything is over."""
+
+
 def run_chaos(
     config: RunConfig,
     *,
@@ -57,6 +68,7 @@ def run_chaos(
     max_seconds: float = 600.0,
     keep: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> ChaosReport:
     """Runs a config undisturbed, then in trials with kills, and compares.
 
@@ -71,14 +83,17 @@ def run_chaos(
         max_seconds: after this time everything is killed, and the report says so.
         keep: keep the runs of trials that went well.
         say: told what goes on, a line at a time.
+        stopping: asked all the time; once it says so, all processes are killed. (A signal handler that raises might come just when
+            a process has been started and nobody knows of it yet.)
 
     Raises:
+        Stopped: if `stopping` said so.
         ConfigError: if `kills` or `processes` is below 1.
         UndisturbedRunError: if the run fails, or takes too long, without any kill.
     """
     queue = deque(plan_kills(seed, kills, processes=processes))
     report = ChaosReport(directory=str(place), seed=seed, kills_planned=kills, processes=processes)
-    campaign = _Campaign(config, command, place, environment, max_seconds, report)
+    campaign = _Campaign(config, command, place, environment, max_seconds, stopping, report)
     campaign.run_undisturbed()
     say(f"undisturbed: {report.steps} steps in {report.seconds:.1f} s")
     while queue and not report.time_is_up:
@@ -98,6 +113,18 @@ class _Aim:
     delay_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """Signals that were sent."""
+
+    hit_victim: bool
+    """Whether to one of many processes; else to the only one, or the launcher."""
+    step: int
+    """How far the run was."""
+    seconds: float
+    """How long it had been running."""
+
+
 class _Campaign:
     """What all starts of all runs share."""
 
@@ -108,11 +135,12 @@ class _Campaign:
         place: Path,
         environment: Mapping[str, str],
         max_seconds: float,
+        stopping: Callable[[], bool],
         report: ChaosReport,
     ) -> None:
         self._config, self._command, self._place, self._environment = config, command, place, environment
         self._max_seconds, self._until = max_seconds, time.monotonic() + max_seconds
-        self._report = report
+        self._stopping, self._report = stopping, report
         # Reports of every step show from outside how far a run is, and where it went on.
         self._settings = ["log.every_seconds=0"]
         self._limit_seconds = math.inf
@@ -126,7 +154,7 @@ class _Campaign:
         with self._start(_UNDISTURBED, "output.log") as start:
             try:
                 code = start.wait(math.inf)
-            except TimeIsUp:
+            except _TimeIsUp:
                 reached = f"after {start.reached} steps" if start.reached else "before its first step"
                 raise UndisturbedRunError(
                     f"the undisturbed run was not complete within {self._max_seconds:g} seconds (it was {reached}), so "
@@ -161,10 +189,11 @@ class _Campaign:
                 say(f"trial {number}: {kill.planned.kind} ({kill.where}): {kill.code}")
             if trial.code is None and not trial.problems:
                 self._complete(trial)
+            self._go_on()
             if not trial.problems:
                 self._compare(trial)
             trial.finished = True
-        except TimeIsUp:
+        except _TimeIsUp:
             self._report.time_is_up = True
         trial.newest = newest(_run_of(trial))
         return trial
@@ -179,33 +208,43 @@ class _Campaign:
     def _kill(self, trial: Trial, planned: PlannedKill, share: int) -> Kill:
         """Starts the run, waits for the planned point, sends the signals, and says what became of it."""
         with self._start(f"trial-{trial.number}", f"output-{len(trial.kills) + 1}.log") as start:
-            aim, hit, sent = self._aim(planned, start, share), False, False
-            if start.wait_for(aim.reached, self._limit_seconds):
-                start.wait_while_alive(aim.delay_seconds)
-                sent = start.alive
-                hit = start.signal(planned.signals[0], planned.victim)
-                for name in planned.signals[1:]:
-                    start.wait_while_alive(planned.gap_seconds)
-                    start.signal(name)
+            aim = self._aim(planned, start, share)
+            sent = self._send(planned, start, aim)
             # One that did not come to the point and still lives has hung already.
             code = start.wait(self._limit_seconds if sent else 0)
-            target = f"process {planned.victim}" if hit else "launcher"
+            target = f"process {planned.victim}" if sent and sent.hit_victim else "launcher"
             kill = Kill(
                 planned=planned,
                 target=target if self._report.processes > 1 else "",
                 where=aim.where,
-                landed=sent and code != 0,
+                landed=sent is not None and code != 0,
                 code=code,
-                newest=newest(_run_of(trial)),
+                newest=start.newest,
             )
             trial.kills.append(kill)
-            allowed = {0} | (self._promised(planned, hit) if sent else set())
             if code == 0:
                 trial.code = 0
-            after = f"{'after' if sent else 'before'} {planned.kind} ({aim.where})"
-            if not (sent and _interrupted_before_datarax(planned, start, code)):
-                self._check(trial, start, code, allowed, after)
+            if sent is None:
+                self._check(trial, start, code, {0}, f"before {planned.kind} ({aim.where})")
+            elif not _interrupted_before_datarax(planned, start, code):
+                after = f"after {planned.kind} ({aim.where})"
+                self._check(trial, start, code, {0} | self._promised(planned, sent), after)
+                self._check_heard(trial, start, code, sent, after)
         return kill
+
+    def _send(self, planned: PlannedKill, start: Start, aim: _Aim) -> _Sent | None:
+        """Sends the signals at the planned point; None if the process had ended by then."""
+        if not start.wait_for(aim.reached, self._limit_seconds):
+            return None
+        start.wait_while_alive(aim.delay_seconds)
+        if not start.alive:
+            return None
+        step, seconds = start.reached, start.seconds
+        hit_victim = start.signal(planned.signals[0], planned.victim)
+        for name in planned.signals[1:]:
+            start.wait_while_alive(planned.gap_seconds)
+            start.signal(name)
+        return _Sent(hit_victim, step, seconds)
 
     def _complete(self, trial: Trial) -> None:
         """The last start of a trial, which nobody disturbs."""
@@ -247,8 +286,14 @@ class _Campaign:
             run=place / "run",
             log=place / log,
             environment=self._environment,
-            until=self._until,
+            check=self._go_on,
         )
+
+    def _go_on(self) -> None:
+        if self._stopping():
+            raise Stopped
+        if time.monotonic() > self._until:
+            raise _TimeIsUp
 
     def _aim(self, planned: PlannedKill, start: Start, share: int) -> _Aim:
         """What the plan means in this start, which has so many steps before it.
@@ -277,12 +322,12 @@ class _Campaign:
         delay = planned.late * _LONGEST_DELAY_IN_SAVE_SECONDS
         return _Aim(f"save after step {step}", in_save, delay)
 
-    def _promised(self, planned: PlannedKill, hit: bool) -> set[int]:
+    def _promised(self, planned: PlannedKill, sent: _Sent) -> set[int]:
         """The exit codes that a process may have after these signals, besides 0."""
         own = _PROMISED.get(tuple(planned.signals), _PROMISED_OF_TWO)
         if self._report.processes == 1:
             return own
-        return _PROMISED_OF_A_LAUNCHER if hit else own | _PROMISED_OF_A_LAUNCHER
+        return _PROMISED_OF_A_LAUNCHER if sent.hit_victim else own | _PROMISED_OF_A_LAUNCHER
 
     def _check(self, trial: Trial, start: Start, code: int | None, allowed: set[int], when: str) -> None:
         """Whether a start ended as it may, went on where it must, and lost nothing that was committed."""
@@ -309,6 +354,14 @@ class _Campaign:
         if problems:
             trial.problems += problems
             trial.output = start.last_lines(_LINES_SHOWN)
+
+    def _check_heard(self, trial: Trial, start: Start, code: int | None, sent: _Sent, when: str) -> None:
+        """Whether a run that is complete was so when the signal came, or soon after; else someone has swallowed it."""
+        steps, seconds = start.reached - sent.step, start.seconds - sent.seconds
+        if code == 0 and steps > _UNHEARD_STEPS and seconds > _UNHEARD_SECONDS:
+            trial.problems.append(
+                f"the run went on for {steps} steps {when}, to its end, as if nothing had come"
+            )
 
 
 def _run_of(trial: Trial) -> Path:

@@ -51,7 +51,7 @@ def compare_runs(undisturbed: Path, disturbed: Path) -> Comparison:
         what = "the record keys" if ours[first][0] != theirs[first][0] else "the bytes of the rows"
         others = sum(ours[key] != theirs[key] for key in both) - 1
         found.data.append(
-            f"step {first[1]}: {what} differ" + (f", and {others} more steps" if others else "")
+            f"step {first[1]}: {what} differ" + (f", and at {others} more steps" if others else "")
         )
     for line in diff_runs(undisturbed, disturbed).lines:
         (found.model if line.startswith(_MODEL) else found.data).append(line)

@@ -25,10 +25,6 @@ _POLL_SECONDS = 0.003
 _END_TRIES = 50
 
 
-class TimeIsUp(Exception):
-    """The time for everything is over."""
-
-
 class Start:
     """One process that runs the run, from its start to its end.
 
@@ -37,15 +33,21 @@ class Start:
         run: the run's directory.
         log: where its output goes.
         environment: its environment, before the mark.
-        until: the moment, by `time.monotonic`, after which nothing more is waited for.
+        check: called again and again while anything is waited for; what it raises ends the waiting.
 
     A context manager: at its end everything that was started is dead.
     """
 
     def __init__(
-        self, command: Sequence[str], *, run: Path, log: Path, environment: Mapping[str, str], until: float
+        self,
+        command: Sequence[str],
+        *,
+        run: Path,
+        log: Path,
+        environment: Mapping[str, str],
+        check: Callable[[], None],
     ) -> None:
-        self._run, self._log, self._until = run, log, until
+        self._run, self._log, self._check = run, log, check
         self._mark = str(log)
         self._metrics = _Tail(run / "metrics.jsonl")
         self._left_before = _unfinished(run)
@@ -102,11 +104,7 @@ class Start:
         return bool(_unfinished(self._run) - self._left_before)
 
     def wait_for(self, condition: Callable[[], bool], limit_seconds: float) -> bool:
-        """Waits until something is so; False if the process has ended before, or after the limit.
-
-        Raises:
-            TimeIsUp: if the time for everything is over.
-        """
+        """Waits until something is so; False if the process has ended before, or after the limit."""
         end = time.monotonic() + limit_seconds
         while self.alive and time.monotonic() < end:
             self._look()
@@ -116,11 +114,7 @@ class Start:
         return False
 
     def wait_while_alive(self, seconds: float) -> None:
-        """Waits so long, or until the process has ended.
-
-        Raises:
-            TimeIsUp: if the time for everything is over.
-        """
+        """Waits so long, or until the process has ended."""
         end = self.seconds + seconds
         self.wait_for(lambda: self.seconds >= end, math.inf)
 
@@ -136,11 +130,7 @@ class Start:
         return True
 
     def wait(self, limit_seconds: float) -> int | None:
-        """The exit code (negative: ended by that signal), once all that belongs to it is gone; None if it hangs, and is killed.
-
-        Raises:
-            TimeIsUp: if the time for everything is over.
-        """
+        """The exit code (negative: ended by that signal) when all that belongs to it is gone; None if it hangs, and is killed."""
         self.wait_for(lambda: False, limit_seconds)
         if self.alive:
             self.end()
@@ -182,8 +172,7 @@ class Start:
             self.last_step = step
 
     def _rest(self) -> None:
-        if time.monotonic() > self._until:
-            raise TimeIsUp
+        self._check()
         time.sleep(_POLL_SECONDS)
 
     def _launched(self, index: int) -> int | None:
@@ -224,13 +213,17 @@ class _Tail:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
+        self._offset = 0
+        self.steps()
 
     def steps(self) -> list[int]:
-        """Those of whole lines that came since the last call."""
+        """Those of whole lines that came since the last call; a file that has become shorter is another one."""
         try:
-            if self._path.stat().st_size <= self._offset:
+            size = self._path.stat().st_size
+            if size == self._offset:
                 return []
+            if size < self._offset:
+                self._offset = 0
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HEAD = ("trial", "kill", "where", "code", "snapshot", "result")
 _SHOWN_PER_TRIAL = 5
+_COLUMNS = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     environment = {**os.environ, LAUNCHER_VARIABLE: str(os.getpid())}
     # Snapshots are read here while the runs have the accelerators.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from datarax.chaos import UndisturbedRunError, run_chaos
+    from datarax.chaos import Stopped, UndisturbedRunError, run_chaos
     from datarax.run_config import load_config
 
     overrides = [*arguments.overrides]
@@ -70,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     command += [word for override in overrides for word in ("--set", override)]
     if arguments.processes != 1:
         command += ["--processes", str(arguments.processes)]
-    with _stopped_by_signals(), _place(arguments.directory) as place:
+    with _StopSignals() as signals, _place(arguments.directory) as place:
         try:
             report = run_chaos(
                 config,
@@ -83,7 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
                 max_seconds=arguments.max_seconds,
                 keep=arguments.keep,
                 say=_say,
+                stopping=lambda: signals.received != 0,
             )
+        except Stopped:
+            place.kept = arguments.keep
+            _say("datarax: interrupted; all processes were ended")
+            return 128 + signals.received
         except UndisturbedRunError as error:
             # A run that did not begin has written nothing to look at.
             place.kept = arguments.keep or error.exit_code != 2
@@ -116,28 +123,31 @@ def _place(parent: str | None) -> Iterator[_Place]:
             shutil.rmtree(place.directory, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM break off here, so that all processes are killed and the directory is removed.
+class _StopSignals:
+    """The first SIGINT or SIGTERM is noted; all processes are killed then and the directory is removed. A second one breaks off.
 
     Handlers also let the processes begin with the system's own: where this runs in the background of a shell SIGINT is
     ignored, and they would inherit that.
     """
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)  # what follows is short, and must come to its end
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + number)
+    def __init__(self) -> None:
+        self.received = 0
+        """Number of the signal, if one came."""
+        self._before: dict[int, Any] = {}
 
-    before: dict[int, Any] = {}
-    before.update({each: signal.signal(each, leave) for each in (signal.SIGINT, signal.SIGTERM)})
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __enter__(self) -> _StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            raise SystemExit(128 + number)
+        self.received = number
 
 
 def _say(text: str) -> None:
@@ -165,10 +175,15 @@ def _show(report: ChaosReport, *, kept: bool) -> None:
     for trial in report.trials:
         _show_problems(trial)
     for note in report.notes:
-        print(f"note: {note}")
+        _wrap(f"note: {note}")
     if kept:
         print(f"kept: {report.directory}")
-    print(_summary(report))
+    _wrap(_summary(report))
+
+
+def _wrap(text: str, indent: str = "") -> None:
+    for line in text.splitlines():
+        print(textwrap.fill(line, _COLUMNS, initial_indent=indent, subsequent_indent=f"{indent}  "))
 
 
 def _rows(trial: Trial) -> list[tuple[str, ...]]:
@@ -189,7 +204,7 @@ def _show_problems(trial: Trial) -> None:
     if trial.problems:
         print(f"trial {trial.number}:")
     for problem in trial.problems[:_SHOWN_PER_TRIAL]:
-        print(f"  {problem}")
+        _wrap(problem, "  ")
     if len(trial.problems) > _SHOWN_PER_TRIAL:
         print(f"  and {len(trial.problems) - _SHOWN_PER_TRIAL} more (--json lists all)")
     if trial.output:

@@ -37,14 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs to the last step or to a signal."""
-    if arguments.processes is not None:
-        follow_launcher()
-        return _launch(arguments)
     # From the first moment: a signal during imports or the building of data must leave nothing half done.
     signals = StopSignals(raising=True)
     try:
         with signals:
             follow_launcher()
+            if arguments.processes is not None:
+                return _launch(arguments)
             return _run(arguments, signals)
     except BaseException as error:
         if not signals.explains(error):
