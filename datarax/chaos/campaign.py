@@ -14,7 +14,7 @@ from datarax.chaos.compare import compare_runs
 from datarax.chaos.plan import PlannedKill, plan_kills
 from datarax.chaos.report import ChaosReport, Kill, Trial
 from datarax.chaos.start import Start, newest
-from datarax.core.errors import DataraxError
+from datarax.core.errors import ConfigError, DataraxError
 from datarax.run_config import RunConfig
 
 _KILLS_PER_TRIAL = 4
@@ -83,14 +83,16 @@ def run_chaos(
         max_seconds: after this time everything is killed, and the report says so.
         keep: keep the runs of trials that went well.
         say: told what goes on, a line at a time.
-        stopping: asked all the time; once it says so, all processes are killed. (A signal handler that raises might come just when
-            a process has been started and nobody knows of it yet.)
+        stopping: asked all the time; once it says so, all processes are killed. (A signal handler that raises might do so
+            just when a process has been started and nobody knows of it yet.)
 
     Raises:
         Stopped: if `stopping` said so.
-        ConfigError: if `kills` or `processes` is below 1.
+        ConfigError: if `kills` or `processes` is below 1, or there is no time.
         UndisturbedRunError: if the run fails, or takes too long, without any kill.
     """
+    if not max_seconds > 0:
+        raise ConfigError(f"--max-seconds must be more than 0, got {max_seconds}")
     queue = deque(plan_kills(seed, kills, processes=processes))
     report = ChaosReport(directory=str(place), seed=seed, kills_planned=kills, processes=processes)
     campaign = _Campaign(config, command, place, environment, max_seconds, stopping, report)

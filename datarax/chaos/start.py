@@ -130,7 +130,7 @@ class Start:
         return True
 
     def wait(self, limit_seconds: float) -> int | None:
-        """The exit code (negative: ended by that signal) when all that belongs to it is gone; None if it hangs, and is killed."""
+        """The exit code (negative: ended by that signal) when all that belongs to it is gone; None if it hung and was killed."""
         self.wait_for(lambda: False, limit_seconds)
         if self.alive:
             self.end()

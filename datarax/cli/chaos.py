@@ -124,7 +124,7 @@ def _place(parent: str | None) -> Iterator[_Place]:
 
 
 class _StopSignals:
-    """The first SIGINT or SIGTERM is noted; all processes are killed then and the directory is removed. A second one breaks off.
+    """The first SIGINT or SIGTERM is noted: all processes are killed and the directory is removed. A second one breaks off.
 
     Handlers also let the processes begin with the system's own: where this runs in the background of a shell SIGINT is
     ignored, and they would inherit that.

@@ -157,6 +157,7 @@ def test_wrong_input_is_refused_before_anything_runs(config, capsys):
     assert "stepz" in capsys.readouterr().err
     assert chaos(config, "--kills", "0") == 2
     assert "--kills must be at least 1, got 0" in capsys.readouterr().err
+    assert chaos(config, "--max-seconds", "nan") == 2
     assert not place(config).exists() or list(place(config).iterdir()) == []
 
 
