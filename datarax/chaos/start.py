@@ -130,7 +130,7 @@ class Start:
         return True
 
     def wait(self, limit_seconds: float) -> int | None:
-        """The exit code (negative: ended by that signal) when all that belongs to it is gone; None if it hung and was killed."""
+        """The exit code (negative: ended by that signal) when all of it is gone; None if it hung and was ended."""
         self.wait_for(lambda: False, limit_seconds)
         if self.alive:
             self.end()
