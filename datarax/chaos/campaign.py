@@ -214,12 +214,14 @@ class _Campaign:
             sent = self._send(planned, start, aim)
             # One that did not come to the point and still lives has hung already.
             code = start.wait(self._limit_seconds if sent else 0)
+            ignored = 0 if sent is None or code != 0 else _steps_as_if_nothing_had_come(start, sent)
             target = f"process {planned.victim}" if sent and sent.hit_victim else "launcher"
             kill = Kill(
                 planned=planned,
                 target=target if self._report.processes > 1 else "",
                 where=aim.where,
                 landed=sent is not None and code != 0,
+                heard=not ignored,
                 code=code,
                 newest=start.newest,
             )
@@ -231,7 +233,10 @@ class _Campaign:
             elif not _interrupted_before_datarax(planned, start, code):
                 after = f"after {planned.kind} ({aim.where})"
                 self._check(trial, start, code, {0} | self._promised(planned, sent), after)
-                self._check_heard(trial, start, code, sent, after)
+                if ignored:
+                    trial.problems.append(
+                        f"the run went on for {ignored} steps {after}, to its end, as if nothing had come"
+                    )
         return kill
 
     def _send(self, planned: PlannedKill, start: Start, aim: _Aim) -> _Sent | None:
@@ -357,17 +362,15 @@ class _Campaign:
             trial.problems += problems
             trial.output = start.last_lines(_LINES_SHOWN)
 
-    def _check_heard(self, trial: Trial, start: Start, code: int | None, sent: _Sent, when: str) -> None:
-        """Whether a run that is complete was so when the signal came, or soon after; else someone has swallowed it."""
-        steps, seconds = start.reached - sent.step, start.seconds - sent.seconds
-        if code == 0 and steps > _UNHEARD_STEPS and seconds > _UNHEARD_SECONDS:
-            trial.problems.append(
-                f"the run went on for {steps} steps {when}, to its end, as if nothing had come"
-            )
-
 
 def _run_of(trial: Trial) -> Path:
     return Path(trial.directory) / "run"
+
+
+def _steps_as_if_nothing_had_come(start: Start, sent: _Sent) -> int:
+    """How many steps a complete run has made since the signals, if it cannot have heard them; else 0."""
+    steps, seconds = start.reached - sent.step, start.seconds - sent.seconds
+    return steps if steps > _UNHEARD_STEPS and seconds > _UNHEARD_SECONDS else 0
 
 
 def _interrupted_before_datarax(planned: PlannedKill, start: Start, code: int | None) -> bool:

@@ -19,6 +19,8 @@ class Kill:
     """The point that the plan meant in this start, in words."""
     landed: bool
     """Whether it ended the process; else that was complete before."""
+    heard: bool
+    """Whether it did anything about it, as far as can be told."""
     code: int | None
     """Exit code of the process, negative: ended by that signal; None: it hung."""
     newest: int

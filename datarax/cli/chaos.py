@@ -192,7 +192,7 @@ def _rows(trial: Trial) -> list[tuple[str, ...]]:
     for kill in trial.kills:
         who = f"{kill.planned.kind} ({kill.target})" if kill.target else kill.planned.kind
         code = "hung" if kill.code is None else str(kill.code)
-        result = "landed" if kill.landed else "too late"
+        result = "landed" if kill.landed else "too late" if kill.heard else "not heard"
         rows.append((number, who, kill.where, code, str(kill.newest), result))
     verdict = "the same" if trial.same else "NOT the same" if trial.finished else "not finished"
     code = "" if trial.code is None else str(trial.code)

@@ -121,6 +121,16 @@ def test_a_run_that_hangs_is_killed_and_said_to_hang(config, capsys, monkeypatch
     assert left(place(config)) == []
 
 
+def test_a_run_that_does_not_hear_a_signal_is_caught(config, capsys, monkeypatch):
+    monkeypatch.setattr(campaign, "_UNHEARD_SECONDS", 0.0)
+    # The first kill of seed 15 is a SIGTERM after a step about a quarter of the way.
+    assert chaos(config, "--kills", "1", "--seed", "15", sets=[f"task.use={FORGETFUL}:deaf_task"]) == 1
+    out = capsys.readouterr().out.replace("\n    ", " ")
+    assert "steps after SIGTERM (after step 10), to its end, as if nothing had come" in out
+    assert "not heard" in out
+    assert "too late" not in out
+
+
 def test_a_run_that_starts_over_although_a_snapshot_was_there_is_caught(config, tmp_path):
     program = tmp_path / "start_over.py"
     program.write_text(
@@ -264,11 +274,11 @@ def test_whatever_ends_the_waiting_ends_all_processes(tmp_path):
 # The report.
 
 
-def report(**changes):
+def report(*, landed=False, **changes):
     planned = PlannedKill(
         signals=("SIGTERM",), point="step", fraction=0.5, late=0.5, gap_seconds=0, victim=None
     )
-    kill = Kill(planned=planned, target="", where="after step 7", landed=False, code=0, newest=9)
+    kill = Kill(planned=planned, target="", where="after step 7", landed=landed, heard=True, code=0, newest=9)
     trial = Trial(number=1, directory="/place/trial-1", kills=[kill], code=0, newest=9, finished=True)
     facts = {
         "directory": "/place",
@@ -293,6 +303,8 @@ def test_kills_that_all_came_too_late_prove_nothing(capsys):
 def test_what_was_not_finished_is_no_success(capsys):
     trial = Trial(number=1, directory="/place/trial-1")
     unfinished = report(trials=[trial], time_is_up=True)
+    assert report(landed=True).ok
+    assert not report(landed=True, time_is_up=True).ok
     assert not unfinished.ok
     command._show(unfinished, kept=False)
     out = capsys.readouterr().out

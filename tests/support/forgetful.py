@@ -1,6 +1,7 @@
-"""Pipelines that do what none may: they keep something outside the state, so that a run that was killed ends differently."""
+"""Pipelines that do what none may: most keep something outside the state, so that a run that was killed ends differently."""
 
 import os
+import signal
 import time
 
 import jax.numpy as jnp
@@ -41,6 +42,15 @@ class OnceTask(TinyTask):
         return super().init(config, mesh)
 
 
+class DeafTask(TinyTask):
+    """Does not want to hear of SIGTERM."""
+
+    def init(self, config, mesh):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return super().init(config, mesh)
+
+
 stirred = map_batch(_stirred, name="decode")
 counting_task = CountingTask()
+deaf_task = DeafTask()
 once_task = OnceTask()
