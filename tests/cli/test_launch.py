@@ -185,3 +185,20 @@ def test_a_number_of_processes_below_one_is_refused(count, capsys):
 
     assert main(["run", str(ROOT / "configs" / "multihost.toml"), "--processes", count]) == 2
     assert "--processes must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_launcher_that_has_not_launched_anything_is_a_stop_and_no_error(number, tmp_path):
+    config = tmp_path / "config.toml"
+    os.mkfifo(config)  # reading it lasts until somebody has written
+    process = subprocess.Popen(
+        [sys.executable, "-m", "datarax.cli.main", "run", str(config), "--processes", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with config.open("w"):
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert f"{number.name} received; nothing was running yet" in said
