@@ -22,8 +22,9 @@ _SAVES_PER_RUN = 8
 _LONGEST_DELAY_IN_SAVE_SECONDS = 0.05
 _LINES_SHOWN = 12
 
-# A run that goes on for so long after a signal, and to its end, has not heard it. Steps may be much faster than a look.
-_UNHEARD_SECONDS, _UNHEARD_STEPS = 2.0, 3
+# A run that makes steps for so long after a signal, and comes to its end, has not heard it. Steps may be much faster than a look;
+# and many processes have to agree on one.
+_UNHEARD_STEPS, _UNHEARD_SECONDS, _UNHEARD_BY_MANY_SECONDS = 3, 2.0, 15.0
 _UNDISTURBED = "undisturbed"
 
 # How much longer than the undisturbed run one process may take before it counts as hanging.
@@ -214,7 +215,7 @@ class _Campaign:
             sent = self._send(planned, start, aim)
             # One that did not come to the point and still lives has hung already.
             code = start.wait(self._limit_seconds if sent else 0)
-            ignored = 0 if sent is None or code != 0 else _steps_as_if_nothing_had_come(start, sent)
+            ignored = self._steps_as_if_nothing_had_come(start, sent) if sent is not None and code == 0 else 0
             target = f"process {planned.victim}" if sent and sent.hit_victim else "launcher"
             kill = Kill(
                 planned=planned,
@@ -336,6 +337,12 @@ class _Campaign:
             return own
         return _PROMISED_OF_A_LAUNCHER if sent.hit_victim else own | _PROMISED_OF_A_LAUNCHER
 
+    def _steps_as_if_nothing_had_come(self, start: Start, sent: _Sent) -> int:
+        """How many steps a complete run has made since the signals, if it cannot have heard them; else 0."""
+        longest = _UNHEARD_SECONDS if self._report.processes == 1 else _UNHEARD_BY_MANY_SECONDS
+        steps, seconds = start.reached - sent.step, start.seconds_to_last_step - sent.seconds
+        return steps if steps > _UNHEARD_STEPS and seconds > longest else 0
+
     def _check(self, trial: Trial, start: Start, code: int | None, allowed: set[int], when: str) -> None:
         """Whether a start ended as it may, went on where it must, and lost nothing that was committed."""
         if start.seconds_to_first_step is not None:
@@ -365,12 +372,6 @@ class _Campaign:
 
 def _run_of(trial: Trial) -> Path:
     return Path(trial.directory) / "run"
-
-
-def _steps_as_if_nothing_had_come(start: Start, sent: _Sent) -> int:
-    """How many steps a complete run has made since the signals, if it cannot have heard them; else 0."""
-    steps, seconds = start.reached - sent.step, start.seconds - sent.seconds
-    return steps if steps > _UNHEARD_STEPS and seconds > _UNHEARD_SECONDS else 0
 
 
 def _interrupted_before_datarax(planned: PlannedKill, start: Start, code: int | None) -> bool:

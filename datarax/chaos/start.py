@@ -59,6 +59,8 @@ class Start:
         """The last one."""
         self.seconds_to_first_step: float | None = None
         """How long it took until then."""
+        self.seconds_to_last_step = 0.0
+        """How long it took until the last step that it reported."""
         self._began = time.monotonic()
         with log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -169,7 +171,7 @@ class Start:
         for step in self._metrics.steps():
             if self.first_step is None:
                 self.first_step, self.seconds_to_first_step = step, self.seconds
-            self.last_step = step
+            self.last_step, self.seconds_to_last_step = step, self.seconds
 
     def _rest(self) -> None:
         self._check()
