@@ -22,8 +22,8 @@ _SAVES_PER_RUN = 8
 _LONGEST_DELAY_IN_SAVE_SECONDS = 0.05
 _LINES_SHOWN = 12
 
-# A run that makes steps for so long after a signal, and comes to its end, has not heard it. Steps may be much faster than a look;
-# and many processes have to agree on one.
+# A run that makes steps for so long after a signal, and comes to its end, has not heard it. Steps may be much faster
+# than a look, and many processes have to agree on one.
 _UNHEARD_STEPS, _UNHEARD_SECONDS, _UNHEARD_BY_MANY_SECONDS = 3, 2.0, 15.0
 _UNDISTURBED = "undisturbed"
 
