@@ -245,8 +245,9 @@ def family(tmp_path, check=lambda: None):
 
 def test_one_of_many_processes_is_found_and_hit_and_the_others_do_not_outlive_the_start(tmp_path):
     with family(tmp_path) as start:
-        assert start.wait_for(lambda: len(left(tmp_path)) == 3, 60)
-        (victim,) = [pid for pid in left(tmp_path) if b"JAX_PROCESS_ID=1\0" in environ(pid)]
+        # A child has its own environment only once it runs its own program.
+        assert start.wait_for(lambda: len(left(tmp_path)) == 3 and len(numbered(tmp_path, 1)) == 1, 60)
+        (victim,) = numbered(tmp_path, 1)
         assert start.signal("SIGKILL", 1)
         assert start.wait_for(lambda: victim not in left(tmp_path), 60)
         assert len(left(tmp_path)) == 2
@@ -257,8 +258,10 @@ def test_one_of_many_processes_is_found_and_hit_and_the_others_do_not_outlive_th
     assert left(tmp_path) == []
 
 
-def environ(pid):
-    return Path(f"/proc/{pid}/environ").read_bytes()
+def numbered(tmp_path, index):
+    """The processes that were told this index."""
+    told = f"JAX_PROCESS_ID={index}\0".encode()
+    return [pid for pid in left(tmp_path) if told in Path(f"/proc/{pid}/environ").read_bytes()]
 
 
 def test_whatever_ends_the_waiting_ends_all_processes(tmp_path):
