@@ -18,7 +18,7 @@ import numpy as np
 from datarax.core.errors import InputError
 from datarax.core.formats import reader_of
 from datarax.order.positions import checked_positions
-from datarax.order.seeds import GOLDEN, derive_seed, mix64
+from datarax.order.seeds import GOLDEN, derive_seed, mix64, mix64_in_place
 
 DIGEST_VERSION = 1
 """Raise this when any hash changes, keep the old reader, and add a golden file."""
@@ -28,7 +28,9 @@ SEGMENT_WORDS = 1024
 
 # Rows are hashed in chunks so that the shifted copy of a chunk stays in the second-level cache.
 _CHUNK_BYTES = 1 << 18
-_KEY_CHUNK = 8192  # rows per pass over the key hash's work vectors
+# Rows per pass over the key hash's work vectors: as many as the second-level cache holds, because with fewer the calls
+# cost more than the work.
+_KEY_CHUNK = 1 << 14
 
 _SHIFT_32 = np.uint64(32)
 _WRAP = (1 << 64) - 1
@@ -71,32 +73,65 @@ def key_hashes(
         uint64[n].
     """
     position = checked_positions(position)
-    given = {
-        "source_id": source_id,
-        "index": index,
-        "epoch": epoch,
-        "part": part,
-        "start": start,
-        "length": length,
-    }
-    fields = [_words(name, field, len(position)) for name, field in given.items()]
-    rest = mix64(mix64(mix64(fields[3]) ^ fields[4]) ^ fields[5])
-    hashes = np.empty(len(position), np.uint64)
-    for first in range(0, len(position), _KEY_CHUNK):
+    num_rows = len(position)
+    source = _words("source_id", source_id, num_rows)
+    record = _words("index", index, num_rows)
+    passes = _words("epoch", epoch, num_rows)
+    rest = _rest(part, start, length, num_rows)
+    of_pass = passes * _BY_EPOCH + source
+    hashes = np.empty(num_rows, np.uint64)
+    spare = np.empty(min(_KEY_CHUNK, num_rows), np.uint64)
+    for first in range(0, num_rows, _KEY_CHUNK):
         chunk = slice(first, first + _KEY_CHUNK)
-        source, record, passes, tail = (
-            field if len(field) == 1 else field[chunk] for field in (*fields[:3], rest)
+        _hash_keys(
+            hashes[chunk],
+            spare[: num_rows - first],
+            position[chunk].view(np.uint64),
+            *(field if len(field) == 1 else field[chunk] for field in (of_pass, record, rest)),
         )
-        x = position[chunk].view(np.uint64) * _BY_POSITION
-        x += passes * _BY_EPOCH
-        x += source
-        x ^= x >> _SHIFT_32
-        x *= _BY_SUM
-        x += record * _BY_INDEX
-        x += tail
-        hashes[chunk] = mix64(x)
-    hashes[position < 0] = 0
+    if num_rows and position.min() < 0:
+        hashes[position < 0] = 0
     return hashes
+
+
+def _rest(
+    part: np.ndarray | int, start: np.ndarray | int, length: np.ndarray | int, num_rows: int
+) -> np.ndarray:
+    if type(part) is int and type(start) is int and type(length) is int:
+        return _rest_of_all(part, start, length)
+    return _mixed(
+        *(_words(*field, num_rows) for field in (("part", part), ("start", start), ("length", length)))
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _rest_of_all(part: int, start: int, length: int) -> np.ndarray:
+    """uint64[1], where all rows are the same part. Kept: small vector calls cost as much as a thousand rows."""
+    return _mixed(*(np.array([field], np.int64).view(np.uint64) for field in (part, start, length)))
+
+
+def _mixed(part: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    return mix64(mix64(mix64(part) ^ start) ^ length)
+
+
+def _hash_keys(
+    x: np.ndarray,
+    spare: np.ndarray,
+    position: np.ndarray,
+    of_pass: np.ndarray,
+    record: np.ndarray,
+    rest: np.ndarray,
+) -> None:
+    """The hashes of some rows into `x`, in place: every pass over memory counts in what a digest costs."""
+    np.multiply(position, _BY_POSITION, out=x)
+    x += of_pass
+    np.right_shift(x, _SHIFT_32, out=spare)
+    x ^= spare
+    x *= _BY_SUM
+    np.multiply(record, _BY_INDEX, out=spare)
+    x += spare
+    x += rest
+    mix64_in_place(x, spare)
 
 
 def row_hashes(position: np.ndarray, leaves: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
@@ -209,7 +244,8 @@ def _words(name: str, field: np.ndarray | int, num_rows: int) -> np.ndarray:
     array = np.asarray(field)
     if array.dtype.kind not in "iu" or array.ndim > 1 or (array.ndim == 1 and len(array) != num_rows):
         raise InputError(f"{name} must be int[{num_rows}] or one int, got {array.dtype}{list(array.shape)}")
-    return np.atleast_1d(array).astype(np.uint64)
+    wide = np.uint64 if array.dtype.kind == "u" else np.int64
+    return np.atleast_1d(array).astype(wide, copy=False).view(np.uint64)
 
 
 @dataclass(frozen=True)

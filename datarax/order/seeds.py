@@ -52,13 +52,24 @@ def mix64(x: np.ndarray) -> np.ndarray:
     """The splitmix64 finalizer, a bijection of 64-bit words, on a new array: uint64[n, ...] to the same."""
     mixed = x >> _SHIFT_30
     mixed ^= x
-    mixed *= _MIX_1
-    shifted = mixed >> _SHIFT_27
-    mixed ^= shifted
-    mixed *= _MIX_2
-    np.right_shift(mixed, _SHIFT_31, out=shifted)
-    mixed ^= shifted
+    _finish_mix(mixed, np.empty_like(mixed))
     return mixed
+
+
+def mix64_in_place(x: np.ndarray, spare: np.ndarray) -> None:
+    """`mix64` of `x`, in `x`; `spare`, an array of the same shape, is written over."""
+    np.right_shift(x, _SHIFT_30, out=spare)
+    x ^= spare
+    _finish_mix(x, spare)
+
+
+def _finish_mix(x: np.ndarray, spare: np.ndarray) -> None:
+    x *= _MIX_1
+    np.right_shift(x, _SHIFT_27, out=spare)
+    x ^= spare
+    x *= _MIX_2
+    np.right_shift(x, _SHIFT_31, out=spare)
+    x ^= spare
 
 
 def splitmix_stream(seeds: np.ndarray, num_words: int) -> np.ndarray:
