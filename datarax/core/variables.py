@@ -7,7 +7,7 @@ modules. Read next: `datarax.core.module`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from flax.nnx import reprlib
 from flax.typing import MISSING
 from jax.extend.core import get_opaque_trace_state
 
-__all__ = ["HostFlag", "HostInt", "IterationCount"]
+__all__ = ["HostFlag", "HostInt", "IterationCount", "looked_up", "on_host"]
 
 
 class IterationCount(nnx.Variable[Any]):
@@ -118,19 +118,20 @@ class _Words:
 
     uint32 is the widest integer that jax keeps without x64. As data the words pass through transforms
     unchanged, and a jitted function is not traced anew for each new value, as it would be for static
-    metadata.
+    metadata. An integer that is looked up becomes words, and a copy a plain integer, of that moment.
     """
 
     __slots__ = ("_content",)
 
-    def __init__(self, content: int | tuple[Any, ...]) -> None:
+    def __init__(self, content: int | tuple[Any, ...] | Callable[[], int]) -> None:
         self._content = content
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
         if isinstance(self._content, tuple):
             return self._content, None
-        count = max(_LEAST_WORDS, -(-self._content.bit_length() // _WORD_BITS))
-        words = (self._content >> (_WORD_BITS * i) & 0xFFFFFFFF for i in range(count))
+        number = self.exact()
+        count = max(_LEAST_WORDS, -(-number.bit_length() // _WORD_BITS))
+        words = (number >> (_WORD_BITS * i) & 0xFFFFFFFF for i in range(count))
         return tuple(np.array(word, np.uint32) for word in words), None
 
     @classmethod
@@ -144,12 +145,31 @@ class _Words:
             TraceContextError: inside a transform, where it has no value.
             ValueError: if something has changed the words' dtype or shape.
         """
-        if isinstance(self._content, tuple):
-            self._content = _join(self._content)
-        return self._content
+        content = self._content
+        if isinstance(content, int):
+            return content
+        if isinstance(content, tuple):
+            self._content = _join(content)
+            return self._content
+        return content()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Words, (self._content if isinstance(self._content, tuple) else self.exact(),)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._content})"
+
+
+def looked_up(read: Callable[[], int]) -> Any:
+    """Raw content for a `HostInt`, or an `IterationCount` of the host, that is what `read()` says at each look.
+
+    For numbers that change far more often than anyone looks at them: to set a Variable costs 3 µs and more. It
+    stays in a Variable until something writes there; what NNX brings back from a transform is a plain integer.
+
+    Args:
+        read: gives an int >= 0.
+    """
+    return _Words(read)
 
 
 def _join(words: tuple[Any, ...]) -> int:
@@ -212,8 +232,13 @@ class HostInt(nnx.Variable[int | None]):
             yield reprlib.Attr("value", self.get_raw_value())
 
 
+def on_host() -> bool:
+    """Whether no jax transform is being traced here."""
+    return bool(get_opaque_trace_state(convention="nnx") == _HOST)
+
+
 def _check_host(variable: nnx.Variable[Any], value: Any) -> None:
-    if get_opaque_trace_state(convention="nnx") != _HOST:
+    if not on_host():
         raise TraceContextError(
             f"cannot set a {type(variable).__name__} of the host to {value!r} inside a jax transform"
         )

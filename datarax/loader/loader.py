@@ -15,15 +15,18 @@ from typing import Any, ClassVar, cast
 import jax
 import numpy as np
 from flax import nnx
+from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
+from datarax.core.variables import on_host
 from datarax.loader.config import DataLoaderConfig
+from datarax.loader.delivered import Delivered
 from datarax.loader.device import check_rows
 from datarax.loader.last_batch import LastBatch
 from datarax.loader.reader import PreparedBatch
-from datarax.loader.runtime import Delivered, Runtime
+from datarax.loader.runtime import Runtime
 from datarax.loader.shares import combined, contribution
 from datarax.loader.statistics import RunningMeans, SharedMeans, statistics_identity
 from datarax.metrics import LoaderMetrics
@@ -96,7 +99,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         self.digest_keys = HostInt(0)
         self.digest_bytes = HostInt(None)
         self.stats_rows = HostInt(0)
-        self._write_mirrors()
+        self._show()
 
     # Iteration.
 
@@ -123,11 +126,20 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
         Raises:
             StopIteration: after the last batch of the last epoch.
+            TraceContextError: inside a jax transform, which would see one and the same batch for ever.
             Exception: what a read or a transform raised, with notes naming step and record; the state has not moved,
                 so the same batch may be asked for again.
         """
         runtime = self._runtime
-        self._check_mirrors()
+        contents = runtime.shown.contents
+        # Two of eight, because looks at all of them would cost a batch more than its digest.
+        if (
+            self.idx.get_raw_value() is not contents["idx"]
+            or self.position.get_raw_value() is not contents["position"]
+        ):
+            self._check_shown()
+        if not on_host():
+            raise TraceContextError("a batch cannot be taken inside a jax transform; take it before the call")
         step, stop = runtime.delivered.idx, runtime.schedule.num_steps
         if stop is not None and step >= stop:
             raise StopIteration
@@ -139,26 +151,31 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def _hand_over(self, batch: PreparedBatch, means: SharedMeans) -> None:
         runtime = self._runtime
-        before, means_before, shown = runtime.delivered, runtime.means, runtime.current
+        shown, before, means_before, current = (
+            runtime.shown,
+            runtime.delivered,
+            runtime.means,
+            runtime.current,
+        )
         stats_before, reset_before = self._computed_stats.get_raw_value(), self._is_stats_reset.get_value()
         try:
-            runtime.delivered = before.after(runtime.schedule, batch)
+            shown.delivered = now = before.after(
+                runtime.schedule, batch.rows, batch.keys_digest, batch.bytes_digest
+            )
             runtime.current = batch.host
             runtime.log.append(before.idx, batch.keys_digest, batch.bytes_digest)
             if means is not means_before:
                 self._keep_means(means)
-            self._write_mirrors(before)
             runtime.metrics.batches += 1
-            runtime.metrics.rows += runtime.delivered.position - before.position
+            runtime.metrics.rows += now.position - before.position
         except BaseException:
             # Ctrl-C can break off any of these lines; a batch that the loop never got must not be half counted.
-            runtime.delivered, runtime.current = before, shown
+            shown.delivered, runtime.current = before, current
             runtime.log.take_back(before.idx)
             if means is not means_before:
                 self._keep_means(means_before)
                 self._computed_stats.set_raw_value(stats_before)
                 self._is_stats_reset.set_value(reset_before)
-            self._write_mirrors()
             raise
 
     def _means_after(self, batch: PreparedBatch, step: int) -> SharedMeans:
@@ -187,6 +204,14 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         """Have no statistics, as in the base class; the running means start anew with the next batch."""
         super().reset_statistics()
         self._restart_means()
+
+    def reset_operation_stats(self) -> None:
+        """Set both counters to zero; the digest keeps all rows."""
+        runtime = self._runtime
+        self._check_shown()
+        runtime.base = runtime.base._replace(applied=0, skipped=0)
+        runtime.show(runtime.delivered._replace(applied=0, skipped=0))
+        self._show()
 
     def _restart_means(self) -> None:
         self._runtime.means = SharedMeans()
@@ -246,11 +271,11 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             IndexError: if `step` is negative or beyond the end (the end itself is allowed).
         """
         runtime, position = self._runtime, self.position_of(step)
-        runtime.delivered = dataclasses.replace(runtime.delivered, idx=int(step), position=position)
+        runtime.show(runtime.delivered._replace(idx=int(step), position=position))
         runtime.log.restart(int(step))
         runtime.drop()
         runtime.current = None
-        self._write_mirrors()
+        self._show()
 
     # What it is, and what it did.
 
@@ -326,7 +351,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def contribution(self) -> dict[str, Any]:
         """What this process has added since the last restore or the beginning; see `combined`."""
-        self._check_mirrors()
+        self._check_shown()
         return contribution(self._runtime, self.get_state())
 
     def combined(
@@ -349,7 +374,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
     # State.
 
     def _state_asked(self) -> None:
-        self._check_mirrors()
+        self._check_shown()
         means = self._runtime.means.total
         if means.rows:
             # A transform may have made 32-bit numbers of those in the Variable.
@@ -392,9 +417,8 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             for each in (self.idx, self.position, self.digest_rows, self.digest_keys, self.stats_rows)
         )
         digest = Digest(rows, keys, self.digest_bytes.get_value() if runtime.config.byte_digest else None)
-        runtime.delivered = Delivered(
-            idx, position, int(self._applied_count.get_value()), int(self._skipped_count.get_value()), digest
-        )
+        applied, skipped = int(self._applied_count.get_value()), int(self._skipped_count.get_value())
+        runtime.show(Delivered.of(idx, position, applied, skipped, digest))
         base = self._base_for(idx, position)
         if base != (runtime.schedule.base_step, runtime.schedule.base_position):
             runtime.open_at(*base)
@@ -404,34 +428,31 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             RunningMeans(self._computed_stats.get_value() if stats_rows else None, stats_rows)
         )
         runtime.current = None
-        self._write_mirrors()
+        self._show()
 
-    def _write_mirrors(self, before: Delivered | None = None) -> None:
-        """Makes the variables say what was delivered; with `before`, only those that have changed since then.
+    def _show(self) -> None:
+        """Has the variables look up what was delivered."""
+        for name, content in self._runtime.shown.contents.items():
+            vars(self)[name].set_raw_value(content)
 
-        NNX takes 3 to 5 µs to set a variable, the largest part of what a small batch costs here.
+    def _check_shown(self) -> None:
+        """Sees to it that the variables show what was delivered.
+
+        Raises:
+            RuntimeError: if they say something else.
         """
-        now = self._runtime.delivered
-        num_records = self._runtime.order.num_records
-        self.idx.set_raw_value(now.idx)
-        self.position.set_raw_value(now.position)
-        self._applied_count.set_raw_value(np.asarray(now.applied, np.int64))
-        self.digest_rows.set_raw_value(now.digest.rows)
-        self.digest_keys.set_raw_value(now.digest.keys)
-        if before is None or before.digest.bytes != now.digest.bytes:
-            self.digest_bytes.set_raw_value(now.digest.bytes)
-        if before is None or before.position // num_records != now.position // num_records:
-            self.epoch.set_raw_value(now.position // num_records)
-        if before is None or before.skipped != now.skipped:
-            self._skipped_count.set_raw_value(np.asarray(now.skipped, np.int64))
-
-    def _check_mirrors(self) -> None:
-        now = self._runtime.delivered
+        runtime, held = self._runtime, vars(self)
+        if all(held[name].get_raw_value() is content for name, content in runtime.shown.contents.items()):
+            return
+        # A transform brings the same numbers back; a merged copy of this loader has variables of its own.
+        now = runtime.delivered
         if self.idx.get_value() != now.idx or self.position.get_value() != now.position:
             raise RuntimeError(
                 f"this loader has handed over {now.idx} batches, but its variables say {self.idx.get_value()}: they were "
                 f"written from outside, or a merged copy shares this loader; use seek(), set_state() or clone()"
             )
+        runtime.show(now)
+        self._show()
 
     # Lifecycle.
 
@@ -446,7 +467,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def _cloned(self) -> None:
         shared = self._runtime
-        self._check_mirrors()
+        self._check_shown()
         self._runtime = shared.reopened()
         self.current = LastBatch(self._runtime)
         self._state_restored()

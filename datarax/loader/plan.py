@@ -7,7 +7,7 @@ are kept. Next: `reader.py`, which turns keys into rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ _BLOCK_ROWS = 1 << 14
 _KEPT_BLOCKS = 3
 
 
-@dataclass(frozen=True)
-class StepKeys:
+class StepKeys(NamedTuple):
     """The rows of one step that this process reads."""
 
     positions: np.ndarray
@@ -37,6 +36,10 @@ class StepKeys:
         """bool[rows]: rows that count here and are no padding."""
         real = self.positions >= 0
         return real if self.owned is None else real & self.owned
+
+
+_Block = tuple[np.ndarray, RecordKeys, list[int]]
+"""int64[steps, rows] positions, the keys of all of them, and the digest of each step."""
 
 
 class BatchPlan:
@@ -58,7 +61,7 @@ class BatchPlan:
         # None where all count: the common case does no work for it.
         self.owned = None if owned is None or len(owned) == len(slots) else np.isin(slots, owned)
         self._steps_per_block = max(1, _BLOCK_ROWS // max(1, len(slots)))
-        self._blocks: dict[int, tuple[np.ndarray, RecordKeys, np.ndarray]] = {}
+        self._blocks: dict[int, _Block] = {}
 
     def step(self, step: int) -> StepKeys:
         """The rows of `step`.
@@ -75,11 +78,11 @@ class BatchPlan:
         return StepKeys(
             positions[offset],
             keys[offset * len(self.slots) : (offset + 1) * len(self.slots)],
-            int(digests[offset]),
+            digests[offset],
             self.owned,
         )
 
-    def _block(self, block: int) -> tuple[np.ndarray, RecordKeys, np.ndarray]:
+    def _block(self, block: int) -> _Block:
         made = self._blocks.get(block)
         if made is None:
             made = self._make_block(block)
@@ -89,7 +92,7 @@ class BatchPlan:
             self._blocks = dict([*kept, (block, made)])
         return made
 
-    def _make_block(self, block: int) -> tuple[np.ndarray, RecordKeys, np.ndarray]:
+    def _make_block(self, block: int) -> _Block:
         schedule = self.schedule
         first = schedule.base_step + block * self._steps_per_block
         end = schedule.num_steps
@@ -100,12 +103,18 @@ class BatchPlan:
         starts = np.arange(count, dtype=np.int64) * schedule.batch_size
         positions = schedule.positions(first, self.slots) + starts[:, None]
         positions[-1] = schedule.positions(first + count - 1, self.slots)
-        flat = positions.reshape(-1)
-        keys = self.order.keys(flat)
-        source_ids = self.order.source_ids[np.maximum(keys.source, 0)]
-        hashes = key_hashes(flat, source_ids, keys.index, keys.epoch)
-        hashes = hashes.reshape(positions.shape)
+        keys = self.order.keys(positions.reshape(-1))
+        return positions, keys, self._digests(positions, keys)
+
+    def _digests(self, positions: np.ndarray, keys: RecordKeys) -> list[int]:
+        """The digest of each step; what all rows share goes into the hash as one number, which saves passes."""
+        source_ids, epoch = self.order.source_ids, keys.epoch
+        source_id = source_ids[0] if len(source_ids) == 1 else source_ids[np.maximum(keys.source, 0)]
+        # Positions ascend, and with them epochs; pads, whose epoch is -1, come last.
+        same_epoch = len(epoch) > 0 and epoch[0] == epoch[-1]
+        hashes = key_hashes(
+            positions.reshape(-1), source_id, keys.index, epoch[0] if same_epoch else epoch
+        ).reshape(positions.shape)
         if self.owned is not None:
             hashes = hashes[:, self.owned]
-        digests = hashes.sum(axis=1, dtype=np.uint64)
-        return positions, keys, digests
+        return hashes.sum(axis=1, dtype=np.uint64).tolist()

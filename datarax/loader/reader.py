@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,8 +24,7 @@ ROW_MASK = "row_mask"
 """Key under which batches carry their row mask (bool[rows], False for padding) when the remainder is padded."""
 
 
-@dataclass(frozen=True)
-class PreparedBatch:
+class PreparedBatch(NamedTuple):
     """A batch that has been read but not yet delivered."""
 
     host: Any

@@ -1,18 +1,18 @@
 """What an open loader is made of, apart from NNX: its true position, its parts, and its threads.
 
-`Delivered` is the state as a value; `Runtime` holds it together with what is open. Knows nothing of variables or of
-state dicts: `loader.py` mirrors and restores.
+`Runtime` holds the state, a `Delivered`, together with what is open. Knows nothing of variables or of state dicts:
+`loader.py` shows and restores.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from datarax.loader.config import DataLoaderConfig
+from datarax.loader.delivered import Delivered, Shown
 from datarax.loader.plan import BatchPlan
 from datarax.loader.prefetch import ReadAhead
 from datarax.loader.reader import BatchReader, PreparedBatch
@@ -22,33 +22,6 @@ from datarax.metrics import LoaderMetrics
 from datarax.order import Digest, Order, Schedule
 from datarax.sources import DataSource
 from datarax.transforms import Transform, pipeline_identity
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """What the training loop has received so far. Plain Python ints: exact at any size."""
-
-    idx: int
-    """Batches handed over; the step of the next batch."""
-    position: int
-    """Global rows handed over; the first slot of the next batch."""
-    applied: int
-    """Rows handed over that count here."""
-    skipped: int
-    """Rows that a stage left out and that count here."""
-    digest: Digest
-    """Digest of the rows handed over that count here."""
-
-    def after(self, schedule: Schedule, batch: PreparedBatch) -> Delivered:
-        """The state once `batch` has been handed over."""
-        position = self.position + schedule.batch_size
-        if schedule.num_rows is not None:
-            position = min(position, schedule.num_rows)
-        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
-        hashed = self.digest.bytes is not None and batch.bytes_digest is not None
-        digest = self.digest if hashed or self.digest.bytes is None else replace(self.digest, bytes=None)
-        digest = digest.add(batch.keys_digest, batch.bytes_digest if hashed else None, batch.rows)
-        return Delivered(self.idx + 1, position, self.applied + batch.rows, self.skipped, digest)
 
 
 class Runtime:
@@ -74,7 +47,7 @@ class Runtime:
         self.metrics = LoaderMetrics()
         self.log = StepLog()
         self.current: Any = None
-        self.delivered = Delivered(0, 0, 0, 0, Digest.zero(config.byte_digest))
+        self.show(Delivered.of(0, 0, 0, 0, Digest.zero(config.byte_digest)))
         self.share_from_here(RunningMeans())
         self.config = config
         self.read_ahead: ReadAhead[PreparedBatch] | None = None
@@ -102,6 +75,15 @@ class Runtime:
         self.read_ahead = ReadAhead(
             self.reader.prepare, depth=config.read_ahead, num_threads=config.num_threads
         )
+
+    @property
+    def delivered(self) -> Delivered:
+        """What the training loop has received so far."""
+        return self.shown.delivered
+
+    def show(self, delivered: Delivered) -> None:
+        """`delivered` is from now on what was received; contents that looked it up before keep what they showed."""
+        self.shown = Shown(delivered, self.order.num_records)
 
     @property
     def schedule(self) -> Schedule:
