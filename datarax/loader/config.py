@@ -44,8 +44,9 @@ class DataLoaderConfig(DataraxModuleConfig):
     """Batches prepared ahead of the training loop; 0 prepares each one when it is asked for."""
     num_threads: int = 1
     """Threads that prepare batches."""
-    byte_digest: bool = False
-    """Also hash every delivered byte (2 GB/s and more per core), so that `verify` proves contents, not only keys."""
+    byte_digest: bool | None = None
+    """Also hash every delivered byte (2 GB/s and more per core), so that `verify` proves contents, not only keys. None: yes in
+    a run that trains a task, where steps take milliseconds and the read-ahead hashes beside them; else no."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +55,7 @@ class DataLoaderConfig(DataraxModuleConfig):
         _require_int("num_threads", self.num_threads, at_least=1)
         if self.num_epochs is not None:
             _require_int("num_epochs", self.num_epochs, at_least=1)
-        if not isinstance(self.byte_digest, bool):
+        if self.byte_digest is not None and not isinstance(self.byte_digest, bool):
             raise ConfigError(f"byte_digest must be true or false, got {self.byte_digest!r}")
         if self.order_version is None:
             object.__setattr__(self, "order_version", ORDER_VERSION)

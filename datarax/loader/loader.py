@@ -314,6 +314,18 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         """Digest of everything handed over: up to the last restore by all processes, since then of the rows that count here."""
         return self._runtime.delivered.digest
 
+    def keep_byte_digests(self) -> None:
+        """From now on hash every delivered byte, unless the config says whether to.
+
+        For whoever knows that it costs nothing worth naming: a session that trains a task. Call it before the first batch or a
+        restore; a digest of a stretch that was delivered without stays without.
+        """
+        runtime = self._runtime
+        if runtime.config.byte_digest is None:
+            self._check_shown()
+            runtime.hash_bytes()
+            self._show()
+
     def identity(self, *, sample: bool = True) -> dict[str, Any]:
         """Everything that can change a batch, as a tree of named values; nothing that cannot.
 

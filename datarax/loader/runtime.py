@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ class Runtime:
         self.metrics = LoaderMetrics()
         self.log = StepLog()
         self.current: Any = None
-        self.show(Delivered.of(0, 0, 0, 0, Digest.zero(config.byte_digest)))
+        self.show(Delivered.of(0, 0, 0, 0, Digest.zero(bool(config.byte_digest))))
         self.share_from_here(RunningMeans())
         self.config = config
         self.read_ahead: ReadAhead[PreparedBatch] | None = None
@@ -68,7 +69,7 @@ class Runtime:
             plan=BatchPlan(self.order, schedule, self.rows, self.owned),
             source=self.source,
             transforms=self.transforms,
-            byte_digest=config.byte_digest,
+            byte_digest=bool(config.byte_digest),
             sharding=self.sharding,
         )
         self.close()
@@ -99,6 +100,14 @@ class Runtime:
         """Forgets what was read ahead."""
         assert self.read_ahead is not None
         self.read_ahead.drop()
+
+    def hash_bytes(self) -> None:
+        """Has the bytes of all batches from here on hashed; drops the read-ahead."""
+        self.config = replace(self.config, byte_digest=True)
+        self.open_at(self.schedule.base_step, self.schedule.base_position)
+        if self.delivered.idx == 0:
+            self.show(self.delivered._replace(hashed=0))
+            self.base = self.delivered
 
     def share_from_here(self, means: RunningMeans) -> None:
         """What was delivered so far, with these means, is from now on what all processes have in common."""

@@ -231,7 +231,7 @@ def _leaf_seed(path: str, dtype: np.dtype, row_shape: tuple[int, ...]) -> int:
     if dtype.hasobject or not fixed_width_bytes or dtype.char in "gG" or dtype.subdtype is not None:
         raise InputError(
             f"leaf {path!r} has the dtype {dtype}, whose bytes are not the same everywhere; deliver "
-            "numbers or fixed-width strings (one leaf per field), or switch the bytes digest off"
+            "numbers or fixed-width strings (one leaf per field), or switch the bytes digest off (loader.byte_digest = false)"
         )
     # The name, because bfloat16 and its kin all spell their `str` as raw bytes of a width.
     return derive_seed(

@@ -12,7 +12,7 @@ from flax.errors import TraceContextError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datarax.core.variables import HostFlag, HostInt, IterationCount
+from datarax.core.variables import HostFlag, HostInt, IterationCount, looked_up
 
 INT32_MAX = 2**31 - 1
 BIG = [0, 1, 2**31 - 1, 2**31, 2**32 + 5, 2**40 + 3, 2**53 + 1, 2**63 + 5, 2**64 - 1, 2**64, 2**100 + 7]
@@ -302,3 +302,38 @@ def test_a_flag_is_a_python_bool_inside_transforms_and_may_change_there():
 def test_a_flag_refuses_what_is_not_a_bool(value):
     with pytest.raises(TypeError, match="expected a bool"):
         HostFlag(True).set_value(value)
+
+
+# Looked up
+
+
+class Looker(nnx.Module):
+    def __init__(self, read):
+        self.place, self.count = HostInt(0), IterationCount(np.asarray(0, np.int64))
+        for variable in (self.place, self.count):
+            variable.set_raw_value(looked_up(read))
+
+
+@pytest.mark.parametrize("value", BIG)
+def test_content_that_is_looked_up_is_what_it_says_at_each_look(value):
+    numbers = iter(range(value % 2**40, 2**62))
+    looker = Looker(lambda: next(numbers))
+    first = looker.place.get_value()
+    assert (looker.count.get_value(), looker.place.get_value()) == (first + 1, first + 2)
+
+
+@pytest.mark.parametrize("value", BIG)
+def test_content_that_is_looked_up_goes_through_transforms_and_copies_as_a_number_of_that_moment(value):
+    holder = [value]
+    looker = Looker(lambda: holder[0])
+    traces = []
+    step = nnx.jit(lambda looker: traces.append(1))
+    copies = [nnx.clone(looker), copy.deepcopy(looker), pickle.loads(pickle.dumps(looker.place))]
+    step(copies[1])
+    holder[0] = 7
+    step(looker)
+    assert len(traces) == (1 if value < 2**64 else 2)
+    assert [copies[0].place.get_value(), copies[1].place.get_value(), copies[2].get_value()] == [value] * 3
+    assert looker.place.get_value() == 7
+    looker.place.set_value(8)
+    assert (looker.place.get_value(), holder) == (8, [7])

@@ -1,10 +1,14 @@
 """A loader as a part of something: of a module, of a transformed function, of a loop that is broken off."""
 
+import copy
+import pickle
 import sys
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
+from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError
@@ -17,9 +21,10 @@ def numbers(start=0, count=40):
     return RangeSource(RangeConfig(start=start, stop=start + count))
 
 
-def make(source=None, *, rngs=None, **config):
+def make(source=None, *, rngs=None, rows=None, **config):
     settings = {"batch_size": 8, "seed": 3, "num_epochs": 2, **config}
-    return DataLoader(DataLoaderConfig(**settings), numbers() if source is None else source, rngs=rngs)
+    source = numbers() if source is None else source
+    return DataLoader(DataLoaderConfig(**settings), source, rngs=rngs, rows=rows)
 
 
 def mean_and_span(batch):
@@ -82,6 +87,106 @@ def test_a_batch_that_is_no_jax_array_does_not_keep_a_loader_out_of_transforms()
     next(loader)
     assert nnx.jit(lambda module: 3)(loader) == 3
     assert loader.current["word"].shape == (8,)
+
+
+COUNTS = ("idx", "position", "epoch", "_applied_count", "digest_rows", "digest_keys", "digest_bytes")
+
+
+def counts(state):
+    return {name: state[name].get_value() for name in COUNTS}
+
+
+def test_nnx_sees_what_was_delivered_after_every_batch_and_whatever_happened_in_between():
+    loader = make(byte_digest=True)
+    between = (
+        lambda: None,
+        lambda: nnx.jit(lambda module: None)(loader),
+        lambda: nnx.update(loader, nnx.state(loader)),
+        lambda: loader.digest_keys.set_value(3),
+        lambda: loader.set_state(loader.get_state()),
+        loader.clone,
+    )
+    for taken, event in enumerate(between, start=1):
+        event()
+        next(loader)
+        loader.get_state()
+        digest = loader.digest
+        expected = (taken, 8 * taken, 8 * taken // 40, 8 * taken, 8 * taken, digest.keys, digest.bytes)
+        assert counts(nnx.state(loader)) == dict(zip(COUNTS, expected, strict=True))
+
+
+def merged_copy(loader):
+    """With variables of its own: those that `nnx.split` gives are the loader's."""
+    graph, state = nnx.split(loader)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
+
+
+def test_what_was_taken_out_of_a_loader_is_of_that_moment():
+    loader = make(byte_digest=True)
+    next(loader)
+    before, state = loader.get_state(), nnx.state(loader)
+    expected = counts(state)
+    merged, pure = merged_copy(loader), nnx.to_pure_dict(state)
+    taken = [copy.deepcopy(loader.idx), loader.idx.copy(), nnx.clone(loader, graph=True).idx]
+    words = [pickle.loads(pickle.dumps(state[name].get_raw_value())) for name in COUNTS]
+    next(loader)
+    assert counts(vars(merged)) == expected
+    assert {name: pure[name] for name in COUNTS} == expected
+    assert [each.get_value() for each in taken] == [1, 1, 1]
+    assert [int(each.exact()) for each in words] == [int(value) for value in expected.values()]
+    assert counts(state) == counts(vars(loader)) != expected  # a state refers to the variables themselves
+    loader.set_state(before)
+    assert counts(vars(loader)) == expected
+
+
+def test_a_loader_and_its_merged_copy_never_take_turns_unnoticed():
+    for copy_first in (False, True):
+        loader = make()
+        next(loader)
+        merged = merged_copy(loader)
+        first, second = (merged, loader) if copy_first else (loader, merged)
+        next(first)
+        with pytest.raises(RuntimeError, match="a merged copy shares this loader"):
+            next(second)
+        next(first)
+
+
+def test_a_batch_is_not_taken_inside_a_transform():
+    loader = make()
+    with pytest.raises(TraceContextError, match="cannot be taken inside a jax transform"):
+        jax.jit(lambda x: x + next(loader)[0])(1)
+    assert loader.get_state()["idx"] == 0
+    next(loader)
+
+
+def test_a_jitted_function_is_not_traced_anew_for_a_loader_that_went_on():
+    loader, traces = make(byte_digest=True), []
+    step = nnx.jit(lambda module: traces.append(1))
+    for event in (
+        lambda: None,
+        lambda: next(loader),
+        lambda: loader.set_state(loader.get_state()),
+        loader.reset,
+    ):
+        event()
+        step(loader)
+    assert len(traces) == 1
+
+
+def test_counters_that_were_reset_count_from_there():
+    loader = make()
+    next(loader), next(loader)
+    loader.reset_operation_stats()
+    assert loader.get_operation_stats() == {"applied_count": 0, "skipped_count": 0}
+    next(loader)
+    assert loader.get_operation_stats() == {"applied_count": 8, "skipped_count": 0}
+    assert loader.get_state()["_applied_count"] == 8
+    assert loader.digest.rows == 24
+    parts = [make(rows=rows) for rows in ([0, 1, 2], [3, 4, 5, 6, 7])]
+    for part in parts:
+        next(part), part.reset_operation_stats(), next(part)
+    state, _ = parts[0].combined([part.contribution() for part in parts])
+    assert (state["_applied_count"], state["digest_rows"]) == (8, 16)
 
 
 def test_means_stay_float64_through_transforms():
