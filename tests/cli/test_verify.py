@@ -8,7 +8,7 @@ import pytest
 
 from datarax.cli.main import main
 from datarax.sources.manifest import RECORD_HASHES_NAME
-from tests.support.runs import copy_run, finish_run, flipped, positions_in, replaced
+from tests.support.runs import copy_run, finish_run, flipped, positions_in, replaced, write_config
 
 _MASKS = (0x01, 0x80)
 
@@ -306,3 +306,15 @@ def test_a_run_without_byte_digests_says_what_was_not_compared(tmp_path, capsys)
     assert code == 0
     assert "keys compared" in output
     assert "no snapshot has byte digests" in output
+
+
+def test_a_run_of_a_task_has_byte_digests_without_being_asked(tmp_path, capsys):
+    config = write_config(tmp_path, steps=2)
+    config.write_text(config.read_text().replace("byte_digest = true\n", ""))
+    assert main(["run", str(config)]) == 0
+    (kept,) = (tmp_path / "run" / "configs").glob("*.toml")
+    assert "byte_digest" not in kept.read_text()
+    code, output = verify(tmp_path / "run", capsys)
+    assert code == 0
+    assert "keys and bytes compared" in output
+    assert "no snapshot has byte digests" not in output

@@ -304,3 +304,35 @@ def test_a_task_is_an_object_or_a_class_of_them():
 
 def test_an_outcome_prints_without_its_state():
     assert repr(Outcome(3, True, {"w": 1}, 2)) == "Outcome(step=3, complete=True, ran=2)"
+
+
+# Byte digests
+
+
+@pytest.mark.parametrize(
+    ("asked", "with_task", "hashed"), [(None, True, True), (None, False, False), (False, True, False)]
+)
+def test_a_session_digests_bytes_by_default_where_it_trains_a_task(asked, with_task, hashed, tmp_path):
+    def run(steps):
+        loader = new_loader(byte_digest=asked)
+        task = Mixed() if with_task else None
+        TrainingSession(tmp_path / "run", loader=loader, task=task, steps=steps, stream=None).run()
+        return loader
+
+    run(3)
+    loader = run(6)
+    whole = new_loader(byte_digest=True)
+    for _ in range(6):
+        next(whole)
+    assert loader.digest.keys == whole.digest.keys
+    assert loader.digest.bytes == (whole.digest.bytes if hashed else None)
+    state = Snapshot.open(tmp_path / "run", 6).states()["train"]
+    assert state["digest_bytes"] == loader.digest.bytes
+
+
+def test_byte_digests_may_come_and_go_between_starts(tmp_path):
+    for steps, asked in enumerate((None, False, True, None), start=1):
+        loader = new_loader(byte_digest=asked)
+        session(tmp_path / "run", loader=loader, steps=2 * steps).run()
+        # A sum over some of the rows would compare with nothing.
+        assert (loader.digest.rows, loader.digest.bytes is None) == (8 * steps, steps > 1)
