@@ -3,7 +3,7 @@
 #   make run     the quickstart: train, kill it, type it again
 #   make test    all tests
 #   make check   format, lint, types
-#   make bench   the loader against its ceilings and against Grain
+#   make bench   the loader against its ceilings and against Grain, and what digests cost it
 #   make proof   every field, byte and line that counts, changed one at a time: who notices
 #   make golden  the golden files of a raised format or version; overwrites none
 #   make soak    hundreds of signals into runs of many processes (about half an hour)
@@ -51,6 +51,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/loader_speed.py
 	$(BIN)/python benchmarks/save_blocking.py
+	$(BIN)/python -m benchmarks.digest_cost
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.resume_time
 
