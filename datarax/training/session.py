@@ -99,8 +99,8 @@ class TrainingSession:
 
     Args:
         directory: the run's directory, a local path; made if missing.
-        loader: where batches come from, a `DataLoader` or another `BatchStream`. The session advances it and snapshots it; with a
-            task it has a `DataLoader` digest bytes too, where the config leaves that open.
+        loader: where batches come from, a `DataLoader` or another `BatchStream`. The session advances it and snapshots it;
+            with a task it has a `DataLoader` digest bytes too, where the config leaves that open.
         task: what to train; None only takes the batches.
         parameters: handed to `task.init` as they are.
         steps: steps of the whole run; None: as many as the loader has.
@@ -205,7 +205,7 @@ class TrainingSession:
             provenance=provenance(self._processes.count),
             processes=self._processes,
         )
-        if not isinstance(self._task, Iterate):
+        if isinstance(self._loader, DataLoader) and not isinstance(self._task, Iterate):
             self._loader.keep_byte_digests()
         # A failure is told to the others before the checkpointer waits for its save, which needs them.
         with checkpointer, peers.ending():
