@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from datarax.core.held import Held
 from datarax.core.variables import HostFlag, HostInt, IterationCount
 
 Path = tuple[Any, ...]
@@ -76,7 +77,7 @@ def payload(variable: nnx.Variable[Any]) -> Any:
     """What a Variable holds, as it stands in a state: our own kinds as their values, all others raw."""
     if variable.ref:
         return variable.get_raw_value()[...]
-    if isinstance(variable, (HostInt, HostFlag, IterationCount)):
+    if isinstance(variable, (HostInt, HostFlag, IterationCount, Held)):
         return variable.get_value()
     return variable.get_raw_value()
 
@@ -85,6 +86,8 @@ def write(variable: nnx.Variable[Any], value: Any) -> None:
     """Put a value that `match_state` has approved into a Variable."""
     if variable.ref:
         variable.get_raw_value()[...] = value
+    elif isinstance(variable, Held):
+        variable.set_value(value)
     else:
         variable.set_raw_value(value)
 

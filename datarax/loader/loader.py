@@ -19,12 +19,12 @@ from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError
+from datarax.core.held import Held
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
 from datarax.core.variables import on_host
 from datarax.loader.config import DataLoaderConfig
 from datarax.loader.delivered import Delivered
 from datarax.loader.device import check_rows
-from datarax.loader.last_batch import LastBatch
 from datarax.loader.reader import PreparedBatch
 from datarax.loader.runtime import Runtime
 from datarax.loader.shares import combined, contribution
@@ -92,7 +92,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         stages = check_pipeline(transforms)
         slots = _slots(rows, owned, sharding, config.batch_size)
         self._runtime = Runtime(config, source, stages, slots.rows, slots.owned, sharding)
-        self.current = LastBatch(self._runtime)
+        self.current = Held(self._runtime, "current")
         self._applied_count = IterationCount(np.asarray(0, np.int64))
         self._skipped_count = IterationCount(np.asarray(0, np.int64))
         self.digest_rows = HostInt(0)
@@ -481,7 +481,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         shared = self._runtime
         self._check_shown()
         self._runtime = shared.reopened()
-        self.current = LastBatch(self._runtime)
+        self.current = Held(self._runtime, "current")
         self._state_restored()
         self._runtime.base = shared.base
         self._runtime.means = shared.means

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from datarax.core.step_log import StepLog
 from datarax.loader.config import DataLoaderConfig
 from datarax.loader.delivered import Delivered, Shown
 from datarax.loader.plan import BatchPlan
 from datarax.loader.prefetch import ReadAhead
 from datarax.loader.reader import BatchReader, PreparedBatch
 from datarax.loader.statistics import RunningMeans, SharedMeans
-from datarax.loader.step_log import StepLog
 from datarax.metrics import LoaderMetrics
 from datarax.order import Digest, Order, Schedule
 from datarax.sources import DataSource

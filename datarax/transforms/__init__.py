@@ -7,8 +7,10 @@ transforms the same).
 
 from datarax.transforms.apply import apply_transforms as apply_transforms
 from datarax.transforms.identity import IDENTITY_VERSION as IDENTITY_VERSION
+from datarax.transforms.identity import function_identity as function_identity
 from datarax.transforms.identity import pipeline_identity as pipeline_identity
 from datarax.transforms.identity import transform_identity as transform_identity
+from datarax.transforms.identity import value_identity as value_identity
 from datarax.transforms.load import load_transform as load_transform
 from datarax.transforms.randomness import generator_from_seed as generator_from_seed
 from datarax.transforms.randomness import keys_from_seeds as keys_from_seeds
@@ -33,6 +35,7 @@ __all__ = [
     "Transform",
     "apply_transforms",
     "check_pipeline",
+    "function_identity",
     "generator_from_seed",
     "keys_from_seeds",
     "load_transform",
@@ -47,4 +50,5 @@ __all__ = [
     "stack",
     "transform_identity",
     "unstack",
+    "value_identity",
 ]

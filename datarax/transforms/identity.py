@@ -58,7 +58,7 @@ def transform_identity(transform: Transform) -> dict[str, Any]:
             if a stream of random numbers is among it, or a dependence is not installed; names it.
     """
     declared = transform.version is not None
-    read = _Reader(transform)
+    read = _Reader(f"transform {transform.name!r}", "the transform", declared=declared)
     tree: dict[str, Any] = dict.fromkeys(("source_sha256",))
     tree.update(bound=[], defaults={}, closure={}, attributes={}, names={})
     if not declared:
@@ -89,21 +89,63 @@ def pipeline_identity(transforms: Iterable[Transform]) -> dict[str, Any]:
     return {"version": IDENTITY_VERSION, "transforms": [transform_identity(each) for each in checked]}
 
 
-class _Reader(Definitions):
-    """Reads one transform, collecting every function and class on the way."""
+def function_identity(
+    fn: Any, owner: str, *, versioned: str, declared: bool = False, by_name: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The identity of a function that is no transform of ours, as `transform_identity` makes it.
 
-    def __init__(self, transform: Transform) -> None:
+    Args:
+        fn: a function, a partial, a method, or an object with `__call__`.
+        owner: what the function belongs to, in messages.
+        versioned: what could be given a version, in messages.
+        declared: whether it has one; then the version stands for all of the function, and nothing is read.
+        by_name: packages whose functions, like Python's own, count by name and by what partials and methods hold.
+
+    Raises:
+        ConfigError: as `transform_identity` does.
+    """
+    read = _Reader(owner, versioned, declared=declared)
+    if not declared and package_of(_innermost(fn)) in {*by_name, *sys.stdlib_module_names} - {"__main__"}:
+        return {"library": read.value(fn, "its function"), "helpers": read.helpers}
+    tree: dict[str, Any] = dict.fromkeys(("source_sha256",))
+    tree.update(bound=[], defaults={}, closure={}, attributes={}, names={})
+    if not declared:
+        tree.update(read.root(fn))
+    return {**tree, "helpers": read.helpers}
+
+
+def value_identity(value: Any, what: str, owner: str, *, versioned: str, declared: bool = False) -> Any:
+    """The described value of something that an owner of functions is told: parameters, functions of libraries, objects.
+
+    Args:
+        value: anything.
+        what: what it is called in messages.
+        owner: whose it is, in messages.
+        versioned: what could be given a version, in messages.
+        declared: whether it has one; then classes and functions count by name, and what shows no content by its class.
+
+    Raises:
+        ConfigError: if it cannot be described, naming it.
+    """
+    read = _Reader(owner, versioned, declared=declared)
+    tree = read.value(value, what)
+    return {"value": tree, "helpers": read.helpers} if read.helpers else tree
+
+
+class _Reader(Definitions):
+    """Reads one function, collecting every function and class on the way."""
+
+    def __init__(self, owner: str, versioned: str, *, declared: bool) -> None:
         self.helpers: dict[str, str | None] = {}
-        self._transform = transform.name
-        self._declared = (
-            transform.version is not None
-        )  # then nothing is read, parameters count by value or name
-        self._package = ""  # of the transform's own function
+        self._owner = owner
+        self._versioned = versioned
+        self._declared = declared  # then nothing is read, parameters count by value or name
+        self._package = ""  # of the owner's own function
         self._keys: dict[int, str] = {}
         self._kept: list[Any] = []  # an id stands for its object only while that lives
 
     def root(self, fn: Any) -> dict[str, Any]:
-        """The tree of the transform's own function, inside partials, methods, wrappers and objects."""
+        """The tree of the owner's own function, inside partials, methods, wrappers and objects."""
         bound: list[Any] = []
         self._package = package_of(_innermost(fn))
         while not isinstance(fn, FunctionType) or self._is_library_wrapper(fn):
@@ -152,8 +194,8 @@ class _Reader(Definitions):
     def refused(self, what: str, why: str) -> ConfigError:
         """The error for what cannot be part of an identity."""
         return ConfigError(
-            f"transform {self._transform!r} has no identity: {what} cannot be read, since {why}. Give the"
-            " transform a version (version=1), to be raised whenever what it does changes"
+            f"{self._owner} has no identity: {what} cannot be read, since {why}. Give"
+            f" {self._versioned} a version (version=1), to be raised whenever what it does changes"
         )
 
     def by_name(self, definition: FunctionType | type) -> bool:
