@@ -25,9 +25,7 @@ class Held(nnx.Variable[Any]):
     """
 
     def __init__(self, holder: object, field: str, **metadata: Any) -> None:
-        super().__init__(
-            None, **{"ref": False, "hijax": False, "holder": holder, "field": field} | metadata
-        )
+        super().__init__(None, **{"ref": False, "hijax": False, "holder": holder, "field": field} | metadata)
 
     def get_value(self, *, index: Any = MISSING) -> Any:
         """The value, or with `index` a part of it."""
