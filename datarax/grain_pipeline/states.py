@@ -97,7 +97,9 @@ def for_grain(state: Any, start: Any) -> Any:
     """
     if isinstance(state, dict):
         below = start if isinstance(start, dict) else {}
-        copied = {key: for_grain(value, below.get(key)) for key, value in state.items()}
+        copied = {
+            key: for_grain(value, None if key == _WORKERS else below.get(key)) for key, value in state.items()
+        }
         if _INDICES not in state:
             return copied
         if _WORKERS in below:

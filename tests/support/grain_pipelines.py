@@ -58,7 +58,7 @@ def map_and_batch():
 
 
 def shuffle_and_repeat():
-    return grain.MapDataset.range(9).shuffle(seed=3).repeat(3)
+    return grain.MapDataset.range(9).shuffle(seed=3).repeat(2)
 
 
 def filter_in_map():
@@ -70,19 +70,19 @@ def filter_in_stream():
 
 
 def window_shuffle():
-    return experimental.WindowShuffleIterDataset(stream(), window_size=5, seed=1)
+    return experimental.WindowShuffleIterDataset(stream(13), window_size=5, seed=1)
 
 
 def mix_list():
-    return grain.IterDataset.mix([stream(12), stream(30).map(double)], weights=[1, 2])
+    return grain.IterDataset.mix([stream(6), stream(13).map(double)], weights=[1, 2])
 
 
 def mix_dict():
-    return grain.IterDataset.mix({"b": stream(12), "a": stream(30).map(double)}, weights={"a": 2, "b": 1})
+    return grain.IterDataset.mix({"b": stream(6), "a": stream(13).map(double)}, weights={"a": 2, "b": 1})
 
 
 def mix_maps():
-    return grain.MapDataset.mix([grain.MapDataset.range(9), grain.MapDataset.range(100, 130)], weights=[1, 3])
+    return grain.MapDataset.mix([grain.MapDataset.range(5), grain.MapDataset.range(100, 115)], weights=[1, 3])
 
 
 def interleave():
@@ -90,7 +90,7 @@ def interleave():
 
 
 def lazy_interleave():
-    datasets = grain.MapDataset.source([10, 20, 30]).map(stream)
+    datasets = grain.MapDataset.source([4, 7, 5]).map(stream)
     return experimental.InterleaveIterDataset(datasets, cycle_length=2)
 
 
