@@ -123,6 +123,7 @@ class GrainPipeline(CheckpointableIteratorModule[Any]):
             self._write_mirrors()
             runtime.metrics.batches += 1
             runtime.metrics.rows += num_rows(element)
+            runtime.handed_over()
         except BaseException:
             # Ctrl-C can break off any of these lines; an element that the loop never got must not be half counted.
             runtime.delivered, runtime.grain_state, runtime.current = before, state_before, shown

@@ -75,7 +75,10 @@ class Runtime:
         self.grain_state: Any = None  # None at the beginning: a fresh iterator is there
         self._iterators = Iterators(pipeline, node)
         self._iterator: Any = None
-        self._candidate: tuple[Any, Any] | None = None
+        self._iterator_at: int | None = (
+            None  # elements that the iterator has given, once they were handed over
+        )
+        self._candidate: Any = None
         self._ended = False
         self._part = next((index for index, _ in self.shards.values()), 0)
         self._key_block: tuple[int, np.ndarray] = (-1, np.zeros(0, np.uint64))
@@ -98,8 +101,11 @@ class Runtime:
         if self._ended or (self.num_steps is not None and self.delivered.idx >= self.num_steps):
             raise StopIteration
         try:
-            if self._iterator is None:
+            if self._iterator_at != self.delivered.idx:
+                # None yet, or Ctrl-C came between an element and its hand-over: it would be left out.
+                self.drop()
                 self._iterator = self._fresh()
+            self._iterator_at = None
             element = next(self._iterator)
             state = self._iterators.state_of(self._iterator)
             return element, state, self._after(element)
@@ -111,6 +117,10 @@ class Runtime:
             self.drop()
             error.add_note(f"in Grain pipeline {self.name!r}, element {self.delivered.idx}")
             raise
+
+    def handed_over(self) -> None:
+        """Told when the place has become that of the last element: the iterator is there too."""
+        self._iterator_at = self.delivered.idx
 
     def _fresh(self) -> Any:
         return (
@@ -141,14 +151,15 @@ class Runtime:
         """
         self._discard_candidate()
         if grain_state is not None:
-            self._candidate = (grain_state, self._iterators.restored(grain_state))
+            self._candidate = self._iterators.restored(grain_state)
 
     def go_to(self, delivered: Delivered, grain_state: Any) -> None:
         """Takes a place, with the iterator that was prepared for it or with a fresh one when an element is asked for."""
         self.drop()
-        prepared, self._candidate = self._candidate, None
-        if prepared is not None and grain_state is not None:
-            self._iterator = prepared[1]
+        if self._candidate is not None and grain_state is not None:
+            self._iterator, self._iterator_at = self._candidate, delivered.idx
+            self._candidate = None
+        self._discard_candidate()
         self.delivered, self.grain_state, self.current = delivered, grain_state, None
         self.log.restart(delivered.idx)
         self._ended = False
@@ -163,7 +174,7 @@ class Runtime:
 
     def drop(self) -> None:
         """Ends the iterator, with its threads and processes."""
-        iterator, self._iterator = self._iterator, None
+        iterator, self._iterator, self._iterator_at = self._iterator, None, None
         if iterator is not None:
             self._iterators.close(iterator)
 
@@ -175,4 +186,4 @@ class Runtime:
     def _discard_candidate(self) -> None:
         candidate, self._candidate = self._candidate, None
         if candidate is not None:
-            self._iterators.close(candidate[1])
+            self._iterators.close(candidate)

@@ -372,3 +372,96 @@ def test_the_identity_is_the_callers_own():
     module = wrap(stream())
     module.identity()["pipeline"].clear()
     assert module.identity()["pipeline"]
+
+
+def offset_by(count):
+    return lambda x: x + count
+
+
+def test_a_value_in_a_closure_is_part_of_the_identity_by_its_name():
+    one, two = (wrap(stream().map(offset_by(n))).identity()["pipeline"]["02_MapIterDataset"] for n in (1, 2))
+    assert (one["map"]["closure"], two["map"]["closure"]) == ({"count": 1}, {"count": 2})
+    assert one["map"]["source_sha256"] == two["map"]["source_sha256"]
+
+
+def test_functions_of_libraries_count_by_name():
+    stage = wrap(stream().map(np.square)).identity()["pipeline"]["02_MapIterDataset"]
+    assert stage["map"] == {"library": {"$function": "numpy:square"}, "helpers": {}}
+
+
+class EveryThird:
+    """A sampler of the user's own."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        if index >= 6:
+            raise IndexError
+        return grain.python.RecordMetadata(index=index, record_key=(3 * index + self.seed) % 20)
+
+
+def test_a_sampler_of_the_users_own_counts_by_its_code_and_its_values():
+    import grain.python
+
+    def of(seed):
+        return grain.DataLoader(
+            data_source=grain.sources.RangeDataSource(0, 20, 1),
+            sampler=EveryThird(seed),
+            shard_options=grain.sharding.NoSharding(),
+        )
+
+    one, two = wrap(of(1)), wrap(of(2))
+    assert one.identity() == wrap(of(1)).identity()
+    assert one.identity() != two.identity()
+    first = next(one)
+    again = wrap(of(1))
+    again.set_state(one.get_state())
+    assert [first, *again] == [1, 4, 7, 10, 13, 16]
+
+
+def write_tf_record(path, records):
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "wb") as file:
+        for record in records:
+            file.write(len(record).to_bytes(8, "little") + bytes(4) + record + bytes(4))
+
+
+def test_a_stream_of_a_file_counts_by_name_size_and_ends(tmp_path):
+    def of(path):
+        return wrap(grain.experimental.TFRecordIterDataset(str(path)))
+
+    write_tf_record(tmp_path / "a" / "text.tfrecord", [b"one", b"two", b"three"])
+    write_tf_record(tmp_path / "b" / "text.tfrecord", [b"one", b"two", b"three"])
+    write_tf_record(tmp_path / "c" / "text.tfrecord", [b"one", b"two", b"THREE"])
+    module = of(tmp_path / "a" / "text.tfrecord")
+    assert module.identity() == of(tmp_path / "b" / "text.tfrecord").identity()
+    assert module.identity() != of(tmp_path / "c" / "text.tfrecord").identity()
+    next(module)
+    moved = of(tmp_path / "b" / "text.tfrecord")
+    moved.set_state(module.get_state())
+    assert list(moved) == [b"two", b"three"]
+    with pytest.raises(ConfigError, match=r"gone\.tfrecord of a Grain pipeline cannot be read"):
+        of(tmp_path / "gone.tfrecord")
+
+
+def test_an_elastic_iterator_is_no_stage_that_is_known():
+    elastic = grain.experimental.ElasticIterator(grain.MapDataset.range(16), 4, grain.sharding.NoSharding())
+    with pytest.raises(ConfigError, match="00_ElasticIterator that is not known"):
+        wrap(elastic)
+
+
+def test_an_element_that_ctrl_c_kept_from_the_loop_comes_again(monkeypatch):
+    module = wrap(interleave())
+    first = next(module)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_hand_over", interrupted)
+        next(module)
+    assert [first, *module] == list(interleave())
