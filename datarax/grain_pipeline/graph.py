@@ -7,63 +7,18 @@ and one that is missing is an error that says so. Decides nothing: `identity.py`
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import grain
 import numpy as np
 
 from datarax.core.errors import ConfigError
+from datarax.grain_pipeline.node import FilePart, Node, Shard
 from datarax.sources.sampling import sample_positions
-
-Shard = tuple[int, int]
-"""(shard index, shard count)."""
 
 _MANY_BRANCHES = 256
 _NUM_EXAMPLES = 16
-
-
-@dataclass(frozen=True)
-class FilePart:
-    """A file, or records [start, end) of it."""
-
-    path: str
-    start: int | None = None
-    end: int | None = None
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage of a pipeline."""
-
-    kind: str
-    """Class name, or what Grain calls the function that made it."""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """Values that decide which elements there are."""
-    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    """The user's functions."""
-    below: Node | None = None
-    """The one stage that feeds this one."""
-    branches: Mapping[str, Node] = field(default_factory=dict)
-    """The several that feed it, by name."""
-    source: Any = None
-    """The object with the records, of a stage without others below."""
-    files: tuple[FilePart, ...] = ()
-    """The files that are read."""
-    shard: Shard | None = None
-    """Which part of the data this stage takes, where it takes every n-th record."""
-    length: int | None = None
-    """Elements in an epoch; None for a stream."""
-    known: bool = True
-    """Whether this is one of the stages in the table below."""
-    has_processes: bool = False
-    """Whether the stage starts processes."""
-
-    def children(self) -> list[tuple[str, Node]]:
-        """All that feeds this stage, by name; the name of `below` is empty."""
-        return [("", self.below)] if self.below is not None else list(self.branches.items())
 
 
 def read_pipeline(pipeline: Any) -> Node:
@@ -454,7 +409,3 @@ def _operation(operation: Any, below: Node) -> Node:
             fan_out = {"max_fan_out": found.max_fan_out} if kind == "FlatMap" else {}
             return Node(kind, fan_out, {method: getattr(found, method)}, below)
     return Node("Operation", {"class": type(operation).__name__}, below=below)
-
-
-ENDLESS = sys.maxsize
-"""The length that Grain gives to what repeats for ever."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from datarax.core.errors import ConfigError
-from datarax.grain_pipeline.graph import FilePart, Node, Shard, is_dataset
+from datarax.grain_pipeline.graph import is_dataset
+from datarax.grain_pipeline.node import FilePart, Node, named_stages
 from datarax.sources.local_files import relative_names
 from datarax.sources.sampling import SAMPLE_VERSION, records_digest, sample_positions
 from datarax.transforms import function_identity, value_identity
@@ -98,27 +99,6 @@ class Describer:
                 ) from error
             return None
         return first
-
-
-def named_stages(node: Node) -> list[tuple[str, Node]]:
-    """The stages from the first one to `node`, with their names."""
-    chain = [node]
-    while chain[-1].below is not None:
-        chain.append(chain[-1].below)
-    return [(f"{i:02d}_{each.kind}", each) for i, each in enumerate(reversed(chain))]
-
-
-def all_stages(node: Node, path: str = "pipeline") -> Iterator[tuple[str, Node]]:
-    """Every stage below `node`, itself included, with its path in the identity."""
-    for name, stage in named_stages(node):
-        yield f"{path}.{name}", stage
-        for key, branch in stage.branches.items():
-            yield from all_stages(branch, f"{path}.{name}.parents.{key}")
-
-
-def shards_of(node: Node) -> dict[str, Shard]:
-    """Which shard each stage takes that takes one, by its path."""
-    return {path: stage.shard for path, stage in all_stages(node) if stage.shard is not None}
 
 
 def file_trees(parts: Sequence[FilePart], *, ends: bool) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from datarax.grain_pipeline.graph import Node, close_iterator, mark_flags_parsed
-from datarax.grain_pipeline.identity import all_stages
+from datarax.grain_pipeline.graph import close_iterator, mark_flags_parsed
+from datarax.grain_pipeline.node import Node, all_stages
 from datarax.grain_pipeline.states import check_form, difference, for_grain, frozen
 
 # What a DataLoader writes into its state to recognise its parts: a repr, which for most objects holds an address. Our

@@ -1,6 +1,6 @@
 """What Grain gets wrong: pipelines that cannot be resumed, and those that deliver something else than one would think.
 
-Each rule names the stage, the defect and the way out. Knows nothing of Grain's attributes: see `graph.py`.
+Each rule names the stage, the defect and the way out. Knows nothing of Grain's objects: `graph.py` has read them.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from datarax.core.errors import ConfigError
-from datarax.grain_pipeline.graph import ENDLESS, Node
-from datarax.grain_pipeline.identity import all_stages
+from datarax.grain_pipeline.node import ENDLESS, Node, all_stages
 from datarax.order.grain import num_repeated
 
 _SEVERAL_ITERATORS = frozenset({"InterleaveIterDataset", "mp_prefetch", "multithread_prefetch"})

@@ -14,9 +14,10 @@ import numpy as np
 from datarax.core.step_log import StepLog
 from datarax.grain_pipeline.config import GrainPipelineConfig
 from datarax.grain_pipeline.element import element_hash
-from datarax.grain_pipeline.graph import Shard, read_pipeline
-from datarax.grain_pipeline.identity import RULES_VERSION, Describer, shards_of
+from datarax.grain_pipeline.graph import read_pipeline
+from datarax.grain_pipeline.identity import RULES_VERSION, Describer
 from datarax.grain_pipeline.iterators import Iterators
+from datarax.grain_pipeline.node import Shard, shards_of
 from datarax.grain_pipeline.refusals import check_resumable, num_elements, warnings_of
 from datarax.metrics import LoaderMetrics
 from datarax.order import Digest, id64, key_hashes

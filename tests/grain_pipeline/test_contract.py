@@ -172,13 +172,16 @@ def test_a_closed_pipeline_takes_up_where_it_was():
     assert list(module) == list(interleave())[1:]
 
 
-def test_the_end_stays_the_end():
-    module = wrap(stream(2))
+def test_the_end_stays_the_end_and_nothing_is_read_again():
+    read = []
+    module = wrap(stream(5).filter(lambda x: read.append(x) or x < 2), version=1)
     assert list(module) == [0, 1]
+    assert read == [0, 1, 2, 3, 4]
     for _ in range(2):
         with pytest.raises(StopIteration):
             next(module)
     assert module.idx[...] == 2
+    assert read == [0, 1, 2, 3, 4]
 
 
 def test_a_module_inside_another_is_restored_with_it():
@@ -461,7 +464,8 @@ def test_an_element_that_ctrl_c_kept_from_the_loop_comes_again(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(module, "_hand_over", interrupted)
-        next(module)
+        with pytest.raises(KeyboardInterrupt):
+            next(module)
     assert [first, *module] == list(interleave())
