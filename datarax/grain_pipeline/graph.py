@@ -17,7 +17,7 @@ from datarax.core.errors import ConfigError
 from datarax.grain_pipeline.node import FilePart, Node, Shard
 from datarax.sources.sampling import sample_positions
 
-_MANY_BRANCHES = 256
+_MANY_BRANCHES = 2048
 _NUM_EXAMPLES = 16
 
 
