@@ -30,7 +30,10 @@ def read_pipeline(pipeline: Any) -> Node:
     """
     if isinstance(pipeline, grain.DataLoader):
         return _data_loader(pipeline)
-    if isinstance(pipeline, (grain.MapDataset, grain.IterDataset)):
+    if isinstance(pipeline, grain.MapDataset):
+        # What Grain makes of it for an iterator, so that saying it with other read options is no difference.
+        return Node("PrefetchIterDataset", {"allow_nones": False}, below=_read(pipeline, None))
+    if isinstance(pipeline, grain.IterDataset):
         return _read(pipeline, None)
     kind = type(pipeline).__name__
     if isinstance(pipeline, grain.DatasetIterator) or (_is_grains(pipeline) and "Iterator" in kind):
@@ -305,10 +308,10 @@ def _source(dataset: Any, worker: Shard | None) -> Node:
     source = _attribute(dataset, "_source")
     if isinstance(source, grain.MapDataset):
         return _read(source, worker)
-    return source_node("SourceMapDataset", source)
+    return _source_node("SourceMapDataset", source)
 
 
-def source_node(kind: str, source: Any) -> Node:
+def _source_node(kind: str, source: Any) -> Node:
     """The stage that reads an object with records."""
     length = len(source)
     files = _array_record_files(source) if isinstance(source, grain.sources.ArrayRecordDataSource) else ()
@@ -365,7 +368,8 @@ _METHODS: Mapping[str, tuple[type, str]] = {
 
 def _data_loader(loader: Any) -> Node:
     """A DataLoader as the chain that it is: source, sampler, operations, and the loader with its workers and shard."""
-    node = source_node("DataSource", _attribute(loader, "_data_source"))
+    source = _attribute(loader, "_data_source")
+    node = _read(source, None) if isinstance(source, grain.MapDataset) else _source_node("DataSource", source)
     node = _sampler(_attribute(loader, "_sampler"), node)
     for operation in _attribute(loader, "_operations"):
         node = _operation(operation, node)

@@ -469,3 +469,29 @@ def test_an_element_that_ctrl_c_kept_from_the_loop_comes_again(monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             next(module)
     assert [first, *module] == list(interleave())
+
+
+def processes(count, **settings):
+    return stream(30).mp_prefetch(grain.MultiprocessingOptions(num_workers=count), **settings)
+
+
+def test_worker_processes_count_by_their_number_and_by_how_they_slice():
+    stages = wrap(processes(2).batch(3)).identity()["pipeline"]
+    assert list(stages) == [
+        *("00_RangeMapDataset", "01_PrefetchIterDataset", "02_mp_prefetch", "03_BatchIterDataset"),
+    ]
+    assert stages["02_mp_prefetch"] == {"num_workers": 2, "sequential_slice": False}
+    assert wrap(processes(3)).identity() != wrap(processes(2)).identity()
+    assert wrap(processes(2, sequential_slice=True)).identity() != wrap(processes(2)).identity()
+
+
+def test_a_dataset_as_the_source_of_a_loader_is_described_stage_by_stage():
+    def of(seed):
+        return grain.DataLoader(
+            data_source=grain.MapDataset.range(9).shuffle(seed=seed),
+            sampler=grain.samplers.SequentialSampler(9),
+            shard_options=grain.sharding.NoSharding(),
+        )
+
+    assert wrap(of(4)).identity()["pipeline"]["01_ShuffleMapDataset"] == {"seed": 4}
+    assert sorted(wrap(of(4))) == list(range(9))

@@ -344,6 +344,7 @@ def assert_continues(directory, pipeline, expected):
                 grain.ReadOptions(num_threads=3, prefetch_buffer_size=7)
             ),
         ),
+        (mapped_batches(4), mapped_batches(4).to_iter_dataset(grain.ReadOptions(num_threads=0))),
         (stream(30), experimental.ThreadPrefetchIterDataset(stream(30), prefetch_buffer_size=3)),
         (
             stream(30),
@@ -356,6 +357,7 @@ def assert_continues(directory, pipeline, expected):
     ],
     ids=[
         *("dataset rebuilt", "stream rebuilt", "interleave rebuilt", "loader rebuilt", "read options"),
+        "made a stream by hand",
         *("prefetch added", "options added", "read options of a loader", "worker buffer"),
     ],
 )
