@@ -140,7 +140,17 @@ def test_the_public_names_are_these_and_each_has_a_docstring():
 
 @pytest.mark.parametrize(
     "package",
-    ["checkpoint", "core", "grain_pipeline", "loader", "order", "sources", "testing", "training", "transforms"],
+    [
+        "checkpoint",
+        "core",
+        "grain_pipeline",
+        "loader",
+        "order",
+        "sources",
+        "testing",
+        "training",
+        "transforms",
+    ],
 )
 def test_the_public_names_of_each_package_exist_and_are_documented(package):
     module = __import__(f"datarax.{package}", fromlist=["x"])
