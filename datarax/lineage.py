@@ -199,6 +199,12 @@ def position_in(item: DataItem) -> int:
     Raises:
         InputError: if the item is of no loader.
     """
+    loader = item.record.loaders.get(LOADER_NAME)
+    if loader is not None and loader.scope == "process":
+        raise InputError(
+            f"snapshot {item.record.step} was delivered by a pipeline whose state belongs to each process (a Grain pipeline): "
+            f"only that knows which records were in which step"
+        )
     try:
         position = item.state(LOADER_NAME)["position"]
     except (ValueError, KeyError) as error:

@@ -15,6 +15,7 @@ import typing
 from pathlib import Path
 
 from datarax.checkpoint import SaveConfig
+from datarax.grain_pipeline import GrainPipelineTable
 from datarax.loader import DataLoaderConfig
 from datarax.multihost import MultihostConfig
 from datarax.run_config import MeshSection, RunConfig, RunSection, TaskSection, TransformSection
@@ -30,6 +31,7 @@ _TABLES = [
     ("source.build", BuildTable),
     ("loader", DataLoaderConfig),
     ("[transforms]", TransformSection),
+    ("grain_pipeline", GrainPipelineTable),
     ("mesh", MeshSection),
     ("multihost", MultihostConfig),
     ("save", SaveConfig),

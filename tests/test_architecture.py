@@ -31,8 +31,13 @@ ALLOWED = {
         "multihost",
         "signals",
     },
-    "run_config": {"core", "sources", "transforms", "loader", "checkpoint", "training", "multihost"},
-    "verify": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config", "lineage"},
+    "run_config": {
+        *("core", "sources", "transforms", "loader", "grain_pipeline", "checkpoint", "training", "multihost"),
+    },
+    "verify": {
+        *("core", "order", "sources", "loader", "grain_pipeline", "checkpoint", "training", "run_config"),
+        "lineage",
+    },
     "diff": {"core", "checkpoint"},
     "inspection": {"checkpoint"},
     "plan": {"core", "order", "loader", "checkpoint", "training", "run_config", "lineage"},
@@ -57,7 +62,7 @@ ALLOWED = {
 # Foreign names that have one home each.
 HOMES = {
     "orbax": {"checkpoint"},
-    "grain": {"sources", "grain_pipeline"},
+    "grain": {"sources", "grain_pipeline", "examples"},
     "array_record": {"sources"},
     "tensorstore": {"sources", "checkpoint"},
     "rich": {"training"},

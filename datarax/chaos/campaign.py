@@ -15,7 +15,7 @@ from datarax.chaos.plan import PlannedKill, plan_kills
 from datarax.chaos.report import ChaosReport, Kill, Trial
 from datarax.chaos.start import Start, newest
 from datarax.core.errors import ConfigError, DataraxError
-from datarax.run_config import RunConfig
+from datarax.run_config import BaseRunConfig
 
 _KILLS_PER_TRIAL = 4
 _SAVES_PER_RUN = 8
@@ -58,7 +58,7 @@ class _TimeIsUp(Exception):
 
 
 def run_chaos(
-    config: RunConfig,
+    config: BaseRunConfig,
     *,
     command: Sequence[str],
     place: Path,
@@ -133,7 +133,7 @@ class _Campaign:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: BaseRunConfig,
         command: Sequence[str],
         place: Path,
         environment: Mapping[str, str],

@@ -62,12 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     # Snapshots are read here while the runs have the accelerators.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from datarax.chaos import Stopped, UndisturbedRunError, run_chaos
-    from datarax.run_config import load_config
+    from datarax.run_config import load_any_config
 
     overrides = [*arguments.overrides]
     if arguments.steps is not None:
         overrides.append(f"run.steps={arguments.steps}")
-    config = load_config(arguments.config, overrides)
+    config = load_any_config(arguments.config, overrides)
     command = [sys.executable, "-m", "datarax.cli.main", "run", arguments.config]
     command += [word for override in overrides for word in ("--set", override)]
     if arguments.processes != 1:

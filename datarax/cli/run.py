@@ -16,7 +16,7 @@ from datarax.signals import StopRequested, StopSignals
 
 if TYPE_CHECKING:
     from datarax.core.processes import Processes
-    from datarax.run_config import RunConfig
+    from datarax.run_config import AnyRunConfig
 
 # A dead process is noticed by its heartbeat long before.
 _A_BUILD_SECONDS = 7 * 24 * 3600
@@ -55,11 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _launch(arguments: argparse.Namespace) -> int:
     from datarax.core.errors import ConfigError
-    from datarax.run_config import load_config
+    from datarax.run_config import load_any_config
 
     if arguments.processes < 1:
         raise ConfigError(f"--processes must be at least 1, got {arguments.processes}")
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_any_config(arguments.config, arguments.overrides)
     words = ["run", arguments.config]
     for override in arguments.overrides:
         words += ["--set", override]
@@ -76,9 +76,9 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
     from datarax import multihost
-    from datarax.run_config import apply_environment, load_config
+    from datarax.run_config import apply_environment, load_any_config
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_any_config(arguments.config, arguments.overrides)
     apply_environment(config)
     processes = multihost.start(config.multihost)
     if processes.count == 1:
@@ -101,9 +101,9 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
 
 
 def _train(
-    arguments: argparse.Namespace, signals: StopSignals, config: RunConfig, processes: Processes
+    arguments: argparse.Namespace, signals: StopSignals, config: AnyRunConfig, processes: Processes
 ) -> int:
-    from datarax.run_config import batch_sharding, build_mesh, build_session, open_loader
+    from datarax.run_config import build_mesh, build_session
 
     started = time.monotonic()
     if processes.count > 1:
@@ -113,12 +113,8 @@ def _train(
 
         def prepare() -> Any:
             mesh = build_mesh(config, processes)
-            loader = opened.enter_context(
-                open_loader(
-                    config, build=processes.count == 1, say=say, sharding=batch_sharding(config, mesh)
-                )
-            )
-            return build_session(config, loader, mesh=mesh, processes=processes)
+            stream = opened.enter_context(_stream(config, mesh, processes, say))
+            return build_session(config, stream, mesh=mesh, processes=processes)
 
         session = _all_or_none(processes, prepare)
         try:
@@ -144,6 +140,20 @@ def _train(
     return 0 if outcome.complete else StopRequested.exit_code
 
 
+def _stream(
+    config: AnyRunConfig, mesh: Any, processes: Processes, say: Callable[[str], None]
+) -> contextlib.AbstractContextManager[Any]:
+    """Where the batches of this process come from, not open yet."""
+    from datarax.run_config import GrainRunConfig, batch_sharding, build_grain_pipeline, open_loader
+
+    if isinstance(config, GrainRunConfig):
+        pipeline = build_grain_pipeline(config, process_index=processes.index, process_count=processes.count)
+        for warning in pipeline.warnings():
+            say(f"warning: {warning}")
+        return pipeline
+    return open_loader(config, build=processes.count == 1, say=say, sharding=batch_sharding(config, mesh))
+
+
 def _all_or_none(processes: Processes, prepare: Callable[[], Any]) -> Any:
     """What every process prepares for itself: if one cannot, none goes on to wait for it."""
     made: list[Any] = []
@@ -164,9 +174,13 @@ def _keep_stdout() -> None:
     sys.stdout = os.fdopen(own, "w", encoding="utf-8")
 
 
-def _build_once(config: RunConfig, processes: Processes) -> None:
+def _build_once(config: AnyRunConfig, processes: Processes) -> None:
     """Process 0 builds the data if they are missing; the others wait, and then open what lies there."""
+    from datarax.run_config import GrainRunConfig
     from datarax.sources.open import open_source
+
+    if isinstance(config, GrainRunConfig):
+        return
 
     def build() -> None:
         if processes.first:

@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exits 0 if everything is as recorded, else 1."""
     from datarax.core.attributes import load_attribute
-    from datarax.run_config import load_config
+    from datarax.run_config import load_any_config
     from datarax.verify import verify_run
 
-    config = load_config(arguments.config, arguments.overrides) if arguments.config else None
+    config = load_any_config(arguments.config, arguments.overrides) if arguments.config else None
     report = verify_run(
         arguments.run_directory,
         config=config,
@@ -120,7 +120,7 @@ def _show(report: VerifyReport) -> None:
         print("files beside the snapshots: FAILED")
     for problem in report.run_problems:
         print(f"  {problem}")
-    if report.data_checked:
+    if report.data_checked or report.data_problems:
         print(f"data files: {'FAILED' if report.data_problems else 'good'}")
     for problem in report.data_problems:
         print(f"  {problem}")

@@ -94,6 +94,10 @@ class Outcome:
     """Steps done by this start."""
 
 
+class _DataEndedError(InputError):
+    """A stream that did not know its end came to it before the run did."""
+
+
 class TrainingSession:
     """One training run in one directory: run it again and it continues exactly.
 
@@ -186,7 +190,7 @@ class TrainingSession:
             with peers.listening():
                 return self._run(from_step, signals, peers)
         except Exception as error:
-            if self.task_failed:
+            if self.task_failed or isinstance(error, _DataEndedError):
                 error.add_note(_what_stays(self._directory))
             raise
 
@@ -373,9 +377,8 @@ class TrainingSession:
         try:
             return next(self._loader)
         except StopIteration:  # of a stream that did not know its end
-            raise InputError(
-                f"the data ended after {step} steps, but the run is to have {self._total}; set run.steps = {step}. "
-                f"{_what_stays(self._directory)}"
+            raise _DataEndedError(
+                f"the data ended after {step} steps, but the run is to have {self._total}; set run.steps = {step}"
             ) from None
 
     def _asked_to_stop(self, checkpointer: Checkpointer, signals: StopSignals) -> bool:

@@ -15,13 +15,24 @@ from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.record import Record
 from datarax.core.errors import InputError
 from datarax.core.protocols import BatchStream
-from datarax.run_config import RunConfig, apply_environment, build_loader, parse_stored_config
+from datarax.grain_pipeline.config import arguments_for
+from datarax.loader import DataLoader
+from datarax.run_config import (
+    AnyRunConfig,
+    GrainRunConfig,
+    RunConfig,
+    apply_environment,
+    build_grain_pipeline,
+    build_loader,
+    parse_any_stored_config,
+)
 from datarax.sources import DataSource
 from datarax.sources.open import open_source
 from datarax.verify.records import neighbour_record
 
-MakeStream = Callable[[], BatchStream]
-"""Makes the stream of a run that keeps no config, at its beginning."""
+MakeStream = Callable[..., BatchStream]
+"""Makes the stream of a run that keeps no config, at its beginning. If it has parameters named `process_index` and
+`process_count`, it is told them."""
 
 
 class DataUnavailableError(Exception):
@@ -42,7 +53,7 @@ class Recipes:
     def __init__(
         self,
         directory: Path,
-        config: RunConfig | None,
+        config: AnyRunConfig | None,
         overrides: Sequence[str],
         make_stream: MakeStream | None,
         opened: ExitStack,
@@ -52,7 +63,7 @@ class Recipes:
         self._overrides = overrides
         self._make_stream = make_stream
         self._opened = opened
-        self._streams: dict[str, tuple[BatchStream, dict[str, Any]]] = {}
+        self._streams: dict[tuple[str, int, int], tuple[BatchStream, dict[str, Any]]] = {}
         self._sources: dict[str, DataSource | DataUnavailableError] = {}
 
     @property
@@ -76,27 +87,39 @@ class Recipes:
             return False
         return self._stored(record.config).task is not None
 
-    def stream(self, config_digest: str | None) -> BatchStream:
-        """The stream of the config with this digest, with the overrides asked for, as it was when it was built.
+    def streams(self, config_digest: str | None, process_count: int) -> list[BatchStream]:
+        """The stream of the config with this digest, as it was when it was built, for each of the processes that saved it.
+
+        With the overrides asked for. One alone stands for all processes where the state is global.
 
         Raises:
             InputError: if the run keeps no such config, or the data that the user named here cannot be opened.
+            ConfigError: if the stream cannot be made so often.
             DataUnavailableError: if the data of a stored config cannot be opened.
         """
         key = "" if self._config is not None or self._make_stream is not None else config_digest or ""
-        if key not in self._streams:
-            stream = self._built(config_digest)
+        return [self._stream(key, config_digest, index, process_count) for index in range(process_count)]
+
+    def _stream(self, key: str, config_digest: str | None, index: int, count: int) -> BatchStream:
+        place = (key, index, count)
+        if place not in self._streams:
+            stream = self._built(config_digest, index, count)
             self._opened.callback(stream.close)
-            self._streams[key] = (stream, stream.get_state())
-        stream, initial = self._streams[key]
+            self._streams[place] = (stream, stream.get_state())
+        stream, initial = self._streams[place]
         stream.set_state(initial)
         return stream
 
-    def _built(self, config_digest: str | None) -> BatchStream:
+    def _built(self, config_digest: str | None, index: int, count: int) -> BatchStream:
         if self._make_stream is not None:
-            return self._make_stream()
+            stream = self._make_stream(**arguments_for(self._make_stream, {}, index, count))
+            if isinstance(stream, DataLoader):
+                stream.keep_byte_digests()
+            return stream
         config = self._config if self._config is not None else self._stored(config_digest, self._overrides)
         apply_environment(config)
+        if isinstance(config, GrainRunConfig):
+            return build_grain_pipeline(config, process_index=index, process_count=count)
         # Digest all bytes again whatever the config says now: whether they were recorded is the snapshot's to say.
         config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, byte_digest=True))
         return build_loader(config, self._source(config, config_digest))
@@ -107,7 +130,8 @@ class Recipes:
             try:
                 self._sources[key] = self._opened.enter_context(open_source(config.source))
             except InputError as error:
-                if config_digest is None or self._stored(config_digest).source != config.source:
+                stored = None if config_digest is None else self._stored(config_digest)
+                if not isinstance(stored, RunConfig) or stored.source != config.source:
                     raise
                 self._sources[key] = DataUnavailableError(str(error))
         found = self._sources[key]
@@ -115,14 +139,14 @@ class Recipes:
             raise found
         return found
 
-    def _stored(self, config_digest: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    def _stored(self, config_digest: str | None, overrides: Sequence[str] = ()) -> AnyRunConfig:
         if config_digest is None:
             raise InputError(
                 f"the run {self._directory} was made from Python and keeps no config; write one that describes it "
                 f"and name it with --config, or name a function that makes its loader with --loader"
             )
         text = read_config(self._directory, config_digest)
-        return parse_stored_config(text, overrides, where=f"configs/{config_digest[:12]}….toml")
+        return parse_any_stored_config(text, overrides, where=f"configs/{config_digest[:12]}….toml")
 
 
 def usable_config(directory: Path, step: int, record: Record) -> str | None:

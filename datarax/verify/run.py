@@ -21,7 +21,7 @@ from datarax.core.fingerprint import differences
 from datarax.core.protocols import BatchStream
 from datarax.loader import DataLoader
 from datarax.order import changed_algorithms
-from datarax.run_config import RunConfig
+from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
 from datarax.verify.files import check_snapshot, run_problems
 from datarax.verify.recipes import (
@@ -44,7 +44,7 @@ _NAMED_RECORDS = 5
 def verify_run(
     directory: str | Path,
     *,
-    config: RunConfig | None = None,
+    config: AnyRunConfig | None = None,
     overrides: Sequence[str] = (),
     make_stream: MakeStream | None = None,
     step: int | None = None,
@@ -88,7 +88,7 @@ def verify_run(
     through_ledger = step is None and (whole_history or last_steps is not None)
     candidates = [step] if step is not None else sorted([*committed, *(in_ledger if through_ledger else [])])
     intervals = _intervals(directory, candidates, last_steps)
-    report = VerifyReport(str(directory), newest_step=committed[-1], data_checked=not fast)
+    report = VerifyReport(str(directory), newest_step=committed[-1])
     report.run_problems += run_problems(directory)
     with ExitStack() as opened:
         verification = _Verification(
@@ -165,7 +165,9 @@ class _Verification:
             return False  # reported as such
 
     def _compare(self, report: SnapshotReport, item: DataItem, interval: Interval | None) -> None:
-        stream = self._recipes.stream(usable_config(self._directory, report.step, item.record))
+        count = _process_count(item)
+        streams = self._recipes.streams(usable_config(self._directory, report.step, item.record), count)
+        stream = streams[0]
         scope = getattr(stream, "state_scope", "process")
         report.problems += contradictions(self._directory, report.step, item.record, scope=scope)
         try:
@@ -183,24 +185,28 @@ class _Verification:
         report.differences += found
         report.advice += all_advice(found, recorded, identity)
         if interval is not None:
-            self._replay(report, item, interval, stream)
+            self._replay(report, item, interval, streams)
 
     def _samples_left_out(self, stream: BatchStream) -> TypeGuard[DataLoader]:
         """Whether to compare what is known of the data without reading a record."""
         return self._fast and isinstance(stream, DataLoader)
 
     def _replay(
-        self, report: SnapshotReport, item: DataItem, interval: Interval, stream: BatchStream
+        self, report: SnapshotReport, item: DataItem, interval: Interval, streams: Sequence[BatchStream]
     ) -> None:
         stretch = _stretch(self._directory, item, interval)
         if stretch is None:
             report.problems.append(f"no digests of single steps are recorded for loader {LOADER_NAME!r}")
             return
+        stream = streams[0]
         keys_only = self._fast and isinstance(stream, DataLoader)
         if self._fast and not keys_only:
-            return  # said in the notes
+            raise InputError(
+                f"{self._directory} was delivered by a Grain pipeline, which has no keys to compare: what an element holds "
+                f"shows only when it is read. Leave out --fast"
+            )
         report.replayed = (stretch.begin, stretch.end)
-        result = replay([stream], stretch, keys_only=keys_only, recipe_differs=bool(report.differences))
+        result = replay(streams, stretch, keys_only=keys_only, recipe_differs=bool(report.differences))
         report.bytes_compared = result.bytes_compared
         report.problems += result.problems
         report.first_diverging_step = result.first_diverging_step
@@ -218,7 +224,14 @@ class _Verification:
         if report.differences:
             fields = ", ".join(each.path for each in report.differences)
             report.problems.append(f"step {step}: explained by what differs in the recipe: {fields}")
-        if self._fast or not isinstance(stream, DataLoader):
+        if self._fast:
+            return
+        if not isinstance(stream, DataLoader):
+            if not report.differences:
+                report.problems.append(
+                    f"step {step}: the pipeline describes itself as it did then, so records that are not sampled, or code that "
+                    f"is not part of the identity, have changed{self._other_versions(item)}"
+                )
             return
         report.records = _changed_records(stream, step)
         report.problems += [f"step {step}: {text}" for text in report.records[:_NAMED_RECORDS]]
@@ -254,6 +267,7 @@ class _Verification:
     def look_at_data(self, report: VerifyReport) -> None:
         """Every data file against its manifest; where one differs, the first step that delivered what it holds now."""
         report.data_problems += self._recipes.unavailable
+        report.data_checked = not self._fast and bool(self._recipes.sources)
         if self._fast:
             return
         for source in self._recipes.sources:
@@ -321,6 +335,14 @@ def _stretch(directory: Path, item: DataItem, interval: Interval) -> Stretch | N
         keys=keys[begin - first :],
         row_bytes=None if row_bytes is None else row_bytes[begin - first :],
     )
+
+
+def _process_count(item: DataItem) -> int:
+    """How many processes saved a state of their own; 1 where that cannot be read, which is said elsewhere."""
+    try:
+        return item.process_count(LOADER_NAME)
+    except (ValueError, KeyError):
+        return 1
 
 
 def _changed_records(loader: DataLoader, step: int) -> list[str]:

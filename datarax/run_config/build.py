@@ -1,0 +1,176 @@
+"""From a config to what it describes: mesh, loader or Grain pipeline, session."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from datarax.core.attributes import load_attribute
+from datarax.core.decode import encode
+from datarax.core.errors import ConfigError
+from datarax.core.processes import Processes
+from datarax.core.protocols import BatchStream
+from datarax.grain_pipeline import GrainPipeline, load_grain_pipeline
+from datarax.loader import DataLoader
+from datarax.run_config.config import BaseRunConfig, GrainRunConfig, MeshSection, RunConfig
+from datarax.sources import DataSource
+from datarax.sources.open import open_source
+from datarax.training import TrainingSession, load_task
+from datarax.transforms import Transform, load_transform
+
+
+def apply_environment(config: BaseRunConfig) -> None:
+    """Sets what must stand in the environment before JAX starts its backend."""
+    if config.run.cpu_threads is not None:
+        os.environ["NPROC"] = str(config.run.cpu_threads)
+
+
+def build_mesh(config: BaseRunConfig, processes: Processes | None = None) -> jax.sharding.Mesh | None:
+    """The mesh that a config describes over the devices of all processes; None if it describes none and there is one process.
+
+    Raises:
+        ConfigError: if its axes do not fit the number of devices.
+    """
+    section = config.mesh
+    if section is None:
+        if (processes or Processes()).count == 1:
+            return None
+        section = MeshSection()
+    sizes = mesh_sizes(section, jax.device_count())
+    kinds = (jax.sharding.AxisType.Auto,) * len(
+        sizes
+    )  # the compiler splits the model's work, as most tasks expect
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+
+
+def mesh_sizes(section: MeshSection, devices: int) -> dict[str, int]:
+    """The size of each axis over this many devices.
+
+    Raises:
+        ConfigError: if the axes do not fit them.
+    """
+    fixed = math.prod(size for size in section.axes.values() if size != -1)
+    sizes = {name: devices // fixed if size == -1 else size for name, size in section.axes.items()}
+    if math.prod(sizes.values()) != devices:
+        shown = ", ".join(f"{name} = {size}" for name, size in section.axes.items())
+        raise ConfigError(
+            f"mesh.axes ({shown}) does not fit {devices} devices; their product must be that number"
+        )
+    return sizes
+
+
+def batch_sharding(
+    config: BaseRunConfig, mesh: jax.sharding.Mesh | None
+) -> jax.sharding.NamedSharding | None:
+    """The sharding of a batch over a mesh: rows over the batch axes, all else whole. None without a mesh."""
+    if mesh is None:
+        return None
+    axes = (config.mesh or MeshSection()).batch_axes
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(tuple(axes) or None))
+
+
+def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> DataLoader:
+    """The loader that a config describes, over an opened source.
+
+    Args:
+        config: the run.
+        source: its source, already open.
+        placement: `sharding` and `rows`, handed on to the loader.
+
+    Raises:
+        ConfigError: if a setting does not fit the source or a transform cannot be loaded.
+    """
+    loader_config = config.loader
+    if config.batch_stats_fn is not None:
+        function = load_attribute(config.batch_stats_fn, "batch_stats_fn")
+        loader_config = dataclasses.replace(loader_config, batch_stats_fn=function)
+    return DataLoader(loader_config, source, transforms=_transforms(config), name="train", **placement)
+
+
+@contextlib.contextmanager
+def open_loader(
+    config: RunConfig,
+    *,
+    build: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+    **placement: Any,
+) -> Iterator[DataLoader]:
+    """The loader that a config describes, over its source; both are closed at the end.
+
+    Args:
+        config: the run.
+        build: make the data first if they are missing and the config says how.
+        say: told about building, a line at a time.
+        placement: handed on to `build_loader`.
+
+    Raises:
+        ConfigError: if the config does not fit its source.
+        InputError: if data are missing, empty or malformed.
+        BuildError: if building fails on the way.
+    """
+    with (
+        open_source(config.source, build=build, say=say) as source,
+        build_loader(config, source, **placement) as loader,
+    ):
+        yield loader
+
+
+def _transforms(config: RunConfig) -> list[Transform]:
+    stages = []
+    for section in config.transforms:
+        given = {key: value for key, value in encode(section).items() if key not in ("use", "parameters")}
+        stages.append(load_transform(section.use, parameters=dict(section.parameters), **given))
+    return stages
+
+
+def build_grain_pipeline(
+    config: GrainRunConfig, *, process_index: int = 0, process_count: int = 1
+) -> GrainPipeline:
+    """The Grain pipeline that a config names, as one of the run's processes has it.
+
+    Raises:
+        ConfigError: if it cannot be made or described, or is one that Grain cannot resume; says which stage and why.
+    """
+    table = config.grain_pipeline
+    return load_grain_pipeline(
+        table.use, table.parameters, table.name, table.version, process_index, process_count
+    )
+
+
+def build_session(config: BaseRunConfig, loader: BatchStream, **output: Any) -> TrainingSession:
+    """The session that a config describes; `output` is handed on (`stream`, `mesh`, `processes`).
+
+    Raises:
+        ConfigError: if the task cannot be loaded or nothing says when the run ends.
+    """
+    task = config.task
+    return TrainingSession(
+        config.run.directory,
+        loader=loader,
+        task=load_task(task.use) if task else None,
+        parameters=task.parameters if task else None,
+        steps=config.run.steps,
+        save=config.save,
+        resume=config.resume,
+        log=config.log,
+        config_text=config.to_toml(),
+        **output,
+    )
+
+
+__all__ = [
+    "apply_environment",
+    "batch_sharding",
+    "build_grain_pipeline",
+    "build_loader",
+    "build_mesh",
+    "build_session",
+    "mesh_sizes",
+    "open_loader",
+]
