@@ -1,7 +1,7 @@
 """Does this code still give what its version says? A few answers are asked for and held against those of the golden files.
 
 A version number is a promise that whoever edits the code has to remember; these answers notice when nobody did. They are asked
-for once in a process and for what is used only, in about a millisecond. Golden files pin far more, in tests; what is here
+for once by each order and for what is used only, in about a millisecond. Golden files pin far more, in tests; what is here
 travels with the package, so that a restore can name a changed algorithm.
 """
 
@@ -76,7 +76,6 @@ def named_version(name: str, version: int) -> int | str:
     return version if found is None else f"{version} (this code is another than version {version}: {found})"
 
 
-@functools.cache
 def deviation(name: str, version: int) -> str | None:
     """The first digits of this code's answer if it is not the known one; None if it is, or none is known."""
     known = KNOWN[name].get(version)

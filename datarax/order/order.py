@@ -174,7 +174,7 @@ class Order:
         """
         config = self.config
         tree: dict[str, Any] = {
-            "version": named_version(order_name(config), config.version),
+            "version": self._named_version,
             "policy": config.policy.value,
             "sources": dict(zip(self.source_names, [self.num_records], strict=True)),
         }
@@ -216,6 +216,11 @@ class Order:
             f"the grain policy reproduces Grain's shuffle, which is no permutation of {self.num_records} "
             f"records: in every epoch {missing} never delivered and as many others are delivered twice"
         ]
+
+    @functools.cached_property
+    def _named_version(self) -> int | str:
+        """Asked for once by each order: about a millisecond."""
+        return named_version(order_name(self.config), self.config.version)
 
     def _keys(self, positions: np.ndarray) -> RecordKeys:
         epoch = positions // self.num_records

@@ -5,7 +5,6 @@ Only what datarax itself makes of a seed is held to it: what NumPy's generators 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -44,7 +43,6 @@ def named_randomness(randomness: Randomness) -> str:
     return f"{randomness} (this code draws other numbers than version {DRAWS_VERSION}: {changed})"
 
 
-@functools.cache
 def draws_deviation(randomness: Randomness) -> str | None:
     """The first digits of what this code draws if that is not the known; None if it is."""
     found = draws_answer(randomness)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from datarax.core.fingerprint import differences
-from datarax.order import known_answers
 from datarax.order import seeds as seeds_module
 from datarax.transforms import Randomness, known_draws, map_batch, random_map_records, transform_identity
 from datarax.transforms import randomness as randomness_module
@@ -16,17 +15,6 @@ def plain(rows):
 
 def drawing(record, rng):
     return record
-
-
-@pytest.fixture(autouse=True)
-def asked_anew():
-    def forget():
-        known_answers.deviation.cache_clear()
-        known_draws.draws_deviation.cache_clear()
-
-    forget()
-    yield forget
-    forget()
 
 
 STAGES = {
@@ -60,9 +48,8 @@ def test_this_code_draws_what_it_drew():
     ],
     ids=["row seeds", "step", "generator", "key words"],
 )
-def test_a_change_of_what_is_drawn_is_named(module, name, value, changed, monkeypatch, asked_anew):
+def test_a_change_of_what_is_drawn_is_named(module, name, value, changed, monkeypatch):
     before = identities()
-    asked_anew()
     monkeypatch.setattr(module, name, value)
     if name in vars(known_draws):
         monkeypatch.setattr(known_draws, name, value)
