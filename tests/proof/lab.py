@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import linecache
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -214,7 +215,7 @@ class Lab:
 
     def judge(self, mutation):
         """Makes the change, asks both, takes it back."""
-        with mutation.apply(self):
+        with self._times_kept(), mutation.apply(self):
             restored, said_by_restore = self.restore()
             verified, said_by_verify = self.verify()
         said = f"restore exits {restored}:\n{said_by_restore}\nverify exits {verified}:\n{said_by_verify}"
@@ -223,6 +224,14 @@ class Lab:
             verified == 1 and mutation.named in said_by_verify,
             said,
         )
+
+    @contextlib.contextmanager
+    def _times_kept(self):
+        """Taking a change back must not look like a change to the next start."""
+        stats = {path: path.stat() for path in self.path("data").iterdir()}
+        yield
+        for path, stat in stats.items():
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     # Ways to change a part.
 

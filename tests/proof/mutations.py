@@ -322,14 +322,27 @@ def _transforms():
 
 
 def _algorithms():
-    for what, target, value, named in [
-        ("rounds of the permutation", "datarax.order.permutation.ROUNDS", 7, "train.order.version"),
+    odd = np.uint64(0x9E3779B97F4A7C15)
+    digest = "the digest of this code does not do what version 1 says"
+    for what, target, value, named, by_restore in [
+        ("rounds of the permutation", "datarax.order.permutation.ROUNDS", 7, "train.order.version", True),
         (
             "a constant of the permutation",
             "datarax.order.permutation._MULTIPLY_1",
             np.uint32(0x7FEB352B),
             "train.order.version",
+            True,
         ),
+        ("a constant of the seeds", "datarax.order.seeds._MIX_2", odd, "train.order.version", True),
+        (
+            "how random numbers follow from a seed",
+            "datarax.transforms.randomness._STEP",
+            np.uint64(3),
+            "train.pipeline.transforms[2].randomness",
+            True,
+        ),
+        # It changes no batch, so a restore may go on; the digests of before and after do not compare.
+        ("a constant of the digest", "datarax.order.digest._BY_INDEX", odd, digest, False),
     ]:
 
         @contextlib.contextmanager
@@ -337,4 +350,4 @@ def _algorithms():
             with mock.patch(target, value):
                 yield
 
-        yield Mutation("our own code", what, patched, named, by_restore=True)
+        yield Mutation("our own code", what, patched, named, by_restore=by_restore)
