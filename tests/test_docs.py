@@ -46,7 +46,7 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path):
         for line in block.splitlines()
         if line.startswith("datarax")
     ]
-    expected = {"verify": 0, "inspect": 0, "order": 0, "plan": 1}
+    expected = {"verify": 0, "inspect": 0, "order": 0, "plan": 1, "doctor": 0}
     assert {line.split()[1] for line in lines} == set(expected)
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
