@@ -16,8 +16,11 @@ from datarax import (
     SaveConfig,
     TrainingSession,
 )
+from datarax.checkpoint.layout import RunLayout
+from datarax.checkpoint.retention import drop
 from datarax.cli.main import main
 from datarax.sources.array_record_files import ArrayRecordFiles
+from datarax.verify import verify_run
 from tests.cli.test_verify import changed_fields
 from tests.support.runs import finish_run, flipped, replaced
 
@@ -98,6 +101,20 @@ def test_a_gap_in_the_ledger_is_said_and_is_no_failure(long, tmp_path, capsys):
     code, report = verify(tmp_path, capsys, "--all")
     assert (code, covered(report)) == (0, [(0, 20), (24, 60)])
     assert report["uncovered_steps"] == [[20, 24]]
+
+
+def test_a_snapshot_that_retention_takes_meanwhile_is_replayed_from_the_ledger(long, tmp_path):
+    shutil.copytree(long / "run", tmp_path / "run")
+    layout = RunLayout(tmp_path / "run")
+
+    def say(text):
+        if text == "verifying snapshot 56":
+            drop(layout, 56)
+
+    report = verify_run(tmp_path / "run", say=say)
+    assert report.ok, report
+    assert [(each.step, each.in_ledger) for each in report.snapshots] == [(56, True), (60, False)]
+    assert report.covered() == [(52, 60)]
 
 
 # Keys alone.
