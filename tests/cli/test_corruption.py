@@ -130,6 +130,17 @@ def test_steps_that_were_delivered_from_a_file_that_has_been_put_right_since_are
     assert "every record of it is what the manifest says today" in " ".join(wrong["problems"])
 
 
+def test_without_byte_digests_the_manifest_still_names_the_first_step_and_the_record(tmp_path, capsys):
+    config = finish_run(tmp_path, *_KEEP, "loader.byte_digest=false", steps=12)
+    index, step = find_record(config, capsys, first=4, last=12)
+    rewrite(shard(tmp_path), index - 100, b"*" * 32)
+    code, report = verify(tmp_path, capsys)
+    assert (code, report["first_diverging_step"]) == (1, step)
+    (wrong,) = [each for each in report["snapshots"] if each["first_diverging_step"] is not None]
+    assert "not known whether they had changed by then" in wrong["problems"][0]
+    assert f"text:{index}" in wrong["records"][0]
+
+
 def test_without_a_manifest_the_first_step_is_still_exact(tmp_path, capsys):
     write_config(tmp_path)
     with contextlib.chdir(tmp_path):
