@@ -5,35 +5,51 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 
+from datarax.core.protocols import BatchStream
 from datarax.doctor.checks import Finding, failure
-from datarax.loader import DataLoader, DataLoaderConfig
 
-_MOST_BATCHES = 100
 _MOST_SECONDS = 3.0
 
 
-def first_batches(loader: DataLoader, *, left: int, before_seconds: float) -> Finding:
+def first_batches(
+    stream: BatchStream,
+    *,
+    left: int | None,
+    before_seconds: float,
+    most: int,
+    made_ahead: int | None,
+    called: str,
+) -> Finding:
     """Takes batches for a few seconds.
 
     Args:
-        loader: where a launch would begin.
-        left: steps that are left.
+        stream: where a launch would begin.
+        left: steps that are left; None if that is not known.
         before_seconds: what opening and restoring took; a launch waits for it too.
+        most: so many batches at most.
+        made_ahead: how many may be ready when the first one is; None if that is not known.
+        called: what the stream calls its batches.
     """
     if left == 0:
         return Finding(found="no step is left")
-    at = int(loader.idx.get_value() or 0)
+    at, rows_before = int(stream.idx.get_value() or 0), stream.metrics.rows
     started = time.perf_counter()
     ends: list[float] = []
     num_bytes = 0
     try:
-        while len(ends) < min(_MOST_BATCHES, left) and time.perf_counter() - started < _MOST_SECONDS:
-            next(loader)
+        while len(ends) < min(most, left or most) and time.perf_counter() - started < _MOST_SECONDS:
+            batch = next(stream)
             ends.append(time.perf_counter())
-            num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(loader.current.get_value()))
+            num_bytes += _num_bytes(batch)
+    except StopIteration:
+        if left is not None or not ends:
+            return _ended(at + len(ends), left)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         return failure(
@@ -42,34 +58,58 @@ def first_batches(loader: DataLoader, *, left: int, before_seconds: float) -> Fi
             details=getattr(error, "__notes__", ()),
             numbers={"step": at + len(ends)},
         )
-    seconds = _seconds_per_batch(loader, started, ends)
-    rate = loader.schedule.batch_size / seconds
+    seconds = _seconds_per_batch([end - started for end in ends], made_ahead)
+    batch_bytes = num_bytes // len(ends)
+    rows_per_second = (stream.metrics.rows - rows_before) / len(ends) / seconds
     first_seconds = before_seconds + ends[0] - started
-    speed = f"{rate:,.3g} rows/s and {num_bytes / seconds / 1e6:,.3g} MB/s"
+    found = f"from step {at:,}: the first after {first_seconds:.2g} s, then {1 / seconds:,.3g} {called}/s, "
+    found += f"{rows_per_second:,.3g} rows/s and {batch_bytes / seconds / 1e6:,.3g} MB/s"
     return Finding(
-        found=f"from step {at:,}: the first after {first_seconds:.2g} s, then {speed}; {duration(left * seconds)} to the end",
+        found=found if left is None else f"{found}; {duration(left * seconds)} to the end",
         details=[
-            f"measured over {len(ends)} batches of {num_bytes:,} bytes: this machine, the loader alone, with page caches that "
-            f"may be warm"
+            f"measured over {len(ends)} {called} of {batch_bytes:,} bytes: this machine, the data alone, with page caches "
+            f"that may be warm"
         ],
         numbers={
             "batches": len(ends),
-            "batch_bytes": num_bytes,
+            "batch_bytes": batch_bytes,
             "seconds_to_first_batch": first_seconds,
-            "rows_per_second": rate,
-            "bytes_per_second": num_bytes / seconds,
-            "seconds_for_the_steps_left": left * seconds,
+            "batches_per_second": 1 / seconds,
+            "rows_per_second": rows_per_second,
+            "bytes_per_second": batch_bytes / seconds,
+            "seconds_for_the_steps_left": None if left is None else left * seconds,
         },
     )
 
 
-def _seconds_per_batch(loader: DataLoader, started: float, ends: list[float]) -> float:
-    """The median time from one batch to the next; where read-ahead had made most of them already, the mean over all."""
-    assert isinstance(loader.config, DataLoaderConfig)
-    made_ahead = loader.config.read_ahead + 1
-    gaps = [after - before for before, after in itertools.pairwise(ends)][made_ahead:]
-    mean = (ends[-1] - started) / len(ends)
-    return max(statistics.median(gaps), 1e-9) if len(gaps) > 2 * made_ahead else mean
+def _ended(at: int, left: int | None) -> Finding:
+    if left is None:
+        return Finding(found=f"the data end after {at:,} steps, which are done")
+    return failure(
+        f"the data end after {at:,} steps, before the run does",
+        f"set run.steps = {at}, or give it more data" if at else "give it data: there is not one element",
+        numbers={"step": at},
+    )
+
+
+def _num_bytes(batch: Any) -> int:
+    """Bytes of its arrays; plain values, which an element may have as well, are not counted."""
+    arrays = (jax.Array, np.ndarray, np.generic)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(batch) if isinstance(leaf, arrays))
+
+
+def _seconds_per_batch(ends: Sequence[float], made_ahead: int | None) -> float:
+    """The median time from one batch to the next; where read-ahead had, or may have, made most of them already, the mean.
+
+    Args:
+        ends: when each was there, since the first was asked for.
+        made_ahead: how many may have been made before they were asked for.
+    """
+    if made_ahead is not None:
+        gaps = [after - before for before, after in itertools.pairwise(ends)][made_ahead:]
+        if len(gaps) > 2 * made_ahead:
+            return max(statistics.median(gaps), 1e-9)
+    return max(ends[-1] / len(ends), 1e-9)
 
 
 def duration(seconds: float) -> str:

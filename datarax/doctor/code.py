@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 from datarax.core.attributes import load_attribute
 from datarax.core.errors import ConfigError
 from datarax.doctor.checks import Finding, failure, warning
-from datarax.run_config import RunConfig
 from datarax.training import load_task
 
 
-def imports(config: RunConfig) -> Finding:
-    """Imports all of them, so that one that fails hides no other."""
-    named = list(_named(config))
+def imports(named: Sequence[tuple[str, str]]) -> Finding:
+    """Imports all of them, so that one that fails hides no other.
+
+    Args:
+        named: the key of each in the config, and what stands there.
+    """
     problems = []
     for key, use in named:
         try:
@@ -36,17 +38,6 @@ def imports(config: RunConfig) -> Finding:
             "install it, or start every process of the launch in this directory, on a disk that all of them see",
         )
     return Finding(found=found, numbers={"names": len(named)})
-
-
-def _named(config: RunConfig) -> Iterator[tuple[str, str]]:
-    if config.source.use is not None:
-        yield "source.use", config.source.use
-    for i, section in enumerate(config.transforms):
-        yield f"transforms.{i}.use", section.use
-    if config.batch_stats_fn is not None:
-        yield "batch_stats_fn", config.batch_stats_fn
-    if config.task is not None:
-        yield "task.use", config.task.use
 
 
 def _module(named: tuple[str, str]) -> str:

@@ -13,21 +13,29 @@ import jax
 from datarax.core.errors import ConfigError
 from datarax.doctor.checks import Finding, failure, warning
 from datarax.multihost import fitting_row_shards
-from datarax.run_config import MeshSection, RunConfig, build_mesh, mesh_sizes
+from datarax.run_config import BaseRunConfig, MeshSection, RunConfig, build_mesh, mesh_sizes
 
 _MOST_DEVICES = 4096
 _SHOWN = 16
 
 
-def fitting_devices(config: RunConfig) -> list[int]:
-    """All numbers of devices, up to 4,096 or to what the axes fix, over which this mesh and batch can be laid."""
+def fitting_devices(config: BaseRunConfig, batch_size: int | None) -> list[int]:
+    """All numbers of devices, up to 4,096 or to what the axes fix, over which this mesh and batch can be laid.
+
+    Args:
+        config: the run.
+        batch_size: rows to divide among them; None if batches stay as they are.
+    """
     section = config.mesh or MeshSection()
     fixed = math.prod(size for size in section.axes.values() if size != -1)
-    row_shards = set(fitting_row_shards(config.loader.batch_size))
+    row_shards = None if batch_size is None else set(fitting_row_shards(batch_size))
+    shards = {
+        devices: _shards(section, devices) for devices in range(fixed, max(_MOST_DEVICES, fixed) + 1, fixed)
+    }
     return [
         devices
-        for devices in range(fixed, max(_MOST_DEVICES, fixed) + 1, fixed)
-        if _shards(section, devices) in row_shards
+        for devices, count in shards.items()
+        if count is not None and (row_shards is None or count in row_shards)
     ]
 
 
@@ -40,34 +48,38 @@ def _shards(section: MeshSection, devices: int) -> int | None:
     return math.prod(sizes[name] for name in section.batch_axes)
 
 
-def mesh(config: RunConfig, asked: int | None) -> Finding:
+def mesh(config: BaseRunConfig, asked: int | None, batch_size: int | None) -> Finding:
     """Whether the config fits the devices that are here, or as many as the launch is said to have.
 
     Args:
         config: the run.
         asked: devices of the launch, if it will not be here.
+        batch_size: rows to divide among them; None if batches stay as they are, NumPy arrays of one process.
     """
-    fit, here = fitting_devices(config), jax.device_count()
+    fit, here = fitting_devices(config, batch_size), jax.device_count()
     section = config.mesh or MeshSection()
     shown = ", ".join(f"{name} = {size}" for name, size in section.axes.items()) or "no axes"
+    rows = "" if batch_size is None else f" and batches of {batch_size:,} rows"
     numbers = {"devices_here": here, "devices_asked": asked, "devices_that_fit": fit}
     if not fit:
         return failure(
-            f"a batch of {config.loader.batch_size:,} rows fits no number of devices under mesh.axes ({shown})",
+            f"a batch of {batch_size:,} rows fits no number of devices under mesh.axes ({shown})",
             "change loader.batch_size (identity: before the first start) or mesh.axes",
             numbers=numbers,
         )
     if asked is not None and asked not in fit:
         return failure(
-            f"{asked:,} devices do not fit mesh.axes ({shown}) and a batch of {config.loader.batch_size:,} rows",
+            f"{asked:,} devices do not fit mesh.axes ({shown}){rows}",
             f"launch on one of {listed(fit)} devices, or change mesh.axes",
             numbers=numbers,
         )
     if config.mesh is None and jax.local_device_count() == here and asked is None:
-        return Finding(
-            found=f"none: one process gets NumPy batches, many one axis 'data' over {listed(fit)} devices",
-            numbers=numbers,
+        none = (
+            "its elements are NumPy arrays, on each process its own"
+            if batch_size is None
+            else f"one process gets NumPy batches, many one axis 'data' over {listed(fit)} devices"
         )
+        return Finding(found=f"none: {none}", numbers=numbers)
     there = f"{here:,} device{'s' * (here > 1)}"
     if here in fit:
         return Finding(
@@ -78,7 +90,7 @@ def mesh(config: RunConfig, asked: int | None) -> Finding:
     if asked is not None:
         return Finding(found=f"{shown}: fits {asked:,} devices; {listed(fit)} would fit", numbers=numbers)
     return warning(
-        f"mesh.axes ({shown}) with batches of {config.loader.batch_size:,} rows do not fit {there} here",
+        f"mesh.axes ({shown}){rows} do not fit {there} here",
         f"launch on one of {listed(fit)} devices; --devices N asks about a launch elsewhere",
         numbers=numbers,
     )
@@ -86,7 +98,7 @@ def mesh(config: RunConfig, asked: int | None) -> Finding:
 
 def processes(config: RunConfig, asked: int | None) -> Finding:
     """How many processes the run can have, each with as many devices as this one."""
-    each, fit = jax.local_device_count(), fitting_devices(config)
+    each, fit = jax.local_device_count(), fitting_devices(config, config.loader.batch_size)
     counts = [devices // each for devices in fit if devices % each == 0]
     if config.mesh is None and 1 not in counts:
         counts = [1, *counts]  # one process needs no mesh

@@ -14,7 +14,7 @@ from datarax.checkpoint import Snapshot
 from datarax.checkpoint.model_item import LeafKind, LeafSpec, describe, named_leaves
 from datarax.core.errors import MISSING, Difference
 from datarax.doctor.checks import Finding, failure, raised, skipped, warning
-from datarax.run_config import RunConfig
+from datarax.run_config import BaseRunConfig
 from datarax.training import load_task
 
 # What a function raises that is all right with values and cannot do without them.
@@ -22,7 +22,7 @@ _NEEDS_VALUES = (jax.errors.JAXTypeError, jax.errors.JAXIndexError, flax.errors.
 _ARRAYS = (LeafKind.JAX, LeafKind.KEY, LeafKind.NUMPY)
 
 
-def model(config: RunConfig, snapshot: Snapshot | None, mesh: jax.sharding.Mesh | None) -> Finding:
+def model(config: BaseRunConfig, snapshot: Snapshot | None, mesh: jax.sharding.Mesh | None) -> Finding:
     """The state of the task, its shapes alone, against the leaves of the snapshot."""
     recorded = None if snapshot is None else snapshot.leaves
     if config.task is None:
@@ -68,7 +68,7 @@ def model(config: RunConfig, snapshot: Snapshot | None, mesh: jax.sharding.Mesh 
     )
 
 
-def _abstract_leaves(config: RunConfig, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
+def _abstract_leaves(config: BaseRunConfig, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
     assert config.task is not None
     task, parameters = load_task(config.task.use), dict(config.task.parameters)
     if mesh is None:

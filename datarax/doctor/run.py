@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from datarax.checkpoint.retention import temporary_steps
 from datarax.core.advice import all_advice
 from datarax.core.errors import Difference, SnapshotDamagedError, difference_lines
 from datarax.core.fingerprint import differences, digest
+from datarax.core.protocols import BatchStream
 from datarax.doctor.checks import Finding, failure, warning
-from datarax.loader import DataLoader
-from datarax.run_config import RunConfig, build_loader
+from datarax.run_config import BaseRunConfig, RunConfig, build_loader
 from datarax.sources import RangeConfig, RangeSource
 from datarax.training import LOADER_NAME, total_steps
 from datarax.training.provenance import provenance
@@ -81,7 +81,7 @@ def leftovers(directory: Path) -> Finding:
     return Finding(found="none", numbers=numbers)
 
 
-def newest_snapshot(config: RunConfig) -> Finding:
+def newest_snapshot(config: BaseRunConfig) -> Finding:
     """The newest snapshot with every file of it as it was written; the newest good one if it is not."""
     directory = config.run.directory
     steps = list_steps(directory)
@@ -102,7 +102,7 @@ def newest_snapshot(config: RunConfig) -> Finding:
     )
 
 
-def _damaged(config: RunConfig, error: SnapshotDamagedError) -> Finding:
+def _damaged(config: BaseRunConfig, error: SnapshotDamagedError) -> Finding:
     # What the error names may be older: a file that several snapshots share is of none of them.
     good = newest_good_step(config.run.directory, below=error.step)
     found = f"step {error.step:,} is damaged; the newest good one is " + (
@@ -123,9 +123,9 @@ def _damaged(config: RunConfig, error: SnapshotDamagedError) -> Finding:
     return failure(found, do, **rest)
 
 
-def identity(config: RunConfig, loader: DataLoader, snapshot: Snapshot | None) -> Finding:
+def identity(config: BaseRunConfig, stream: BatchStream, snapshot: Snapshot | None) -> Finding:
     """The config, data and code of now against those of the snapshot, field by field."""
-    now = {LOADER_NAME: loader.identity()}
+    now = {LOADER_NAME: stream.identity()}
     if snapshot is None:
         found = f"{digest(now)[:16]}… (no snapshot to compare with)"
         return Finding(found=found, numbers={"digest": digest(now)})
@@ -151,7 +151,7 @@ def identity_without_source(config: RunConfig, snapshot: Snapshot) -> Finding:
     return _compared(config, snapshot, differences({LOADER_NAME: was}, {LOADER_NAME: now}), same)
 
 
-def _compared(config: RunConfig, snapshot: Snapshot, found: Sequence[Difference], same: str) -> Finding:
+def _compared(config: BaseRunConfig, snapshot: Snapshot, found: Sequence[Difference], same: str) -> Finding:
     policy = config.resume.policy()
     refused, allowed = policy.select(found, Change.REFUSE), policy.select(found, Change.ACCEPT, Change.WARN)
     details = [line.strip() for line in difference_lines(refused, all_advice(refused, snapshot.identity))]
@@ -178,32 +178,52 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def restored(config: RunConfig, loader: DataLoader, snapshot: Snapshot) -> Finding:
-    """The loader's state put back as a launch would do it, without a lock."""
+def restored(
+    config: BaseRunConfig, stream: BatchStream, snapshot: Snapshot, *, place: Callable[[], str]
+) -> Finding:
+    """The state of the data put back as a launch would do it, without a lock.
+
+    Args:
+        config: the run.
+        stream: where its batches come from.
+        snapshot: what to put back.
+        place: says, after that, where the stream is.
+    """
     started = time.perf_counter()
-    restore_snapshot(snapshot, data={LOADER_NAME: loader}, policy=config.resume.policy())
+    restore_snapshot(snapshot, data={LOADER_NAME: stream}, policy=config.resume.policy())
     seconds = time.perf_counter() - started
-    delivered = loader.idx.get_value()
+    delivered = stream.idx.get_value()
     if delivered != snapshot.step:
         return failure(
             f"snapshot {snapshot.step:,} holds a loader that had handed over {delivered} batches",
             "go back to another snapshot with datarax run … --step N",
         )
     return Finding(
-        found=f"the loader continues at step {snapshot.step:,}, row {loader.position.get_value():,}",
+        found=place(),
         numbers={"restore_seconds": seconds},
     )
 
 
-def steps_left(config: RunConfig, loader: DataLoader, snapshot: Snapshot | None) -> Finding:
-    """How many steps a launch has to do."""
-    total = total_steps(loader, config.run.steps)
+def steps_left(
+    config: BaseRunConfig, stream: BatchStream, snapshot: Snapshot | None, *, ends: str
+) -> Finding:
+    """How many steps a launch has to do.
+
+    Args:
+        config: the run.
+        stream: where its batches come from.
+        snapshot: where it is now.
+        ends: the keys of the config that say where it ends.
+    """
+    if config.run.steps is None and stream.num_steps is None:
+        return failure("nothing says when the run ends", f"set {ends}")
+    total = total_steps(stream, config.run.steps)
     done = 0 if snapshot is None else snapshot.step
     numbers = {"done": done, "total": total, "left": max(0, total - done)}
     if done > total:
         return failure(
             f"the run has {done:,} steps already, the config asks for {total:,}",
-            "raise run.steps or loader.num_epochs, go back with --step, or use another run directory",
+            f"raise {ends}, go back with --step, or use another run directory",
             numbers=numbers,
         )
     if done == total:
@@ -234,7 +254,7 @@ def versions(directory: Path) -> Finding:
     )
 
 
-def cpu_threads(config: RunConfig) -> Finding:
+def cpu_threads(config: BaseRunConfig) -> Finding:
     """Whether parameters on CPU will be the same bit for bit: XLA splits sums by its number of threads."""
     now = provenance()
     found = _last_start(Path(config.run.directory))
@@ -268,7 +288,7 @@ def _last_start(directory: Path) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def saves(config: RunConfig, left: int) -> Finding:
+def saves(config: BaseRunConfig, left: int) -> Finding:
     """When snapshots will be taken: how much a loss can cost."""
     save = config.save
     by_time = save.every_seconds is not None and save.every_seconds != float("inf")

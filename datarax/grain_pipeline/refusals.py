@@ -100,7 +100,9 @@ def num_elements(node: Node) -> int | None:
 
 def _count(node: Node) -> int | None:
     if node.kind in _SAME_LENGTH_MAPS:
-        return node.length if _is_dense(node) else None
+        if not _is_dense(node):
+            return None
+        return ENDLESS if _is_part_of_endless(node) else node.length
     count = None if node.below is None else _count(node.below)
     if count is None:
         return None
@@ -141,3 +143,9 @@ _COUNTED_STREAMS = frozenset(
 
 def _is_dense(node: Node) -> bool:
     return all(stage.kind in _SAME_LENGTH_MAPS for _, stage in all_stages(node))
+
+
+def _is_part_of_endless(node: Node) -> bool:
+    """Whether batches or shards of something endless are counted: Grain divides its number for endless like any other."""
+    length = node.length or 0
+    return length >= ENDLESS >> 32 and any(stage.length == ENDLESS for _, stage in all_stages(node))

@@ -607,7 +607,7 @@ for axes, batch_axes in [("{ data = -1 }", '["data"]'), ("{ data = -1, model = 2
             pass
         finally:
             jax.make_mesh = jax_make_mesh
-    assert [count for count in fitting_devices(config) if count <= 24] == accepted, (axes, accepted)
+    assert [count for count in fitting_devices(config, 12) if count <= 24] == accepted, (axes, accepted)
     print(axes, accepted)
 """
     environment = {

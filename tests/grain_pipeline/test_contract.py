@@ -213,6 +213,9 @@ def test_the_number_of_elements_is_told_where_it_is_known():
     assert len(wrap(stream(10).batch(3, drop_remainder=True))) == 3
     assert len(wrap(limited())) == 11
     assert wrap(grain.MapDataset.range(10).repeat()).num_steps is None
+    assert wrap(grain.MapDataset.range(10).repeat().batch(4)).num_steps is None
+    assert wrap(grain.MapDataset.range(10).repeat()[1::3].batch(4).to_iter_dataset()).num_steps is None
+    assert wrap(grain.MapDataset.range(10).repeat()[:100].batch(4)).num_steps == 25
     assert wrap(grain.MapDataset.range(10).filter(is_odd)).num_steps is None
     with pytest.raises(TypeError, match="say num_steps in its config"):
         len(wrap(filter_in_stream()))

@@ -1,6 +1,7 @@
 """A tiny task over the elements of `datarax.examples.grain_numbers`, and a Grain pipeline with an end."""
 
 import grain
+import grain.experimental
 import jax
 import jax.numpy as jnp
 
@@ -30,3 +31,29 @@ def finite():
         .map(lambda number: {"sine": float(number)})
         .batch(8)
     )
+
+
+def repeated_files():
+    """What Grain cannot resume: passes over an interleave."""
+    files = [grain.MapDataset.range(i, i + 1).to_iter_dataset() for i in range(4)]
+    return grain.experimental.RepeatIterDataset(
+        grain.experimental.InterleaveIterDataset(files, cycle_length=2), num_epochs=3
+    )
+
+
+def failing(process_index=0, process_count=1):
+    """Whose first element raises."""
+    return grain.MapDataset.range(80).map(_no_sine).batch(8)
+
+
+def _no_sine(number):
+    raise ZeroDivisionError(f"no sine of {number} today")
+
+
+def odd_shuffle():
+    """A shuffle of 2**16 + 1 records, which is none: one comes twice, and one never."""
+    return grain.MapDataset.range(65_537).shuffle(seed=1).map(_sine).batch(8)
+
+
+def _sine(number):
+    return {"sine": float(number)}
