@@ -256,6 +256,8 @@ def versions(directory: Path) -> Finding:
 
 def cpu_threads(config: BaseRunConfig) -> Finding:
     """Whether parameters on CPU will be the same bit for bit: XLA splits sums by its number of threads."""
+    if config.task is None:
+        return Finding(found="no matter here: nothing is trained")
     now = provenance()
     found = _last_start(Path(config.run.directory))
     if now["device_kind"] != "cpu" or found is None:
