@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lineage(arguments: argparse.Namespace, opened: ExitStack) -> Lineage:
-    from datarax.core.errors import InputError
+    from datarax.core.errors import InputError, MismatchError
     from datarax.lineage import trace, trace_run
     from datarax.run_config import load_config, open_loader
 
@@ -81,6 +81,12 @@ def _lineage(arguments: argparse.Namespace, opened: ExitStack) -> Lineage:
         if os.path.isdir(config.run.directory):
             error.add_note(f"steps that were done need no data: datarax order {config.run.directory} …")
         raise
+    version = loader.order.identity()["version"]
+    if isinstance(version, str):  # of a run alone, each step is held against its digest
+        raise MismatchError(
+            f"the order of this code, version {version}, gives other records than were delivered under that version, or ever "
+            f"will be; install an unchanged datarax"
+        )
     return trace(config, loader)
 
 
