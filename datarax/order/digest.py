@@ -17,8 +17,8 @@ import numpy as np
 
 from datarax.core.errors import InputError
 from datarax.core.formats import reader_of
-from datarax.order.positions import checked_positions
-from datarax.order.seeds import GOLDEN, derive_seed, mix64, mix64_in_place
+from datarax.order.positions import checked_positions, positions_and_lowest
+from datarax.order.seeds import GOLDEN, constant_word, derive_seed, mix64, mix64_in_place
 
 DIGEST_VERSION = 1
 """Raise this when any hash changes, keep the old reader, and add a golden file."""
@@ -32,7 +32,7 @@ _CHUNK_BYTES = 1 << 18
 # cost more than the work.
 _KEY_CHUNK = 1 << 14
 
-_SHIFT_32 = np.uint64(32)
+_SHIFT_32 = constant_word(32)
 _WRAP = (1 << 64) - 1
 _POSITION_SALT = np.uint64(derive_seed("digest", DIGEST_VERSION, "position"))
 
@@ -41,7 +41,7 @@ _WORDS = mix64(
     np.uint64(derive_seed("digest", DIGEST_VERSION, "coefficients"))
     + np.arange(1, 2 * SEGMENT_WORDS + 5, dtype=np.uint64) * np.uint64(GOLDEN)
 )
-_BY_POSITION, _BY_EPOCH, _BY_INDEX, _BY_SUM = (word | np.uint64(1) for word in _WORDS[:4])
+_BY_POSITION, _BY_EPOCH, _BY_INDEX, _BY_SUM = (constant_word(int(word) | 1) for word in _WORDS[:4])
 _WHOLE, _UPPER = _WORDS[4 : 4 + SEGMENT_WORDS], _WORDS[4 + SEGMENT_WORDS :]
 
 
@@ -72,13 +72,13 @@ def key_hashes(
     Returns:
         uint64[n].
     """
-    position = checked_positions(position)
+    position, lowest = positions_and_lowest(position)
     num_rows = len(position)
     source = _words("source_id", source_id, num_rows)
     record = _words("index", index, num_rows)
     passes = _words("epoch", epoch, num_rows)
     rest = _rest(part, start, length, num_rows)
-    of_pass = passes * _BY_EPOCH + source
+    of_pass = np.asarray(passes * _BY_EPOCH + source)
     hashes = np.empty(num_rows, np.uint64)
     spare = np.empty(min(_KEY_CHUNK, num_rows), np.uint64)
     for first in range(0, num_rows, _KEY_CHUNK):
@@ -87,9 +87,9 @@ def key_hashes(
             hashes[chunk],
             spare[: num_rows - first],
             position[chunk].view(np.uint64),
-            *(field if len(field) == 1 else field[chunk] for field in (of_pass, record, rest)),
+            *(field[chunk] if field.ndim else field for field in (of_pass, record, rest)),
         )
-    if num_rows and position.min() < 0:
+    if lowest < 0:
         hashes[position < 0] = 0
     return hashes
 
@@ -99,15 +99,16 @@ def _rest(
 ) -> np.ndarray:
     if type(part) is int and type(start) is int and type(length) is int:
         return _rest_of_all(part, start, length)
-    return _mixed(
-        *(_words(*field, num_rows) for field in (("part", part), ("start", start), ("length", length)))
-    )
+    fields = (("part", part), ("start", start), ("length", length))
+    mixed = _mixed(*(np.atleast_1d(_words(*field, num_rows)) for field in fields))
+    return mixed if len(mixed) == num_rows else mixed.reshape(())
 
 
 @functools.lru_cache(maxsize=256)
 def _rest_of_all(part: int, start: int, length: int) -> np.ndarray:
-    """uint64[1], where all rows are the same part. Kept: small vector calls cost as much as a thousand rows."""
-    return _mixed(*(np.array([field], np.int64).view(np.uint64) for field in (part, start, length)))
+    """uint64[], where all rows are the same part. Kept: small vector calls cost as much as a thousand rows."""
+    words = (np.array([field], np.int64).view(np.uint64) for field in (part, start, length))
+    return constant_word(int(_mixed(*words)[0]))
 
 
 def _mixed(part: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -240,12 +241,12 @@ def _leaf_seed(path: str, dtype: np.dtype, row_shape: tuple[int, ...]) -> int:
 
 
 def _words(name: str, field: np.ndarray | int, num_rows: int) -> np.ndarray:
-    """An integer field as words (two's complement): uint64[n], or uint64[1] for a scalar."""
+    """An integer field as words (two's complement): uint64[n], or uint64[] for a scalar."""
     array = np.asarray(field)
     if array.dtype.kind not in "iu" or array.ndim > 1 or (array.ndim == 1 and len(array) != num_rows):
         raise InputError(f"{name} must be int[{num_rows}] or one int, got {array.dtype}{list(array.shape)}")
     wide = np.uint64 if array.dtype.kind == "u" else np.int64
-    return np.atleast_1d(array).astype(wide, copy=False).view(np.uint64)
+    return array.astype(wide, copy=False).view(np.uint64)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,17 @@ import numpy as np
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 / golden ratio, odd: the step between the words of a splitmix64 stream."""
 
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_SHIFT_30, _SHIFT_27, _SHIFT_31 = np.uint64(30), np.uint64(27), np.uint64(31)
+
+def constant_word(value: int) -> np.ndarray:
+    """A number for arithmetic with whole vectors: uint64[], for NumPy takes 0.3 us longer over a scalar of its own."""
+    word = np.array(value, np.uint64)
+    word.flags.writeable = False
+    return word
+
+
+_MIX_1 = constant_word(0xBF58476D1CE4E5B9)
+_MIX_2 = constant_word(0x94D049BB133111EB)
+_SHIFT_30, _SHIFT_27, _SHIFT_31 = constant_word(30), constant_word(27), constant_word(31)
 
 
 def derive_seed(*parts: int | str) -> int:
