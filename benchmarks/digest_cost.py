@@ -22,7 +22,6 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from datarax.loader import DataLoader, DataLoaderConfig
-from datarax.loader.delivered import Delivered
 from datarax.loader.plan import BatchPlan
 from datarax.loader.reader import PreparedBatch
 from datarax.loader.statistics import SharedMeans
@@ -50,22 +49,19 @@ class LoaderWithoutDigests(DataLoader):
         # The same object that the reader and its threads hold.
         plan.__class__ = PlanWithoutDigests
 
-    def _hand_over(self, batch: PreparedBatch, means: SharedMeans) -> None:
+    def _hand_over(self, batch: PreparedBatch, step: int, means: SharedMeans) -> None:
         runtime = self._runtime
-        shown, before, current = runtime.shown, runtime.delivered, runtime.current
-        self._computed_stats.get_raw_value(), self._is_stats_reset.get_value()
+        metrics, current = runtime.metrics, runtime.current
+        means_before = None if means is runtime.means else self._means_kept()
         try:
-            position = before.position + runtime.schedule.batch_size
-            if runtime.schedule.num_rows is not None:
-                position = min(position, runtime.schedule.num_rows)
-            shown.delivered = now = Delivered(
-                before.idx + 1, position, before.applied + batch.rows, before.skipped, 0, 0, None
-            )
             runtime.current = batch.host
-            runtime.metrics.batches += 1
-            runtime.metrics.rows += now.position - before.position
+            if means_before is not None:
+                self._keep_means(means)
+            metrics.batches += 1
+            metrics.rows += runtime.schedule.rows_in(step)
+            runtime.shown.idx = step + 1
         except BaseException:
-            shown.delivered, runtime.current = before, current
+            runtime.current = current
             raise
 
 

@@ -1,7 +1,8 @@
-"""How much the training loop has received, as a value, and how the variables of a loader show it.
+"""How much the training loop has received: one number that a hand-over moves, and sums that are made when somebody looks.
 
-`Delivered` is the state. `Shown` is where NNX sees it: setting a variable costs 3 µs and more, and eight of them would be
-a tenth of a small batch, so nothing is written at a hand-over. The variables hold content that looks into a `Shown` when
+`Delivered` is the state, a value. `Shown` says what it is now: it counts steps, and finds everything else in the schedule
+and in the log of steps, because sums made at each hand-over would cost a small batch more than its digest does. NNX looks
+here too: to set a variable costs 3 us and more, so the variables of a loader hold content that looks into a `Shown` when
 asked. Whoever writes a variable, NNX included, takes that content out of it, and the loader notices. Knows no variables.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from datarax.core.variables import looked_up
-from datarax.order import Digest, Schedule
+from datarax.loader.plan import BatchPlan
+from datarax.loader.step_log import StepLog
+from datarax.order import Digest
 
 _WRAP = (1 << 64) - 1
 
@@ -26,62 +29,71 @@ class Delivered(NamedTuple):
     """Rows handed over that count here."""
     skipped: int
     """Rows that a stage left out and that count here."""
-    rows: int
-    """Rows in the digest; the three that follow are those of `Digest`, flat because a batch makes one object, not two."""
-    keys: int
-    hashed: int | None
-
-    @classmethod
-    def of(cls, idx: int, position: int, applied: int, skipped: int, digest: Digest) -> Delivered:
-        """With the digest as a whole."""
-        return cls(idx, position, applied, skipped, digest.rows, digest.keys, digest.bytes)
-
-    @property
-    def digest(self) -> Digest:
-        """Digest of the rows handed over that count here."""
-        return Digest(self.rows, self.keys, self.hashed)
-
-    def after(self, schedule: Schedule, rows: int, keys_digest: int, bytes_digest: int | None) -> Delivered:
-        """The state once a batch with so many rows that count, and these digests of them, has been handed over."""
-        position = self.position + schedule.batch_size
-        if schedule.num_rows is not None:
-            position = min(position, schedule.num_rows)
-        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
-        hashed = None
-        if self.hashed is not None and bytes_digest is not None:
-            hashed = (self.hashed + bytes_digest) & _WRAP
-        return Delivered(
-            self.idx + 1,
-            position,
-            self.applied + rows,
-            self.skipped,
-            self.rows + rows,
-            (self.keys + keys_digest) & _WRAP,
-            hashed,
-        )
+    digest: Digest
+    """Digest of the rows handed over that count here."""
 
 
 class Shown:
-    """A place that the contents of a loader's variables look into; left behind, it keeps what it showed last.
+    """What was delivered as of now, and the contents of a loader's variables; left behind, it keeps what it said last.
+
+    A hand-over appends to the log and then moves `idx`, and only that counts: what the log holds beyond it is no part of any
+    answer. Sums go on from the last look, so a look costs what was delivered since. A look changes no answer, so a
+    signal's handler may look at any moment.
 
     Args:
-        delivered: what to show.
-        num_records: of the order, for the epoch.
+        delivered: what to begin with.
+        plan: the one whose steps are handed over from there on.
+        log: of the steps from there on.
     """
 
-    def __init__(self, delivered: Delivered, num_records: int) -> None:
-        self.delivered = delivered
+    def __init__(self, delivered: Delivered, plan: BatchPlan, log: StepLog) -> None:
+        self.idx = delivered.idx
+        """Batches handed over."""
+        self._summed = delivered
+        self._plan = plan
+        self._log = log
+        num_records = plan.order.num_records
         self.contents: dict[str, Any] = {
-            "idx": looked_up(lambda: self.delivered.idx),
-            "position": looked_up(lambda: self.delivered.position),
-            "epoch": looked_up(lambda: self.delivered.position // num_records),
+            "idx": looked_up(lambda: self.idx),
+            "position": looked_up(lambda: self.position),
+            "epoch": looked_up(lambda: self.position // num_records),
             "_applied_count": looked_up(lambda: self.delivered.applied),
             "_skipped_count": looked_up(lambda: self.delivered.skipped),
-            "digest_rows": looked_up(lambda: self.delivered.rows),
-            "digest_keys": looked_up(lambda: self.delivered.keys),
+            "digest_rows": looked_up(lambda: self.delivered.digest.rows),
+            "digest_keys": looked_up(lambda: self.delivered.digest.keys),
             # None is no number that could be looked up; only a restore brings another kind.
             "digest_bytes": None
-            if delivered.hashed is None
-            else looked_up(lambda: self.delivered.hashed or 0),
+            if delivered.digest.bytes is None
+            else looked_up(lambda: self.delivered.digest.bytes or 0),
         }
         """The raw content of each variable, by the name of the attribute that holds it."""
+
+    @property
+    def position(self) -> int:
+        """Global rows handed over."""
+        summed = self._summed
+        return summed.position if self.idx == summed.idx else self._plan.schedule.first_position(self.idx)
+
+    @property
+    def delivered(self) -> Delivered:
+        """All that was handed over."""
+        summed = self._summed
+        if self.idx != summed.idx:
+            # One assignment, of what is the same whoever computes it.
+            self._summed = summed = self._after(summed, self.idx)
+        return summed
+
+    def _after(self, summed: Delivered, idx: int) -> Delivered:
+        rows = self._plan.rows_of(summed.idx, idx)
+        keys, hashed = self._log.sums(summed.idx, idx)
+        digest = summed.digest
+        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
+        if digest.bytes is None or hashed is None:
+            digest, hashed = Digest(digest.rows, digest.keys, None), None
+        return Delivered(
+            idx,
+            self._plan.schedule.first_position(idx),
+            summed.applied + rows,
+            summed.skipped,
+            digest.add(keys, hashed, rows),
+        )

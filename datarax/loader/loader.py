@@ -24,13 +24,15 @@ from datarax.core.module import CheckpointableIteratorModule, HostInt, Iteration
 from datarax.core.variables import on_host
 from datarax.loader.config import DataLoaderConfig
 from datarax.loader.delivered import Delivered
-from datarax.loader.device import check_rows
 from datarax.loader.reader import PreparedBatch
 from datarax.loader.runtime import Runtime
 from datarax.loader.shares import combined, contribution
+from datarax.loader.slots import chosen_slots
+from datarax.loader.state import check_state, schedule_base
 from datarax.loader.statistics import RunningMeans, SharedMeans, statistics_identity
+from datarax.loader.step_log import MAX_STEPS
 from datarax.metrics import LoaderMetrics
-from datarax.multihost import Slots, slots_of
+from datarax.multihost import Slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Schedule
 from datarax.sources import DataSource
 from datarax.transforms import Transform, check_pipeline
@@ -90,7 +92,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             )
         super().__init__(config, rngs=rngs, name=name)
         stages = check_pipeline(transforms)
-        slots = _slots(rows, owned, sharding, config.batch_size)
+        slots = chosen_slots(rows, owned, sharding, config.batch_size)
         self._runtime = Runtime(config, source, stages, slots.rows, slots.owned, sharding)
         self.current = Held(self._runtime, "current")
         self._applied_count = IterationCount(np.asarray(0, np.int64))
@@ -140,42 +142,36 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             self._check_shown()
         if not on_host():
             raise TraceContextError("a batch cannot be taken inside a jax transform; take it before the call")
-        step, stop = runtime.delivered.idx, runtime.schedule.num_steps
+        step, stop = runtime.shown.idx, runtime.schedule.num_steps
         if stop is not None and step >= stop:
             raise StopIteration
+        if step % MAX_STEPS == 0:
+            runtime.bound_log(step)
         asked = time.perf_counter()
         batch = runtime.take(step)
         runtime.metrics.wait_seconds += time.perf_counter() - asked
-        self._hand_over(batch, self._means_after(batch, step))
+        self._hand_over(batch, step, self._means_after(batch, step))
         return batch.placed
 
-    def _hand_over(self, batch: PreparedBatch, means: SharedMeans) -> None:
+    def _hand_over(self, batch: PreparedBatch, step: int, means: SharedMeans) -> None:
         runtime = self._runtime
-        shown, before, means_before, current = (
-            runtime.shown,
-            runtime.delivered,
-            runtime.means,
-            runtime.current,
-        )
-        stats_before, reset_before = self._computed_stats.get_raw_value(), self._is_stats_reset.get_value()
+        metrics, current = runtime.metrics, runtime.current
+        means_before = None if means is runtime.means else self._means_kept()
         try:
-            shown.delivered = now = before.after(
-                runtime.schedule, batch.rows, batch.keys_digest, batch.bytes_digest
-            )
+            runtime.log.append(batch.keys_digest, batch.bytes_digest)
             runtime.current = batch.host
-            runtime.log.append(before.idx, batch.keys_digest, batch.bytes_digest)
-            if means is not means_before:
+            if means_before is not None:
                 self._keep_means(means)
-            runtime.metrics.batches += 1
-            runtime.metrics.rows += now.position - before.position
+            metrics.batches += 1
+            metrics.rows += runtime.schedule.rows_in(step)
+            # Only this line, the last, counts the batch.
+            runtime.shown.idx = step + 1
         except BaseException:
             # Ctrl-C can break off any of these lines; a batch that the loop never got must not be half counted.
-            shown.delivered, runtime.current = before, current
-            runtime.log.take_back(before.idx)
-            if means is not means_before:
-                self._keep_means(means_before)
-                self._computed_stats.set_raw_value(stats_before)
-                self._is_stats_reset.set_value(reset_before)
+            runtime.log.take_back(step)
+            runtime.current = current
+            if means_before is not None:
+                self._take_means_back(*means_before)
             raise
 
     def _means_after(self, batch: PreparedBatch, step: int) -> SharedMeans:
@@ -194,6 +190,14 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         self._runtime.means = means
         super().set_statistics(means.total.values() if means.total.rows else None)
         self.stats_rows.set_value(means.total.rows)
+
+    def _means_kept(self) -> tuple[SharedMeans, Any, bool]:
+        return self._runtime.means, self._computed_stats.get_raw_value(), self._is_stats_reset.get_value()
+
+    def _take_means_back(self, means: SharedMeans, stats: Any, is_reset: bool) -> None:
+        self._keep_means(means)
+        self._computed_stats.set_raw_value(stats)
+        self._is_stats_reset.set_value(is_reset)
 
     def set_statistics(self, stats: dict[str, Any] | None) -> None:
         """Keep `stats`, as in the base class; the running means start anew with the next batch."""
@@ -261,8 +265,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             raise IndexError(
                 f"step {step} is outside this loader's steps {schedule.base_step} … {schedule.num_steps}"
             )
-        position = schedule.base_position + (step - schedule.base_step) * schedule.batch_size
-        return position if schedule.num_rows is None else min(position, schedule.num_rows)
+        return schedule.first_position(step)
 
     def seek(self, step: int) -> None:
         """Continues with the batch of `step`; counters and digest stay what was really delivered.
@@ -271,8 +274,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             IndexError: if `step` is negative or beyond the end (the end itself is allowed).
         """
         runtime, position = self._runtime, self.position_of(step)
-        runtime.show(runtime.delivered._replace(idx=int(step), position=position))
-        runtime.log.restart(int(step))
+        runtime.go_on_from(runtime.delivered._replace(idx=int(step), position=position))
         runtime.drop()
         runtime.current = None
         self._show()
@@ -353,11 +355,11 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             The first step, uint64[steps] sums of key hashes, uint64[steps] sums of row hashes (0 where bytes were not
             digested), and whether every one of the steps has its bytes digested.
         """
-        return self._runtime.log.arrays()
+        return self._runtime.log.arrays(self._runtime.shown.idx)
 
     def committed(self, step: int) -> None:
         """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
-        self._runtime.log.forget_before(step)
+        self._runtime.committed(step)
 
     # Many processes.
 
@@ -393,33 +395,7 @@ class DataLoader(CheckpointableIteratorModule[Any]):
             self._computed_stats.set_raw_value(means.values())
 
     def _validate_state(self, state: dict[str, Any]) -> None:
-        schedule, order = self._runtime.schedule, self._runtime.order
-        idx, position, epoch = state["idx"], state["position"], state["epoch"]
-        for field in ("idx", "position", "epoch", "digest_rows", "digest_keys", "stats_rows"):
-            if state[field] is None:
-                raise ValueError(f"{field}: expected an int, got None")
-        if epoch != position // order.num_records:
-            raise ValueError(
-                f"epoch: {epoch} does not belong to position {position} of a source with {order.num_records} records"
-            )
-        if schedule.num_rows is not None and position > schedule.num_rows:
-            raise ValueError(f"position: {position} is beyond the {schedule.num_rows} rows of this run")
-        for field in ("digest_keys", "digest_bytes"):
-            if (state[field] or 0) >= 1 << 64:
-                raise ValueError(f"{field}: {state[field]} does not fit 64 bits")
-        if idx == 0 and position != 0:
-            raise ValueError(f"idx: 0 batches cannot have handed over {position} rows")
-        if state["stats_rows"] and not isinstance(state["_computed_stats"], dict):
-            raise ValueError(f"_computed_stats: there are no means of the {state['stats_rows']} stats_rows")
-        RunningMeans(state["_computed_stats"] if state["stats_rows"] else None, state["stats_rows"])
-
-    def _base_for(self, idx: int, position: int) -> tuple[int, int]:
-        """Where the schedule must start so that step `idx` begins at `position`."""
-        batch_size = self._runtime.config.batch_size
-        end = self._runtime.schedule.num_rows
-        on_grid = position == idx * batch_size
-        padded_end = end is not None and position == end and idx == -(-end // batch_size)
-        return (0, 0) if on_grid or padded_end else (idx, position)
+        check_state(state, self._runtime.schedule, self._runtime.order.num_records)
 
     def _state_restored(self) -> None:
         runtime = self._runtime
@@ -430,12 +406,11 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         )
         digest = Digest(rows, keys, self.digest_bytes.get_value() if runtime.config.byte_digest else None)
         applied, skipped = int(self._applied_count.get_value()), int(self._skipped_count.get_value())
-        runtime.show(Delivered.of(idx, position, applied, skipped, digest))
-        base = self._base_for(idx, position)
+        base = schedule_base(runtime.schedule, idx, position)
         if base != (runtime.schedule.base_step, runtime.schedule.base_position):
             runtime.open_at(*base)
         runtime.drop()
-        runtime.log.restart(idx)
+        runtime.go_on_from(Delivered(idx, position, applied, skipped, digest))
         runtime.share_from_here(
             RunningMeans(self._computed_stats.get_value() if stats_rows else None, stats_rows)
         )
@@ -517,42 +492,6 @@ class DataLoader(CheckpointableIteratorModule[Any]):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _slots(
-    rows: np.ndarray | Sequence[int] | None,
-    owned: np.ndarray | Sequence[int] | None,
-    sharding: jax.sharding.Sharding | None,
-    batch_size: int,
-) -> Slots:
-    """Which slots are read here, and which of them count here."""
-    held = None if sharding is None else slots_of(sharding, batch_size)
-    if rows is None and held is not None:
-        read = held.rows
-    else:
-        read = _checked_rows(rows, batch_size)
-        if sharding is not None:
-            check_rows(read, sharding, batch_size)
-    if owned is None:
-        return Slots(read, held.owned if held is not None else read)
-    counted = np.asarray(owned)
-    if len(counted) == 0:
-        counted = np.zeros(0, np.int64)
-    elif not np.isin(_checked_rows(counted, batch_size), read).all():
-        raise ConfigError(f"owned must be some of rows, got {counted}, but rows is {read}")
-    return Slots(read, counted.astype(np.int64))
-
-
-def _checked_rows(rows: np.ndarray | Sequence[int] | None, batch_size: int) -> np.ndarray:
-    if rows is None:
-        return np.arange(batch_size, dtype=np.int64)
-    slots = np.asarray(rows)
-    if slots.ndim != 1 or len(slots) == 0 or slots.dtype.kind not in "iu":
-        raise ConfigError(f"rows must be a non-empty list of slots of the global batch, got {rows!r}")
-    slots = slots.astype(np.int64)
-    if slots[0] < 0 or slots[-1] >= batch_size or np.any(np.diff(slots) <= 0):
-        raise ConfigError(f"rows must be sorted, distinct and in [0, {batch_size}), got {slots}")
-    return slots
 
 
 def _checked_step(step: int) -> int:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datarax.order import MAX_POSITION, Order, RecordKeys, Schedule, key_hashes
+from datarax.order import MAX_POSITION, Order, RecordKeys, Schedule, key_hashes, key_hashes_of_pass
 
 # Rows per block of keys: from about 16,000 on, the fixed cost of the vectorised permutation no longer shows.
 _BLOCK_ROWS = 1 << 14
@@ -82,6 +82,14 @@ class BatchPlan:
             self.owned,
         )
 
+    def rows_of(self, first: int, stop: int) -> int:
+        """Rows that count here and are no padding, in the steps from `first` up to `stop`."""
+        counted = self.slots if self.owned is None else self.slots[self.owned]
+        rows = len(counted) * (stop - first)
+        if first < stop == self.schedule.num_steps:
+            rows -= int(np.count_nonzero(self.schedule.positions(stop - 1, counted) < 0))
+        return rows
+
     def _block(self, block: int) -> _Block:
         made = self._blocks.get(block)
         if made is None:
@@ -108,13 +116,14 @@ class BatchPlan:
 
     def _digests(self, positions: np.ndarray, keys: RecordKeys) -> list[int]:
         """The digest of each step; what all rows share goes into the hash as one number, which saves passes."""
-        source_ids, epoch = self.order.source_ids, keys.epoch
-        source_id = source_ids[0] if len(source_ids) == 1 else source_ids[np.maximum(keys.source, 0)]
-        # Positions ascend, and with them epochs; pads, whose epoch is -1, come last.
-        same_epoch = len(epoch) > 0 and epoch[0] == epoch[-1]
-        hashes = key_hashes(
-            positions.reshape(-1), source_id, keys.index, epoch[0] if same_epoch else epoch
-        ).reshape(positions.shape)
+        hashes = self._hashes(positions.reshape(-1), keys).reshape(positions.shape)
         if self.owned is not None:
             hashes = hashes[:, self.owned]
-        return hashes.sum(axis=1, dtype=np.uint64).tolist()
+        return np.add.reduce(hashes, axis=1).tolist()
+
+    def _hashes(self, positions: np.ndarray, keys: RecordKeys) -> np.ndarray:
+        source_ids, epoch = self.order.source_ids, keys.epoch
+        # Positions ascend, and with them epochs; pads, whose epoch is -1, come last.
+        if len(source_ids) == 1 and 0 <= epoch[0] == epoch[-1]:
+            return key_hashes_of_pass(positions, int(source_ids[0]), keys.index, int(epoch[0]))
+        return key_hashes(positions, source_ids[np.maximum(keys.source, 0)], keys.index, epoch)

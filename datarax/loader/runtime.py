@@ -1,6 +1,6 @@
 """What an open loader is made of, apart from NNX: its true position, its parts, and its threads.
 
-`Runtime` holds the state, a `Delivered`, together with what is open. Knows nothing of variables or of state dicts:
+`Runtime` holds what says the state, a `Shown`, together with what is open. Knows nothing of variables or of state dicts:
 `loader.py` shows and restores.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from datarax.core.step_log import StepLog
+from datarax.core.step_log import MAX_STEPS, StepLog
 from datarax.loader.config import DataLoaderConfig
 from datarax.loader.delivered import Delivered, Shown
 from datarax.loader.plan import BatchPlan
@@ -46,16 +46,15 @@ class Runtime:
         self.sharding = sharding
         self.order = Order(config.order_config(), {source.name: len(source)})
         self.metrics = LoaderMetrics()
-        self.log = StepLog()
         self.current: Any = None
-        self.show(Delivered.of(0, 0, 0, 0, Digest.zero(bool(config.byte_digest))))
-        self.share_from_here(RunningMeans())
         self.config = config
         self.read_ahead: ReadAhead[PreparedBatch] | None = None
         self.open_at(0, 0)
+        self.go_on_from(Delivered(0, 0, 0, 0, Digest.zero(bool(config.byte_digest))))
+        self.share_from_here(RunningMeans())
 
     def open_at(self, base_step: int, base_position: int) -> None:
-        """(Re)builds what depends on where the schedule starts; drops the read-ahead."""
+        """(Re)builds what depends on where the schedule starts; drops the read-ahead. What was delivered is to be said anew."""
         config = self.config
         num_rows = None if config.num_epochs is None else config.num_epochs * self.order.num_records
         schedule = Schedule(
@@ -83,8 +82,25 @@ class Runtime:
         return self.shown.delivered
 
     def show(self, delivered: Delivered) -> None:
-        """`delivered` is from now on what was received; contents that looked it up before keep what they showed."""
-        self.shown = Shown(delivered, self.order.num_records)
+        """`delivered`, of as many steps as before, is from now on what was received.
+
+        Contents that looked it up before keep what they showed.
+        """
+        self.shown = Shown(delivered, self.reader.plan, self.log)
+
+    def go_on_from(self, delivered: Delivered) -> None:
+        """`delivered` is from now on what was received, wherever that is; the log of steps starts anew."""
+        log = StepLog(delivered.idx)
+        # At one stroke: an interrupt must not leave the one without the other.
+        self.log, self.shown = log, Shown(delivered, self.reader.plan, log)
+
+    def committed(self, step: int) -> None:
+        """What the log says of steps before `step` may go, once it is in the sums."""
+        self.log.forget_before(min(step, self.delivered.idx))
+
+    def bound_log(self, step: int) -> None:
+        """At `step`, a multiple of `MAX_STEPS`: keeps the log from growing for ever where nothing is ever committed."""
+        self.committed(step - MAX_STEPS)
 
     @property
     def schedule(self) -> Schedule:
@@ -105,9 +121,11 @@ class Runtime:
         """Has the bytes of all batches from here on hashed; drops the read-ahead."""
         self.config = replace(self.config, byte_digest=True)
         self.open_at(self.schedule.base_step, self.schedule.base_position)
-        if self.delivered.idx == 0:
-            self.show(self.delivered._replace(hashed=0))
-            self.base = self.delivered
+        delivered = self.delivered
+        if delivered.idx == 0 and delivered.digest.rows == 0:
+            delivered = delivered._replace(digest=Digest.zero(with_bytes=True))
+            self.base = delivered
+        self.show(delivered)
 
     def share_from_here(self, means: RunningMeans) -> None:
         """What was delivered so far, with these means, is from now on what all processes have in common."""

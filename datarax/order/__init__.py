@@ -6,6 +6,7 @@ Read `order.py` first, then `permutation.py`. Nothing here touches JAX, files, t
 from datarax.order.digest import DIGEST_VERSION as DIGEST_VERSION
 from datarax.order.digest import Digest as Digest
 from datarax.order.digest import key_hashes as key_hashes
+from datarax.order.digest import key_hashes_of_pass as key_hashes_of_pass
 from datarax.order.digest import row_hashes as row_hashes
 from datarax.order.known_answers import changed_algorithms as changed_algorithms
 from datarax.order.order import Order as Order
@@ -38,6 +39,7 @@ __all__ = [
     "derive_seed",
     "id64",
     "key_hashes",
+    "key_hashes_of_pass",
     "mix64",
     "row_hashes",
     "row_seeds",

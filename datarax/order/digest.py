@@ -94,6 +94,25 @@ def key_hashes(
     return hashes
 
 
+def key_hashes_of_pass(position: np.ndarray, source_id: int, index: np.ndarray, epoch: int) -> np.ndarray:
+    """`key_hashes` of whole records of one source and one pass, without its checks: an eighth of what they cost.
+
+    Args:
+        position: int64[n], none of them a pad slot.
+        source_id: `id64` of the source's name.
+        index: int64[n], the records in the source.
+        epoch: the pass over the source.
+
+    Returns:
+        uint64[n].
+    """
+    of_pass = constant_word((epoch * int(_BY_EPOCH) + source_id) & _WRAP)
+    fields = position.view(np.uint64), of_pass, index.view(np.uint64), _rest_of_all(0, 0, -1)
+    hashes = np.empty(len(position), np.uint64)
+    _hash_keys(hashes, np.empty_like(hashes), *fields)
+    return hashes
+
+
 def _rest(
     part: np.ndarray | int, start: np.ndarray | int, length: np.ndarray | int, num_rows: int
 ) -> np.ndarray:

@@ -132,6 +132,12 @@ class Schedule:
         position = self.base_position + (step - self.base_step) * self.batch_size
         return position if self.num_rows is None else min(position, self.num_rows)
 
+    def rows_in(self, step: int) -> int:
+        """Rows of the whole global batch of a step, pad slots not counted."""
+        if self.num_rows is None:
+            return self.batch_size
+        return min(self.batch_size, self.num_rows - self.first_position(step))
+
     def step_of(self, position: int) -> tuple[int, int]:
         """The step and the slot at which a position is delivered.
 
