@@ -1,11 +1,13 @@
-"""What digests cost the loader: the same loader with and without them, measured in turn.
+"""What digests cost the loader: one loader with and without them, in turn.
 
-The workload: records of 2 KiB, shuffled globally, batches of 256. Each pair is two short measurements of loaders that stay
-open, one with and one without, in alternating order; the figure is the median of the pairs' ratios, with the quartiles. Next
-to wall time stands the CPU time of all threads, which other programs disturb less. The first line of each table compares
-the loader without digests with itself: what the method cannot tell from nothing.
+The workload: records of 2 KiB, shuffled globally, batches of 256. One loader goes on and on; for the steps of one block of
+keys it keeps digests, for the next it does not, and so on, so that nothing else differs: neither where things lie in
+memory nor what was read shortly before. Two such stretches are a pair, in alternating order; the figure is the median of
+the pairs' ratios, with the quartiles, and the median of their differences. Beside wall time stands the CPU time of all threads,
+which other programs disturb less. First each table compares the loader without digests with itself: what the method cannot
+tell from nothing. Takes about two minutes.
 
-    python -m benchmarks.digest_cost [--pairs 200] [--batches 64]
+    python -m benchmarks.digest_cost [--pairs 600]
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,9 @@ from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, Me
 RECORD_BYTES = 2048
 BATCH = 256
 RECORDS = 200_000
+STRETCH = 64
+"""Batches in a block of keys."""
+WARM_UP = 4
 
 
 class PlanWithoutDigests(BatchPlan):
@@ -41,13 +46,7 @@ class PlanWithoutDigests(BatchPlan):
 
 
 class LoaderWithoutDigests(DataLoader):
-    """What the loader would be if it kept no digests: no hashes, no sums, no log of steps."""
-
-    def __init__(self, config: DataLoaderConfig, source: DataSource) -> None:
-        super().__init__(config, source)
-        plan = self._runtime.reader.plan
-        # The same object that the reader and its threads hold.
-        plan.__class__ = PlanWithoutDigests
+    """What the loader would be if it kept no digests: no hashes, no log of steps."""
 
     def _hand_over(self, batch: PreparedBatch, step: int, means: SharedMeans) -> None:
         runtime = self._runtime
@@ -65,6 +64,31 @@ class LoaderWithoutDigests(DataLoader):
             raise
 
 
+class TheSame(LoaderWithoutDigests):
+    """To be compared with it."""
+
+
+Switch = Callable[[DataLoader, bool], None]
+
+
+def switch_nothing(loader: DataLoader, on: bool) -> None:
+    """No digests either way."""
+    loader.__class__ = TheSame if on else LoaderWithoutDigests
+    loader._runtime.reader.plan.__class__ = PlanWithoutDigests
+
+
+def switch_keys(loader: DataLoader, on: bool) -> None:
+    """Key digests or none."""
+    loader.__class__ = DataLoader if on else LoaderWithoutDigests
+    # The same object that the reader and its threads hold.
+    loader._runtime.reader.plan.__class__ = BatchPlan if on else PlanWithoutDigests
+
+
+def switch_bytes(loader: DataLoader, on: bool) -> None:
+    """Key digests either way, byte digests or none."""
+    object.__setattr__(loader._runtime.reader, "byte_digest", on)
+
+
 @dataclass
 class Spent:
     """Seconds."""
@@ -73,47 +97,50 @@ class Spent:
     cpu: float
 
 
-def spent_on(loader: DataLoader, batches: int) -> Spent:
-    """On so many batches; a multiple of the steps in a block of keys, so that each measurement makes as many blocks."""
+def spent_on(loader: DataLoader) -> Spent:
+    """On one stretch: as many batches as there are in a block of keys, so that each stretch makes one block."""
     cpu, wall = time.process_time(), time.perf_counter()
-    for _ in range(batches):
+    for _ in range(STRETCH):
         next(loader)
     return Spent(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def compare(title: str, with_it: DataLoader, without: DataLoader, pairs: int, batches: int) -> None:
-    """One line: what `with_it` costs more, in percent of `without`."""
-    with with_it, without:
-        spent_on(with_it, batches), spent_on(without, batches)
-        seen: list[tuple[Spent, Spent]] = []
-        for pair in range(pairs):
-            order = (with_it, without) if pair % 2 else (without, with_it)
-            first, second = (spent_on(loader, batches) for loader in order)
-            seen.append((first, second) if pair % 2 else (second, first))
-    bare = statistics.median(without.wall for _, without in seen) / batches * 1e6
-    wall = statistics.quantiles([100 * (a.wall / b.wall - 1) for a, b in seen])
-    cpu = statistics.quantiles([100 * (a.cpu / b.cpu - 1) for a, b in seen])
+def compare(title: str, loader: DataLoader, switch: Switch, pairs: int) -> None:
+    """One line: what is switched on costs more, in percent of the loader without it and in microseconds a batch."""
+    seen: list[dict[bool, Spent]] = []
+    with loader:
+        for pair in range(WARM_UP + pairs):
+            spent = {}
+            for on in (True, False) if pair % 2 else (False, True):
+                switch(loader, on)
+                spent[on] = spent_on(loader)
+            seen.append(spent)
+    del seen[:WARM_UP]
+    bare = statistics.median(each[False].wall for each in seen) / STRETCH * 1e6
+    wall = statistics.quantiles([100 * (each[True].wall / each[False].wall - 1) for each in seen])
+    cpu = statistics.quantiles([100 * (each[True].cpu / each[False].cpu - 1) for each in seen])
+    more = statistics.median(each[True].wall - each[False].wall for each in seen) / STRETCH * 1e6
     print(
-        f"  {title:<26}{bare:9.1f} us{wall[1]:+9.2f} % ({wall[0]:+6.2f} … {wall[2]:+6.2f})"
-        f"{cpu[1]:+9.2f} % ({cpu[0]:+6.2f} … {cpu[2]:+6.2f})"
+        f"  {title:<26}{bare:9.1f} us{wall[1]:+9.2f} % ({wall[0]:+6.2f} … {wall[2]:+6.2f}){more:+8.2f} us"
+        f"{cpu[1]:+9.2f} % ({cpu[0]:+6.2f} … {cpu[2]:+6.2f})",
+        flush=True,
     )
 
 
-def compare_all(title: str, source: DataSource, pairs: int, batches: int) -> None:
+def compare_all(title: str, source: DataSource, depths: Sequence[int], pairs: int) -> None:
     """One table for a source."""
-    print(f"\n{title}\n  {'':26}{'a batch':>12}{'wall time, quartiles':>29}{'CPU time, quartiles':>29}")
-    for depth, name in ((0, "no read-ahead"), (2, "read-ahead 2")):
-        bare, bytes_too = (
-            DataLoaderConfig(batch_size=BATCH, seed=1, read_ahead=depth, byte_digest=hashed)
-            for hashed in (False, True)
-        )
-        lines: list[tuple[str, Callable[[], tuple[DataLoader, DataLoader]]]] = [
-            ("nothing", lambda c=bare: (LoaderWithoutDigests(c, source), LoaderWithoutDigests(c, source))),
-            ("key digests", lambda c=bare: (DataLoader(c, source), LoaderWithoutDigests(c, source))),
-            ("byte digests", lambda c=bytes_too, b=bare: (DataLoader(c, source), DataLoader(b, source))),
+    print(
+        f"\n{title}\n  {'':26}{'a batch':>12}{'wall time, quartiles, difference':>40}{'CPU time, quartiles':>29}"
+    )
+    for depth in depths:
+        config = DataLoaderConfig(batch_size=BATCH, seed=1, read_ahead=depth, byte_digest=False)
+        lines: list[tuple[str, Switch, int]] = [
+            ("nothing", switch_nothing, pairs),
+            ("key digests", switch_keys, pairs),
+            ("byte digests", switch_bytes, pairs // 8),
         ]
-        for what, loaders in lines:
-            compare(f"{name}, {what}", *loaders(), pairs, batches)
+        for what, switch, count in lines:
+            compare(f"read-ahead {depth}, {what}", DataLoader(config, source), switch, count)
 
 
 def hashing_speed() -> None:
@@ -133,16 +160,11 @@ def hashing_speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--pairs", type=int, default=200, help="of the source in memory; a quarter from files"
-    )
-    parser.add_argument(
-        "--batches", type=int, default=64, help="batches of one measurement, a multiple of 64"
-    )
+    parser.add_argument("--pairs", type=int, default=600, help="in memory; a sixth of them from files")
     arguments = parser.parse_args()
     hashing_speed()
     data = np.random.default_rng(0).integers(0, 256, (RECORDS, RECORD_BYTES), np.uint8)
-    compare_all("in memory", MemorySource(MemoryConfig(), data), arguments.pairs, arguments.batches)
+    compare_all("in memory", MemorySource(MemoryConfig(), data), (0, 2), arguments.pairs)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "records.array_record"
         writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
@@ -150,7 +172,7 @@ def main() -> None:
             writer.write(record.tobytes())
         writer.close()
         with ArrayRecordSource(ArrayRecordConfig(files=str(path))) as source:
-            compare_all("ArrayRecord, group_size:1", source, arguments.pairs // 4, arguments.batches)
+            compare_all("ArrayRecord, group_size:1", source, (2,), arguments.pairs // 6)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class BatchPlan:
         self.slots = slots
         # None where all count: the common case does no work for it.
         self.owned = None if owned is None or len(owned) == len(slots) else np.isin(slots, owned)
+        self._source_ids: list[int] = order.source_ids.tolist()
         self._steps_per_block = max(1, _BLOCK_ROWS // max(1, len(slots)))
         self._blocks: dict[int, _Block] = {}
 
@@ -122,8 +123,9 @@ class BatchPlan:
         return np.add.reduce(hashes, axis=1).tolist()
 
     def _hashes(self, positions: np.ndarray, keys: RecordKeys) -> np.ndarray:
-        source_ids, epoch = self.order.source_ids, keys.epoch
         # Positions ascend, and with them epochs; pads, whose epoch is -1, come last.
-        if len(source_ids) == 1 and 0 <= epoch[0] == epoch[-1]:
-            return key_hashes_of_pass(positions, int(source_ids[0]), keys.index, int(epoch[0]))
-        return key_hashes(positions, source_ids[np.maximum(keys.source, 0)], keys.index, epoch)
+        first_epoch, last_epoch = int(keys.epoch[0]), int(keys.epoch[-1])
+        if len(self._source_ids) == 1 and 0 <= first_epoch == last_epoch:
+            return key_hashes_of_pass(positions, self._source_ids[0], keys.index, first_epoch)
+        source_id = self.order.source_ids[np.maximum(keys.source, 0)]
+        return key_hashes(positions, source_id, keys.index, keys.epoch)

@@ -106,11 +106,16 @@ def key_hashes_of_pass(position: np.ndarray, source_id: int, index: np.ndarray, 
     Returns:
         uint64[n].
     """
-    of_pass = constant_word((epoch * int(_BY_EPOCH) + source_id) & _WRAP)
-    fields = position.view(np.uint64), of_pass, index.view(np.uint64), _rest_of_all(0, 0, -1)
-    hashes = np.empty(len(position), np.uint64)
-    _hash_keys(hashes, np.empty_like(hashes), *fields)
+    hashes, of_pass = np.empty(len(position), np.uint64), _of_pass(source_id, epoch)
+    spare = np.empty_like(hashes)
+    _hash_keys(hashes, spare, position.view(np.uint64), of_pass, index.view(np.uint64), _WHOLE_RECORD)
     return hashes
+
+
+@functools.lru_cache(maxsize=64)
+def _of_pass(source_id: int, epoch: int) -> np.ndarray:
+    """uint64[], what one pass over one source has in common. Kept, as below."""
+    return constant_word((epoch * int(_BY_EPOCH) + source_id) & _WRAP)
 
 
 def _rest(
@@ -132,6 +137,9 @@ def _rest_of_all(part: int, start: int, length: int) -> np.ndarray:
 
 def _mixed(part: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
     return mix64(mix64(mix64(part) ^ start) ^ length)
+
+
+_WHOLE_RECORD = _rest_of_all(0, 0, -1)
 
 
 def _hash_keys(

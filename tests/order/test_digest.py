@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from datarax.core.errors import InputError
-from datarax.order import Digest, derive_seed, id64, key_hashes, row_hashes
+from datarax.order import Digest, derive_seed, id64, key_hashes, key_hashes_of_pass, row_hashes
 from datarax.order.digest import _UPPER, _WHOLE, SEGMENT_WORDS
 from datarax.order.seeds import GOLDEN
 
@@ -89,6 +89,23 @@ def test_a_key_hash_depends_on_every_field():
         keys_of(part=2, start=1, length=3),
     ]
     assert len({int(h[0]) for h in hashes}) == len(hashes)
+
+
+@given(
+    rows=hnp.arrays(np.int64, (2, 40), elements=st.integers(0, 2**63 - 1)),
+    source=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2**63 - 1),
+)
+def test_the_hashes_of_one_pass_are_those_of_its_rows(rows, source, epoch):
+    position, index = rows
+    expected = key_hashes(position, np.full(40, source, np.uint64), index, np.full(40, epoch))
+    assert key_hashes_of_pass(position, source, index, epoch).tolist() == expected.tolist()
+    scalars = key_hashes(position, np.uint64(source), index, np.int64(epoch))
+    assert scalars.tolist() == expected.tolist()
+    given = key_hashes(
+        position, np.uint64(source), index, epoch, part=np.int64(0), start=np.zeros(40, np.int64)
+    )
+    assert given.tolist() == expected.tolist()
 
 
 def test_key_hashes_of_neighbours_are_all_different():

@@ -53,6 +53,14 @@ def test_dropping_delivers_whole_batches_only(batch_size, num_rows):
     assert rows == list(range(num_rows // batch_size * batch_size))
 
 
+@pytest.mark.parametrize("num_rows", [None, 27, 30])
+def test_rows_in_a_step_are_its_slots_that_are_no_padding(num_rows):
+    schedule = schedule_of(5, num_rows, base_step=2, base_position=3)
+    for step in range(2, schedule.num_steps or 9):
+        positions = schedule.positions(step, np.arange(5))
+        assert schedule.rows_in(step) == np.count_nonzero(positions >= 0)
+
+
 @given(batch_size=st.integers(1, 9), num_rows=st.integers(9, 99), position=st.integers(0, 98))
 def test_step_of_finds_where_a_position_is_delivered(batch_size, num_rows, position):
     schedule = schedule_of(batch_size, num_rows, base_step=5, base_position=3)
