@@ -7,7 +7,7 @@ the pairs' ratios, with the quartiles, and the median of their differences. Besi
 which other programs disturb less. First each table compares the loader without digests with itself: what the method cannot
 tell from nothing. Takes about two minutes.
 
-    python -m benchmarks.digest_cost [--pairs 600]
+    python -m benchmarks.digest_cost [--pairs 500]
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def hashing_speed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=600, help="in memory; a sixth of them from files")
+    parser.add_argument("--pairs", type=int, default=500, help="in memory; a sixth of them from files")
     arguments = parser.parse_args()
     hashing_speed()
     data = np.random.default_rng(0).integers(0, 256, (RECORDS, RECORD_BYTES), np.uint8)

@@ -95,7 +95,7 @@ def key_hashes(
 
 
 def key_hashes_of_pass(position: np.ndarray, source_id: int, index: np.ndarray, epoch: int) -> np.ndarray:
-    """`key_hashes` of whole records of one source and one pass, without its checks: an eighth of what they cost.
+    """`key_hashes` of whole records of one source and one pass, without its checks, which cost an eighth of it.
 
     Args:
         position: int64[n], none of them a pad slot.
