@@ -16,6 +16,7 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.held import Held
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
 from datarax.core.protocols import StepDigests
+from datarax.core.step_log import MAX_STEPS
 from datarax.grain_pipeline.config import GrainPipelineConfig
 from datarax.grain_pipeline.element import num_rows
 from datarax.grain_pipeline.runtime import Delivered, Runtime
@@ -118,7 +119,9 @@ class GrainPipeline(CheckpointableIteratorModule[Any]):
         before, state_before, shown = runtime.delivered, runtime.grain_state, runtime.current
         try:
             keys, content = _added(before.digest, after.digest)
-            runtime.log.append(before.idx, keys, content)
+            runtime.log.append(keys, content)
+            if after.idx % MAX_STEPS == 0:  # nobody may ever say "committed"
+                runtime.log.forget_before(after.idx - MAX_STEPS)
             runtime.delivered, runtime.grain_state, runtime.current = after, grain_state, element
             self._write_mirrors()
             runtime.metrics.batches += 1
@@ -167,7 +170,7 @@ class GrainPipeline(CheckpointableIteratorModule[Any]):
 
     def take_step_digests(self) -> StepDigests:
         """Per-element digests since the last committed snapshot: see `KeepsStepDigests`."""
-        return self._runtime.log.arrays()
+        return self._runtime.log.arrays(self._runtime.delivered.idx)
 
     def committed(self, step: int) -> None:
         """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""

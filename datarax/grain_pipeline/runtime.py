@@ -162,13 +162,13 @@ class Runtime:
             self._candidate = None
         self._discard_candidate()
         self.delivered, self.grain_state, self.current = delivered, grain_state, None
-        self.log.restart(delivered.idx)
+        self.log = StepLog(delivered.idx)
         self._ended = False
 
     def reopened(self) -> Runtime:
         """The same pipeline at the same place, with an iterator of its own."""
         made = copy.copy(self)
-        made.metrics, made.log = LoaderMetrics(), StepLog()
+        made.metrics, made.log = LoaderMetrics(), StepLog(self.delivered.idx)
         made._iterator = made._candidate = None
         made.go_to(self.delivered, copy.deepcopy(self.grain_state))
         return made

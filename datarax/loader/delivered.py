@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from datarax.core.step_log import StepLog
 from datarax.core.variables import looked_up
 from datarax.loader.plan import BatchPlan
-from datarax.loader.step_log import StepLog
 from datarax.order import Digest
 
 _WRAP = (1 << 64) - 1

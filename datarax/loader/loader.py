@@ -21,6 +21,7 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError
 from datarax.core.held import Held
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
+from datarax.core.step_log import MAX_STEPS
 from datarax.core.variables import on_host
 from datarax.loader.config import DataLoaderConfig
 from datarax.loader.delivered import Delivered
@@ -30,7 +31,6 @@ from datarax.loader.shares import combined, contribution
 from datarax.loader.slots import chosen_slots
 from datarax.loader.state import check_state, schedule_base
 from datarax.loader.statistics import RunningMeans, SharedMeans, statistics_identity
-from datarax.loader.step_log import MAX_STEPS
 from datarax.metrics import LoaderMetrics
 from datarax.multihost import Slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Schedule

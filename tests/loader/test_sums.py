@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import datarax.loader.loader as loader_module
 import datarax.loader.runtime as runtime_module
+from datarax.core.step_log import StepLog
 from datarax.loader import DataLoader, DataLoaderConfig
-from datarax.loader.step_log import StepLog
 from datarax.order import Digest
 from datarax.sources import RangeConfig, RangeSource
 from datarax.transforms import map_batch
