@@ -82,7 +82,7 @@ class RunLayout:
         """All directories named as a step, committed or not, ascending."""
         try:
             entries = list(os.scandir(self.directory))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(
             int(e.name) for e in entries if _STEP_NAME.match(e.name) and e.is_dir(follow_symlinks=False)

@@ -91,6 +91,7 @@ def _tree(report: VerifyReport) -> dict[str, Any]:
                     {"field": d.path, "was": _plain(d.was), "is": _plain(d.now)} for d in each.differences
                 ],
                 "advice": each.advice,
+                "superseded": [d.path for d in each.superseded],
                 "replayed_steps": each.replayed,
                 "keys_only": each.keys_only,
                 "bytes_compared": each.bytes_compared,
@@ -158,5 +159,6 @@ def _coverage(report: VerifyReport) -> str:
     left = report.uncovered()
     if left:
         shown = ", ".join(f"{begin} to {end}" for begin, end in left)
-        text += f"; not covered: {shown} (--all also replays what only the ledger tells of)"
+        hint = "" if report.whole_history else " (--all also replays what only the ledger tells of)"
+        text += f"; not covered: {shown}{hint}"
     return text

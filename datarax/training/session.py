@@ -482,7 +482,8 @@ def total_steps(loader: BatchStream, steps: int | None) -> int:
     """
     available = loader.num_steps
     if steps is None and available is None:
-        raise ConfigError("nothing says when the run ends: set run.steps or loader.num_epochs")
+        epochs = " or loader.num_epochs" if isinstance(loader, DataLoader) else ""
+        raise ConfigError(f"nothing says when the run ends: set run.steps{epochs}")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ConfigError(f"run.steps must be an integer of at least 1, got {steps!r}")
     if steps is None or (available is not None and available < steps):

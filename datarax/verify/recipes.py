@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from datarax.checkpoint import read_config
 from datarax.checkpoint.identity_reader import lift_identity
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.record import Record
-from datarax.core.errors import InputError
+from datarax.core.errors import ConfigError, InputError
 from datarax.core.protocols import BatchStream
 from datarax.grain_pipeline.config import arguments_for
 from datarax.loader import DataLoader
@@ -26,8 +26,9 @@ from datarax.run_config import (
     build_loader,
     parse_any_stored_config,
 )
-from datarax.sources import DataSource
+from datarax.sources import DataSource, RangeConfig, RangeSource
 from datarax.sources.open import open_source
+from datarax.training import LOADER_NAME
 from datarax.verify.records import neighbour_record
 
 MakeStream = Callable[..., BatchStream]
@@ -48,6 +49,7 @@ class Recipes:
         overrides: `key=value` changes to them.
         make_stream: makes the stream, instead of any config.
         opened: closes what is opened here.
+        without_data: whether a range of as many numbers may stand in for data that are not here; enough for keys.
     """
 
     def __init__(
@@ -57,12 +59,16 @@ class Recipes:
         overrides: Sequence[str],
         make_stream: MakeStream | None,
         opened: ExitStack,
+        *,
+        without_data: bool = False,
     ) -> None:
         self._directory = directory
         self._config = config
         self._overrides = overrides
         self._make_stream = make_stream
         self._opened = opened
+        self._without_data = without_data
+        self._stand_ins: list[DataSource] = []
         self._streams: dict[tuple[str, int, int], tuple[BatchStream, dict[str, Any]]] = {}
         self._sources: dict[str, DataSource | DataUnavailableError] = {}
 
@@ -87,10 +93,22 @@ class Recipes:
             return False
         return self._stored(record.config).task is not None
 
-    def streams(self, config_digest: str | None, process_count: int) -> list[BatchStream]:
+    @property
+    def stood_in(self) -> bool:
+        """Whether some data are not here, and something else stood in for them."""
+        return bool(self._stand_ins)
+
+    def stands_in(self, stream: BatchStream) -> bool:
+        """Whether a stream has no data of its own."""
+        return isinstance(stream, DataLoader) and any(stream.source is each for each in self._stand_ins)
+
+    def streams(
+        self, config_digest: str | None, process_count: int, recorded: Mapping[str, Any]
+    ) -> list[BatchStream]:
         """The stream of the config with this digest, as it was when it was built, for each of the processes that saved it.
 
-        With the overrides asked for. One alone stands for all processes where the state is global.
+        With the overrides asked for. One alone stands for all processes where the state is global. `recorded` is the identity
+        that was recorded, {} if it cannot be read.
 
         Raises:
             InputError: if the run keeps no such config, or the data that the user named here cannot be opened.
@@ -98,21 +116,27 @@ class Recipes:
             DataUnavailableError: if the data of a stored config cannot be opened.
         """
         key = "" if self._config is not None or self._make_stream is not None else config_digest or ""
-        return [self._stream(key, config_digest, index, process_count) for index in range(process_count)]
+        return [
+            self._stream(key, config_digest, index, process_count, recorded) for index in range(process_count)
+        ]
 
-    def _stream(self, key: str, config_digest: str | None, index: int, count: int) -> BatchStream:
+    def _stream(
+        self, key: str, config_digest: str | None, index: int, count: int, recorded: Mapping[str, Any]
+    ) -> BatchStream:
         place = (key, index, count)
         if place not in self._streams:
-            stream = self._built(config_digest, index, count)
+            stream = self._built(config_digest, index, count, recorded)
             self._opened.callback(stream.close)
             self._streams[place] = (stream, stream.get_state())
         stream, initial = self._streams[place]
         stream.set_state(initial)
         return stream
 
-    def _built(self, config_digest: str | None, index: int, count: int) -> BatchStream:
+    def _built(
+        self, config_digest: str | None, index: int, count: int, recorded: Mapping[str, Any]
+    ) -> BatchStream:
         if self._make_stream is not None:
-            stream = self._make_stream(**arguments_for(self._make_stream, {}, index, count))
+            stream = self._make_stream(**self._place(self._make_stream, index, count))
             if isinstance(stream, DataLoader):
                 stream.keep_byte_digests()
             return stream
@@ -122,14 +146,19 @@ class Recipes:
             return build_grain_pipeline(config, process_index=index, process_count=count)
         # Digest all bytes again whatever the config says now: whether they were recorded is the snapshot's to say.
         config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, byte_digest=True))
-        return build_loader(config, self._source(config, config_digest))
+        return build_loader(config, self._source(config, config_digest, recorded))
 
-    def _source(self, config: RunConfig, config_digest: str | None) -> DataSource:
+    def _source(
+        self, config: RunConfig, config_digest: str | None, recorded: Mapping[str, Any]
+    ) -> DataSource:
         key = repr(config.source)  # a table holds mappings, which have no hash
         if key not in self._sources:
             try:
                 self._sources[key] = self._opened.enter_context(open_source(config.source))
             except InputError as error:
+                stand_in = self._stand_in(config, recorded)
+                if stand_in is not None:
+                    return stand_in
                 stored = None if config_digest is None else self._stored(config_digest)
                 if not isinstance(stored, RunConfig) or stored.source != config.source:
                     raise
@@ -138,6 +167,26 @@ class Recipes:
         if isinstance(found, DataUnavailableError):
             raise found
         return found
+
+    @staticmethod
+    def _place(make: MakeStream, index: int, count: int) -> dict[str, Any]:
+        try:
+            return arguments_for(make, {}, index, count)
+        except ConfigError as error:
+            shown = getattr(make, "__qualname__", repr(make))
+            raise ConfigError(
+                f"--loader names {shown}, which must be a function without arguments, or with process_index and process_count "
+                f"only, that returns the run's loader"
+            ) from error
+
+    def _stand_in(self, config: RunConfig, recorded: Mapping[str, Any]) -> DataSource | None:
+        name = config.source.name
+        known = recorded.get(LOADER_NAME, {}).get("sources", {}).get(name)
+        if not self._without_data or known is None:
+            return None
+        source = RangeSource(RangeConfig(name=name, stop=known["num_records"]))
+        self._stand_ins.append(source)
+        return source
 
     def _stored(self, config_digest: str | None, overrides: Sequence[str] = ()) -> AnyRunConfig:
         if config_digest is None:

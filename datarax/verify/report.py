@@ -22,6 +22,8 @@ class SnapshotReport:
     """Files that fail their checks, fields and steps that differ from the replay."""
     differences: list[Difference] = field(default_factory=list)
     """Identity fields in which the recorded recipe differs from today's."""
+    superseded: list[Difference] = field(default_factory=list)
+    """Fields in which it differs because of a change made on purpose at a later step. No failure."""
     advice: list[str] = field(default_factory=list)
     """For each of them the nearest thing to do; empty where it was said already."""
     replayed: Interval | None = None
@@ -51,6 +53,8 @@ class VerifyReport:
     """The run."""
     newest_step: int
     """Its newest snapshot: so many steps have been done."""
+    whole_history: bool = False
+    """Whether all steps were asked for."""
     snapshots: list[SnapshotReport] = field(default_factory=list)
     """One report per snapshot, oldest first."""
     run_problems: list[str] = field(default_factory=list)

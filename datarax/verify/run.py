@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from datarax.checkpoint import ledger_steps, list_steps
 from datarax.checkpoint.layout import RunLayout, local_directory
 from datarax.checkpoint.salvage import DataItem, read_data_item
 from datarax.core.advice import all_advice
-from datarax.core.errors import MISSING, ConfigError, InputError, SnapshotDamagedError
+from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
 from datarax.core.fingerprint import differences
 from datarax.core.protocols import BatchStream
 from datarax.loader import DataLoader
@@ -80,6 +80,8 @@ def verify_run(
         raise InputError(
             f"{directory} has no committed snapshot {step}; it has {', '.join(map(str, committed))}"
         )
+    if whole_history and (step is not None or last_steps is not None):
+        raise InputError("--all is the whole history; leave out --step and --steps")
     if last_steps is not None and last_steps < 1:
         raise InputError(f"the number of last steps must be at least 1, got {last_steps}")
     if fast and last_steps is None and not whole_history and step is None:
@@ -88,11 +90,13 @@ def verify_run(
     through_ledger = step is None and (whole_history or last_steps is not None)
     candidates = [step] if step is not None else sorted([*committed, *(in_ledger if through_ledger else [])])
     intervals = _intervals(directory, candidates, last_steps)
-    report = VerifyReport(str(directory), newest_step=committed[-1])
+    report = VerifyReport(str(directory), newest_step=committed[-1], whole_history=whole_history)
     report.run_problems += run_problems(directory)
+    if whole_history:
+        report.run_problems += _gaps(intervals)
     with ExitStack() as opened:
         verification = _Verification(
-            directory, Recipes(directory, config, overrides, make_stream, opened), fast
+            directory, Recipes(directory, config, overrides, make_stream, opened, without_data=fast), fast
         )
         for wanted in candidates:
             if wanted in in_ledger and wanted not in intervals:
@@ -124,11 +128,22 @@ def _intervals(directory: Path, candidates: Sequence[int], last_steps: int | Non
     return found
 
 
+def _gaps(intervals: Mapping[int, Interval]) -> list[str]:
+    """Steps of which nothing is recorded any more, although retention keeps all of them."""
+    borders = [0, *(border for _, interval in sorted(intervals.items()) for border in interval)]
+    return [
+        f"steps {end} to {begin} are recorded nowhere: neither a snapshot nor a ledger entry {begin} is there"
+        for end, begin in zip(borders[::2], borders[1::2], strict=False)
+        if end < begin
+    ]
+
+
 class _Verification:
     """One verification on its way: what is open, and what was replayed."""
 
     def __init__(self, directory: Path, recipes: Recipes, fast: bool) -> None:
         self._directory = directory
+        self._newest_step = list_steps(directory)[-1]
         self._recipes = recipes
         self._fast = fast
         self._done: list[tuple[SnapshotReport, DataLoader, Stretch, Replayed]] = []
@@ -149,7 +164,10 @@ class _Verification:
         except (ConfigError, InputError):
             raise
         except DataUnavailableError:
-            report.problems.append("not replayed: its data cannot be opened, see the data files")
+            report.problems.append(
+                "not replayed: its data cannot be opened, see the data files; if they were moved, say where they are: "
+                "--set source.files=… (or source.path=…)"
+            )
         except SnapshotDamagedError as error:
             report.problems.append(f"not replayed: {'; '.join(error.problems)}")
         except Exception as error:
@@ -166,7 +184,9 @@ class _Verification:
 
     def _compare(self, report: SnapshotReport, item: DataItem, interval: Interval | None) -> None:
         count = _process_count(item)
-        streams = self._recipes.streams(usable_config(self._directory, report.step, item.record), count)
+        config = usable_config(self._directory, report.step, item.record)
+        recorded = recorded_identity(self._directory, item.record, {})
+        streams = self._recipes.streams(config, count, recorded)
         stream = streams[0]
         scope = getattr(stream, "state_scope", "process")
         report.problems += contradictions(self._directory, report.step, item.record, scope=scope)
@@ -178,14 +198,27 @@ class _Verification:
             report.problems.append(f"not replayed: its data cannot be read as they were: {error}")
             return
         identity = {LOADER_NAME: present}
-        recorded = recorded_identity(self._directory, item.record, identity)
-        found = differences(recorded, identity)
+        found = differences(recorded, identity) if recorded else []
         if self._samples_left_out(stream):
             found = [each for each in found if not (each.path.endswith(".sample") and each.now is MISSING)]
-        report.differences += found
-        report.advice += all_advice(found, recorded, identity)
+        if self._recipes.stands_in(stream):
+            found = [each for each in found if not each.path.startswith(f"{LOADER_NAME}.sources.")]
+        report.superseded = self._superseded(item, found, identity)
+        report.differences += [each for each in found if each not in report.superseded]
+        report.advice += all_advice(report.differences, recorded, identity)
         if interval is not None:
             self._replay(report, item, interval, streams)
+
+    def _superseded(
+        self, item: DataItem, found: Sequence[Difference], identity: Mapping[str, Any]
+    ) -> list[Difference]:
+        """Differences that come from a change made on purpose at a later step: today's value is that of the newest snapshot."""
+        newest = read_data_item(self._directory, self._newest_step)
+        if not found or newest is None or newest.record.identity == item.record.identity:
+            return []
+        other = differences(recorded_identity(self._directory, newest.record, identity), identity)
+        still_other = {each.path for each in other}
+        return [each for each in found if each.path not in still_other]
 
     def _samples_left_out(self, stream: BatchStream) -> TypeGuard[DataLoader]:
         """Whether to compare what is known of the data without reading a record."""
@@ -199,7 +232,10 @@ class _Verification:
             report.problems.append(f"no digests of single steps are recorded for loader {LOADER_NAME!r}")
             return
         stream = streams[0]
-        keys_only = self._fast and isinstance(stream, DataLoader)
+        if report.superseded and not _keys_remain(report, stream):
+            return
+        keys_only = (self._fast or bool(report.superseded)) and isinstance(stream, DataLoader)
+        report.keys_only = keys_only
         if self._fast and not keys_only:
             raise InputError(
                 f"{self._directory} was delivered by a Grain pipeline, which has no keys to compare: what an element holds "
@@ -309,9 +345,18 @@ class _Verification:
 
     def notes(self, report: VerifyReport) -> list[str]:
         """What was not checked, and why."""
-        if self._fast:
-            return ["keys only: no record was read, and neither data files nor model were checked"]
         notes = [
+            f"snapshot {each.step}: made before a change on purpose ({', '.join(d.path for d in each.superseded)}); what made "
+            f"it then is not here any more, so its {'contents were' if each.replayed else 'steps were'} not replayed"
+            for each in report.snapshots
+            if each.superseded
+        ]
+        if self._fast:
+            notes.append("keys only: no record was read, and neither data files nor model were checked")
+            if self._recipes.stood_in:
+                notes.append("the data are not here, so what they are was not compared")
+            return notes
+        notes += [
             f"source {source.name!r} has no manifest: its content was checked by size, record count, samples and replay only"
             for source in self._recipes.sources
             if not source.content_recorded
@@ -322,6 +367,12 @@ class _Verification:
                 "no snapshot has byte digests (loader.byte_digest): contents were not compared in replay"
             )
         return notes
+
+
+def _keys_remain(report: SnapshotReport, stream: BatchStream) -> bool:
+    """Whether the keys of a snapshot can be computed although its stages were changed later."""
+    stages = f"{LOADER_NAME}.pipeline."
+    return isinstance(stream, DataLoader) and all(each.path.startswith(stages) for each in report.superseded)
 
 
 def _stretch(directory: Path, item: DataItem, interval: Interval) -> Stretch | None:

@@ -95,12 +95,16 @@ def test_a_wrong_digest_in_the_ledger_is_found_with_its_step(long, capsys):
     assert later[0] == 0, "step 22 is the 38th from the end"
 
 
-def test_a_gap_in_the_ledger_is_said_and_is_no_failure(long, tmp_path, capsys):
+def test_a_gap_in_the_ledger_is_a_no_to_the_whole_history_and_to_nothing_else(long, tmp_path, capsys):
     shutil.copytree(long / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "ledger" / "24")
     code, report = verify(tmp_path, capsys, "--all")
-    assert (code, covered(report)) == (0, [(0, 20), (24, 60)])
+    assert (code, covered(report)) == (1, [(0, 20), (24, 60)])
     assert report["uncovered_steps"] == [[20, 24]]
+    assert report["run_problems"] == [
+        "steps 20 to 24 are recorded nowhere: neither a snapshot nor a ledger entry 24 is there"
+    ]
+    assert verify(tmp_path, capsys)[0] == 0
 
 
 def test_a_snapshot_that_retention_takes_meanwhile_is_replayed_from_the_ledger(long, tmp_path):
@@ -151,6 +155,27 @@ def test_what_follows_from_the_keys_is_compared(path, value, named, long, capsys
         code, report = verify(long, capsys, "--fast")
     assert code == 1
     assert any(named in problem for problem in report["snapshots"][-1]["problems"]), report["snapshots"][-1]
+
+
+def test_keys_need_no_data(long, tmp_path, capsys):
+    shutil.copytree(long / "run", tmp_path / "run")
+    (long / "data").rename(long / "elsewhere")
+    try:
+        code, report = verify(tmp_path, capsys, "--fast")
+        with_data = main(["verify", str(tmp_path / "run")])
+        said = capsys.readouterr().out
+    finally:
+        (long / "elsewhere").rename(long / "data")
+    assert (code, covered(report)) == (0, [(0, 60)])
+    assert "the data are not here, so what they are was not compared" in report["notes"]
+    assert with_data == 1
+    assert "if they were moved, say where they are: --set source.files=" in said
+
+
+def test_a_file_is_no_run(long, capsys):
+    for verb in ("verify", "inspect"):
+        assert main([verb, str(long / "config.toml")]) == 2
+        assert "Errno" not in capsys.readouterr().err
 
 
 def test_a_wrong_key_digest_is_found_fast_with_its_step(long, capsys):
@@ -230,6 +255,17 @@ def test_without_one_it_says_what_to_name(from_python, capsys):
     assert "--loader" in message
 
 
-@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--steps", "-3"], ["--loader", "nowhere:f"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--steps", "0"],
+        ["--steps", "-3"],
+        ["--all", "--steps", "3"],
+        ["--all", "--step", "5"],
+        ["--loader", "nowhere:f"],
+        ["--loader", "json:loads"],
+    ],
+    ids=" ".join,
+)
 def test_wrong_input_is_refused(arguments, from_python, capsys):
     assert main(["verify", str(from_python / "run"), *arguments]) == 2

@@ -134,3 +134,25 @@ def test_another_number_of_processes(lab, tmp_path):
         assert done.returncode == 0, done.stderr
     code, said = lab.command("verify", target, "--all")
     assert code == 0, said
+
+
+def test_code_that_was_changed_on_purpose_leaves_the_steps_before_provable_by_their_keys(lab, tmp_path):
+    target = tmp_path / "run"
+    shutil.copytree(lab.run, target)
+    sets = ["--set", f"run.directory={target}", "--set", f"run.steps={NEWEST + 8}"]
+    allowed = ["--set", 'resume.warn_changed=["train.pipeline"]']
+    with lab.recipe("return x ^ 1", "return x ^ 2"):
+        code, said = lab.command("run", "config.toml", *sets)
+        assert code == 1, "a change is refused unless it is meant"
+        code, said = lab.command("run", "config.toml", *sets, *allowed)
+        assert code == 0, said
+        code, said = lab.command("verify", target, "--all")
+        assert code == 0, said
+        assert "steps 0 to 4 computed, keys compared" in said
+        assert f"steps {NEWEST} to {NEWEST + 4} replayed, keys and bytes compared" in said
+        assert "made before a change on purpose (train.pipeline.transforms[0].helpers.fold)" in said
+        code, said = lab.command("verify", target, "--all", "--fast")
+        assert code == 0, said
+    code, said = lab.command("verify", target, "--all")
+    assert code == 1, "without the code of now the steps after the change cannot be what they were"
+    assert "helpers.fold: was" in said
