@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from datarax.checkpoint import ledger_steps, list_steps
-from datarax.checkpoint.layout import RunLayout, local_directory
+from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.salvage import DataItem, read_data_item
 from datarax.core.advice import all_advice
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
 from datarax.core.fingerprint import differences
 from datarax.core.protocols import BatchStream
 from datarax.loader import DataLoader
-from datarax.order import changed_algorithms
 from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
+from datarax.verify.explain import explain, name_delivered_changes
 from datarax.verify.files import check_snapshot, run_problems
 from datarax.verify.recipes import (
     DataUnavailableError,
@@ -37,8 +32,6 @@ from datarax.verify.report import Interval, SnapshotReport, VerifyReport
 
 FAST_STEPS = 1000
 """How many of the newest steps a fast verification covers if nothing else is asked for."""
-
-_NAMED_RECORDS = 5
 
 
 def verify_run(
@@ -249,54 +242,7 @@ class _Verification:
         if isinstance(stream, DataLoader):
             self._done.append((report, stream, stretch, result))
         if result.first_diverging_step is not None:
-            self._explain(report, item, stream, result)
-
-    # Why.
-
-    def _explain(self, report: SnapshotReport, item: DataItem, stream: BatchStream, result: Replayed) -> None:
-        """What the first divergence comes from, as far as it can be known."""
-        step = result.first_diverging_step
-        assert step is not None
-        if report.differences:
-            fields = ", ".join(each.path for each in report.differences)
-            report.problems.append(f"step {step}: explained by what differs in the recipe: {fields}")
-        if self._fast:
-            return
-        if not isinstance(stream, DataLoader):
-            if not report.differences:
-                report.problems.append(
-                    f"step {step}: the pipeline describes itself as it did then, so records that are not sampled, or code that "
-                    f"is not part of the identity, have changed{self._other_versions(item)}"
-                )
-            return
-        report.records = _changed_records(stream, step)
-        report.problems += [f"step {step}: {text}" for text in report.records[:_NAMED_RECORDS]]
-        if report.records or report.differences:
-            return
-        if len(result.wrong_keys):
-            report.problems.append(
-                f"step {step}: identity and data are the same, so what was recorded has been changed, or the code that makes "
-                f"the order is not what it was{_changed_code()}"
-            )
-        elif len(result.wrong_bytes):
-            report.problems.append(
-                f"step {step}: {_unexplained(stream)}{_changed_code()}{self._other_versions(item)}"
-            )
-
-    def _other_versions(self, item: DataItem) -> str:
-        """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
-        path = RunLayout(self._directory).starts / f"{item.record.start}.json"
-        try:
-            made_with = json.loads(path.read_bytes())["provenance"]
-            now = {name: _version(name) for name in made_with}
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
-        others = [
-            f"{name} {made_with[name]} (now {version})"
-            for name, version in now.items()
-            if version is not None and version != made_with[name]
-        ]
-        return f"; it was made with {', '.join(others)}" if others else ""
+            explain(report, self._directory, item, stream, result)
 
     # The data.
 
@@ -310,38 +256,7 @@ class _Verification:
             report.data_problems += source.check_content()
         if report.data_problems:
             for snapshot, loader, stretch, result in self._done:
-                self._name_delivered_changes(snapshot, loader, stretch, result)
-
-    def _name_delivered_changes(
-        self, report: SnapshotReport, loader: DataLoader, stretch: Stretch, result: Replayed
-    ) -> None:
-        """Steps that came out as recorded although their records are not what the manifest says: they got them as they are."""
-        if result.ended_at is not None or report.keys_only:
-            return
-        steps = range(stretch.begin, stretch.end)
-        indices = [loader.record_keys(step).index for step in steps]
-        changed = loader.source.changed_among(_real(np.concatenate(indices)))
-        if not changed:
-            return
-        wrong = {int(step) for step in (*result.wrong_keys, *result.wrong_bytes)}
-        at = np.array(sorted(changed), np.int64)
-        hit = [step for step, each in zip(steps, indices, strict=True) if np.isin(each, at).any()]
-        delivered = [step for step in hit if step not in wrong]
-        if not delivered:
-            return
-        first = delivered[0]
-        records = _changed_records(loader, first)
-        what = (
-            "is the first that delivered records as they are now, which is not what the manifest says"
-            if report.bytes_compared
-            else "is the first whose records are not what the manifest says; without byte digests it is not known whether they "
-            "had changed by then"
-        )
-        report.problems.append(
-            f"step {first} {what} ({len(delivered)} of {len(steps)} steps): {'; '.join(records[:_NAMED_RECORDS])}"
-        )
-        if report.first_diverging_step is None:
-            report.first_diverging_step, report.records = first, records
+                name_delivered_changes(snapshot, loader, stretch, result)
 
     def notes(self, report: VerifyReport) -> list[str]:
         """What was not checked, and why."""
@@ -399,49 +314,6 @@ def _process_count(item: DataItem) -> int:
         return item.process_count(LOADER_NAME)
     except (ValueError, KeyError):
         return 1
-
-
-def _changed_records(loader: DataLoader, step: int) -> list[str]:
-    """The records of a step that are not what the manifest says, with their rows."""
-    keys = loader.record_keys(step)
-    changed = loader.source.changed_among(_real(keys.index))
-    name = loader.source.name
-    return [
-        f"row {row} is {name}:{index} ({changed[index]})"
-        for row, index in enumerate(keys.index.tolist())
-        if index in changed
-    ]
-
-
-def _real(indices: np.ndarray) -> np.ndarray:
-    """Without the rows that are padding."""
-    return indices[indices >= 0]
-
-
-def _unexplained(loader: DataLoader) -> str:
-    if not loader.source.content_recorded:
-        return (
-            "its records are the same by key; which of them has changed cannot be said without a manifest of the data "
-            "(datarax build manifest)"
-        )
-    return (
-        "every record of it is what the manifest says today: the files were others when it was delivered, or code that is "
-        "not part of the identity (a function of another module, a library) has changed"
-    )
-
-
-def _changed_code() -> str:
-    """Algorithms of this installation that do not do what their version says."""
-    return "".join(f"; {sentence}" for sentence in changed_algorithms())
-
-
-def _version(package: str) -> str | None:
-    if package == "python":
-        return platform.python_version()
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 __all__ = ["FAST_STEPS", "verify_run"]

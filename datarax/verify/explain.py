@@ -1,0 +1,150 @@
+"""What is known about the first step that is not as recorded: the record, the field of the recipe, the library behind it.
+
+Reads single records, through the source. Knows nothing of which steps are looked at.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from datarax.checkpoint.layout import RunLayout
+from datarax.checkpoint.salvage import DataItem
+from datarax.core.protocols import BatchStream
+from datarax.loader import DataLoader
+from datarax.order import changed_algorithms
+from datarax.verify.replay import Replayed, Stretch
+from datarax.verify.report import SnapshotReport
+
+_NAMED_RECORDS = 5
+
+
+def explain(
+    report: SnapshotReport, directory: Path, item: DataItem, stream: BatchStream, result: Replayed
+) -> None:
+    """What the first divergence comes from, as far as it can be known."""
+    step = result.first_diverging_step
+    assert step is not None
+    if report.differences:
+        fields = ", ".join(each.path for each in report.differences)
+        report.problems.append(f"step {step}: explained by what differs in the recipe: {fields}")
+    if report.keys_only:
+        return
+    if not isinstance(stream, DataLoader):
+        if not report.differences:
+            report.problems.append(
+                f"step {step}: the pipeline describes itself as it did then, so records that are not sampled, or code that "
+                f"is not part of the identity, have changed{_other_versions(directory, item)}"
+            )
+        return
+    report.records = _changed_records(stream, step)
+    report.problems += [f"step {step}: {text}" for text in report.records[:_NAMED_RECORDS]]
+    if report.records or report.differences:
+        return
+    if len(result.wrong_keys):
+        report.problems.append(
+            f"step {step}: identity and data are the same, so what was recorded has been changed, or the code that makes "
+            f"the order is not what it was{_changed_code()}"
+        )
+    elif len(result.wrong_bytes):
+        report.problems.append(
+            f"step {step}: {_unexplained(stream)}{_changed_code()}{_other_versions(directory, item)}"
+        )
+
+
+def _other_versions(directory: Path, item: DataItem) -> str:
+    """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
+    path = RunLayout(directory).starts / f"{item.record.start}.json"
+    try:
+        made_with = json.loads(path.read_bytes())["provenance"]
+        now = {name: _version(name) for name in made_with}
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    others = [
+        f"{name} {made_with[name]} (now {version})"
+        for name, version in now.items()
+        if version is not None and version != made_with[name]
+    ]
+    return f"; it was made with {', '.join(others)}" if others else ""
+
+
+def name_delivered_changes(
+    report: SnapshotReport, loader: DataLoader, stretch: Stretch, result: Replayed
+) -> None:
+    """Steps that came out as recorded although their records are not what the manifest says: they got them as they are."""
+    if result.ended_at is not None or report.keys_only:
+        return
+    steps = range(stretch.begin, stretch.end)
+    indices = [loader.record_keys(step).index for step in steps]
+    changed = loader.source.changed_among(_real(np.concatenate(indices)))
+    if not changed:
+        return
+    wrong = {int(step) for step in (*result.wrong_keys, *result.wrong_bytes)}
+    at = np.array(sorted(changed), np.int64)
+    hit = [step for step, each in zip(steps, indices, strict=True) if np.isin(each, at).any()]
+    delivered = [step for step in hit if step not in wrong]
+    if not delivered:
+        return
+    first = delivered[0]
+    records = _changed_records(loader, first)
+    what = (
+        "is the first that delivered records as they are now, which is not what the manifest says"
+        if report.bytes_compared
+        else "is the first whose records are not what the manifest says; without byte digests it is not known whether they "
+        "had changed by then"
+    )
+    report.problems.append(
+        f"step {first} {what} ({len(delivered)} of {len(steps)} steps): {'; '.join(records[:_NAMED_RECORDS])}"
+    )
+    if report.first_diverging_step is None:
+        report.first_diverging_step, report.records = first, records
+
+
+def _changed_records(loader: DataLoader, step: int) -> list[str]:
+    """The records of a step that are not what the manifest says, with their rows."""
+    keys = loader.record_keys(step)
+    changed = loader.source.changed_among(_real(keys.index))
+    name = loader.source.name
+    return [
+        f"row {row} is {name}:{index} ({changed[index]})"
+        for row, index in enumerate(keys.index.tolist())
+        if index in changed
+    ]
+
+
+def _real(indices: np.ndarray) -> np.ndarray:
+    """Without the rows that are padding."""
+    return indices[indices >= 0]
+
+
+def _unexplained(loader: DataLoader) -> str:
+    if not loader.source.content_recorded:
+        return (
+            "its records are the same by key; which of them has changed cannot be said without a manifest of the data "
+            "(datarax build manifest)"
+        )
+    return (
+        "every record of it is what the manifest says today: the files were others when it was delivered, or code that is "
+        "not part of the identity (a function of another module, a library) has changed"
+    )
+
+
+def _changed_code() -> str:
+    """Algorithms of this installation that do not do what their version says."""
+    return "".join(f"; {sentence}" for sentence in changed_algorithms())
+
+
+def _version(package: str) -> str | None:
+    if package == "python":
+        return platform.python_version()
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+__all__ = ["explain", "name_delivered_changes"]
