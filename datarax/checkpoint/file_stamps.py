@@ -29,18 +29,29 @@ class FileStamps:
 
 def newest_file_stamps(layout: RunLayout) -> FileStamps | None:
     """What was recorded last; None if nothing ever was."""
+    numbers = _recorded(layout)
+    return _read(layout, numbers[-1]) if numbers else None
+
+
+def all_file_stamps(layout: RunLayout) -> list[FileStamps]:
+    """What was recorded at each start at which it had changed, oldest first."""
+    return [_read(layout, number) for number in _recorded(layout)]
+
+
+def _recorded(layout: RunLayout) -> list[int]:
     try:
         names = [path.name.removesuffix(_SUFFIX) for path in layout.starts.glob(f"*{_SUFFIX}")]
     except OSError:
-        return None
-    newest = max((int(name) for name in names if is_step_name(name)), default=None)
-    if newest is None:
-        return None
+        return []
+    return sorted(int(name) for name in names if is_step_name(name))
+
+
+def _read(layout: RunLayout, number: int) -> FileStamps:
     try:
-        sources = json.loads((layout.starts / f"{newest}{_SUFFIX}").read_bytes())["sources"]
+        sources = json.loads((layout.starts / f"{number}{_SUFFIX}").read_bytes())["sources"]
     except (OSError, ValueError, KeyError, TypeError):
         sources = None
-    return FileStamps(newest, sources if isinstance(sources, dict) else {})
+    return FileStamps(number, sources if isinstance(sources, dict) else {})
 
 
 def record_file_stamps(layout: RunLayout, start: int, sources: Mapping[str, Any]) -> None:

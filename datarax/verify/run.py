@@ -19,6 +19,7 @@ from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
 from datarax.verify.explain import explain, name_delivered_changes
 from datarax.verify.files import check_snapshot, run_problems
+from datarax.verify.moved import notes_of_moved_files
 from datarax.verify.recipes import (
     DataUnavailableError,
     MakeStream,
@@ -276,6 +277,12 @@ class _Verification:
             for source in self._recipes.sources
             if not source.content_recorded
         ]
+        for loader in {id(loader.source): loader for _, loader, _, _ in self._done}.values():
+            if not loader.source.content_recorded:
+                done = sorted(
+                    {step for _, _, stretch, _ in self._done for step in range(stretch.begin, stretch.end)}
+                )
+                notes += notes_of_moved_files(self._directory, loader, done)
         replayed = [each for each in report.snapshots if each.replayed is not None]
         if replayed and not any(each.bytes_compared for each in replayed):
             notes.append(

@@ -1,0 +1,70 @@
+"""Data files that changed on the disk between two starts of a run and that no manifest describes.
+
+Their content of then is known to nobody: what was delivered from them before and after can be told apart only by steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from datarax.checkpoint import ledger_steps, list_steps
+from datarax.checkpoint.file_stamps import FileStamps, all_file_stamps
+from datarax.checkpoint.layout import RunLayout
+from datarax.checkpoint.salvage import read_data_item
+from datarax.loader import DataLoader
+
+
+def notes_of_moved_files(directory: Path, loader: DataLoader, steps: Sequence[int]) -> Iterator[str]:
+    """A sentence for each start that found files of the loader's source with another time or size than the one before.
+
+    Args:
+        directory: the run.
+        loader: of a source without a manifest.
+        steps: those that were looked at, ascending.
+    """
+    for before, after in pairwise(all_file_stamps(RunLayout(directory))):
+        moved = _moved(before, after, loader.source.name)
+        if not moved:
+            continue
+        since = _steps_before(directory, after.start)
+        ranges = [
+            (f.first_index, f.first_index + f.num_records) for f in loader.source.files() if f.name in moved
+        ]
+        first = next((s for s in steps if s >= since and _reads(loader, s, ranges)), None)
+        read = (
+            "none of these steps read them since"
+            if first is None
+            else f"step {first} is the first that read them since"
+        )
+        names = ", ".join(moved[:5]) + (" and more" if len(moved) > 5 else "")
+        yield (
+            f"{names} changed on the disk between start {before.start} and start {after.start}, after step {since}; without a "
+            f"manifest nobody can say whether their records did: {read}"
+        )
+
+
+def _moved(before: FileStamps, after: FileStamps, source: str) -> list[str]:
+    try:
+        was, now = (each.sources[source]["files"] for each in (before, after))
+        return sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
+    except (KeyError, TypeError, AttributeError):
+        return []
+
+
+def _steps_before(directory: Path, start: int) -> int:
+    """How many steps were saved before this start."""
+    known = {*list_steps(directory), *ledger_steps(directory)}
+    items = ((step, read_data_item(directory, step)) for step in known)
+    return max((step for step, item in items if item is not None and item.record.start < start), default=0)
+
+
+def _reads(loader: DataLoader, step: int, ranges: Sequence[tuple[int, int]]) -> bool:
+    index = loader.record_keys(step).index
+    return any(bool(np.any((index >= first) & (index < end))) for first, end in ranges)
+
+
+__all__ = ["notes_of_moved_files"]
