@@ -8,6 +8,7 @@ refused unless the transform declares a `version`, which then stands for all of 
 
 from __future__ import annotations
 
+import enum
 import functools
 import sys
 from collections.abc import Iterable
@@ -26,10 +27,13 @@ from datarax.transforms.values import (
     described,
     is_library,
     is_plain,
+    is_users_wrapper,
     package_of,
     reference,
+    registered,
     shortened,
     state_of,
+    wrapper_state,
 )
 
 IDENTITY_VERSION = 1
@@ -47,7 +51,7 @@ def transform_identity(transform: Transform) -> dict[str, Any]:
 
     `name`, `level`, `randomness`, `version`, `parameters`; and, each None or empty if a version is declared:
     `source_sha256` of the function's tokens, `bound` (what partials, methods and objects hold), `defaults`,
-    `closure`, `attributes` (of the class of a callable object), `names` (global names that the function
+    `closure`, `attributes` (of the class of a callable object, or set on the function), `names` (global names that the function
     uses: data by value, imports by statement), and `helpers` (one digest for each function or class that it
     reaches, of that one's source, defaults, closure and names). Data that is long stands as its digest.
     `dependencies`, with versions, is there only if some are declared. `randomness` says so where this code does not
@@ -142,6 +146,7 @@ class _Reader(Definitions):
         self._declared = declared  # then nothing is read, parameters count by value or name
         self._package = ""  # of the owner's own function
         self._keys: dict[int, str] = {}
+        self._extending: dict[type, bool] = {}  # many values are of one class
         self._kept: list[Any] = []  # an id stands for its object only while that lives
 
     def root(self, fn: Any) -> dict[str, Any]:
@@ -157,7 +162,7 @@ class _Reader(Definitions):
                 bound.append({"method_of": self.value(fn.__self__, "the object it is a method of")})
                 fn = fn.__func__
             elif hasattr(fn, "__wrapped__"):
-                bound.append({"wrapper": package_of(fn if isinstance(fn, FunctionType) else type(fn))})
+                bound.append(self._wrapper(fn))
                 fn = fn.__wrapped__
             elif not isinstance(fn, type) and isinstance(type(fn).__call__, FunctionType):
                 bound.append({"object": self.value(state_of(fn), "the attributes of its object")})
@@ -171,6 +176,16 @@ class _Reader(Definitions):
             )
         self._keys[id(fn)] = "(itself)"
         return {"bound": bound, **self._tree(fn, "")}
+
+    def _wrapper(self, fn: Any) -> dict[str, Any]:
+        if is_users_wrapper(fn, self):
+            of = self.define(type(fn), "the class of its wrapper")
+            return {
+                "wrapper_of": of,
+                "object": self.value(wrapper_state(fn), "the attributes of its wrapper"),
+            }
+        package = package_of(fn if isinstance(fn, FunctionType) else type(fn))
+        return {"wrapper": package, **registered(fn, "its function", self, self.value)}
 
     def value(self, value: Any, what: str) -> Any:
         """A described value, short enough for a record."""
@@ -208,6 +223,24 @@ class _Reader(Definitions):
             self._is_library_wrapper(definition)
         return True
 
+    def extends(self, cls: type) -> bool:
+        """Whether a class, or one that it inherits from, is the user's and gives its instances more than data."""
+        if cls not in self._extending:
+            self._extending[cls] = any(self._adds(each) for each in cls.__mro__ if not self.by_name(each))
+        return self._extending[cls]
+
+    def _adds(self, cls: type) -> bool:
+        try:
+            source = source_of(cls)
+        except (
+            UnreadableError
+        ):  # made by a call, such as collections.namedtuple: its instances are their data
+            return False
+        data = self._class_data(cls, source).values()
+        return bool(_methods(cls, source) or self._set_on_class(cls, source)) or any(
+            not isinstance(each, enum.Enum) for each in data
+        )
+
     def _is_library_wrapper(self, fn: FunctionType) -> bool:
         """Whether `fn` is a library's wrapper around a function of the user's.
 
@@ -239,12 +272,45 @@ class _Reader(Definitions):
             name: self.value(cell_value(cell), f"{name!r} in the closure of {definition.__qualname__}")
             for name, cell in zip(definition.__code__.co_freevars, definition.__closure__ or (), strict=True)
         }
-        return {
+        tree = {
             "source_sha256": source.sha256,
             "defaults": self._defaults(definition),
             "closure": closure,
             "names": self._names(source, definition.__globals__, set(closure), definition.__qualname__),
         }
+        return {**tree, **self._set_on_function(definition, source)}
+
+    def _set_on_function(self, fn: FunctionType, source: Source) -> dict[str, Any]:
+        written = {name for _, name in source.file.attributes_set}  # also by a decorator, on any name
+        found = {
+            name: self.value(vars(fn)[name], f"{fn.__qualname__}.{name}")
+            for name in sorted(vars(fn).keys() & written)
+            if not name.startswith("__") and self._is_users(vars(fn)[name])
+        }
+        return {"attributes": found} if found else {}
+
+    def _set_on_class(self, cls: type, source: Source) -> dict[str, Any]:
+        """What was set on a class outside its text: data, and functions in the place of methods or besides them."""
+        owners = {cls.__qualname__.rpartition("<locals>.")[2], "cls"}
+        named = {name for owner, name in source.file.attributes_set if owner in owners}
+        found = {}
+        for name in sorted(named & vars(cls).keys()):
+            function = _function_in(vars(cls)[name])
+            # What the body binds is counted with it, unless a function took the place of a method there.
+            inside = name in source.class_assignments() and not (
+                function and not source.spans(function.__code__)
+            )
+            value = function or vars(cls)[name]
+            if not (name.startswith("__") or inside) and self._is_users(value):
+                found[name] = value
+        return found
+
+    def _is_users(self, value: Any) -> bool:
+        """Whether what was set on a function or class is data or the user's; what a library sets there may change."""
+        if is_plain(value):
+            return True
+        of = value if isinstance(value, (FunctionType, type)) else type(value)
+        return not is_library(of, self._package)
 
     def _defaults(self, fn: FunctionType) -> dict[str, Any]:
         positional = fn.__code__.co_varnames[: fn.__code__.co_argcount]
@@ -258,17 +324,13 @@ class _Reader(Definitions):
 
     def _class_tree(self, cls: type, source: Source) -> dict[str, Any]:
         # Those of the text: what a decorator such as dataclass adds is made of the text and of the library.
-        methods = [m for m in map(_function_in, vars(cls).values()) if m and source.file.holds(m.__code__)]
+        methods = _methods(cls, source)
         cells: dict[str, Any] = {}
         for method in methods:
             cells.update(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
         cells.pop("__class__", None)
         name = cls.__qualname__
-        data = {
-            each: vars(cls)[each]
-            for each in sorted(source.class_assignments() & vars(cls).keys())
-            if not (each.startswith("__") or hasattr(type(vars(cls)[each]), "__get__"))
-        }
+        data = {**self._class_data(cls, source), **self._set_on_class(cls, source)}
         module_globals = vars(sys.modules[cls.__module__])
         return {
             "source_sha256": source.sha256,
@@ -278,6 +340,13 @@ class _Reader(Definitions):
             },
             "attributes": {each: self.value(data[each], f"{name}.{each}") for each in data},
             "names": self._names(source, module_globals, set(cells), name),
+        }
+
+    def _class_data(self, cls: type, source: Source) -> dict[str, Any]:
+        return {
+            each: vars(cls)[each]
+            for each in sorted(source.class_assignments() & vars(cls).keys())
+            if not (each.startswith("__") or hasattr(type(vars(cls)[each]), "__get__"))
         }
 
     def _names(
@@ -297,6 +366,10 @@ class _Reader(Definitions):
         if is_plain(value):  # a constant is what it is, wherever it comes from
             return {"$import": imports, "value": self.value(value, f"the name {name!r} that {owner} uses")}
         return {"$import": imports}
+
+
+def _methods(cls: type, source: Source) -> list[FunctionType]:
+    return [m for m in map(_function_in, vars(cls).values()) if m and source.file.holds(m.__code__)]
 
 
 def _function_in(member: Any) -> FunctionType | None:

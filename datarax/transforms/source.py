@@ -84,6 +84,12 @@ class Source:
             names |= {n.id for top in around for n in ast.walk(top) if isinstance(n, ast.Name)}
         return names
 
+    def spans(self, code: CodeType) -> bool:
+        """Whether the code was compiled from this text or from one within it."""
+        decorators = [] if isinstance(self.node, ast.Lambda) else self.node.decorator_list
+        first = min(each.lineno for each in [self.node, *decorators])
+        return self.file.holds(code) and first <= code.co_firstlineno <= (self.node.end_lineno or first)
+
     def class_assignments(self) -> set[str]:
         """The names that the body of a class assigns."""
         symbols = self.file.table_of(self.node).get_symbols()
@@ -134,6 +140,11 @@ class SourceFile:
     def holds(self, code: CodeType) -> bool:
         """Whether the code was compiled from this file."""
         return code.co_filename == self.filename
+
+    @functools.cached_property
+    def attributes_set(self) -> frozenset[tuple[str, str]]:
+        """(owner, attribute), as written, of the statements here that set an attribute of something."""
+        return frozenset(pair for node in ast.walk(self.tree) for pair in _attribute_set(node))
 
     def text_of(self, node: ast.AST) -> str:
         """The node's text, as written."""
@@ -224,6 +235,16 @@ def _is_bare_text(node: ast.AST) -> bool:
     # Docstrings, and the strings under fields that document them: statements that do nothing.
     constant = node.value if isinstance(node, ast.Expr) else None
     return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+
+
+def _attribute_set(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """(owner, attribute) of `owner.attribute = …` and of `setattr(owner, "attribute", …)`."""
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        yield ast.unparse(node.value), node.attr
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
+        owner, name = (*node.args, None, None)[:2]
+        if owner is not None and isinstance(name, ast.Constant):
+            yield ast.unparse(owner), str(name.value)
 
 
 def _function_node(file: SourceFile, code: CodeType) -> Definition:

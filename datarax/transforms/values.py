@@ -13,6 +13,7 @@ import enum
 import fractions
 import functools
 import hashlib
+import inspect
 import logging
 import math
 import random
@@ -21,7 +22,7 @@ import sys
 import types
 import typing
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from types import FunctionType, MethodType, ModuleType
@@ -35,6 +36,9 @@ from datarax.core.fingerprint import canonical_json
 
 _LONGEST = 1000  # bytes of one described value in an identity; beyond that its digest says enough
 _TEXTUAL = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID)
+_NUMBERS_AND_TEXT = (int, float, complex, str, bytes, bytearray)
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_EXACT = {bool, *_NUMBERS_AND_TEXT, *_CONTAINERS}
 _STREAMS = (np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 
 
@@ -48,6 +52,10 @@ class Definitions(abc.ABC):
     @abc.abstractmethod
     def by_name(self, definition: FunctionType | type) -> bool:
         """Whether the definition is a library's, which counts by its name."""
+
+    @abc.abstractmethod
+    def extends(self, cls: type) -> bool:
+        """Whether a class, or one that it inherits from, is the user's and gives its instances more than data."""
 
     @abc.abstractmethod
     def refused(self, what: str, why: str) -> ConfigError:
@@ -73,11 +81,14 @@ def described(
     if id(value) in above:
         return {"$cycle": len(above) - above.index(id(value))}
     if isinstance(value, enum.Enum):
-        return {"$enum": f"{type(value).__qualname__}.{value.name}", "value": below(value.value, what)}
+        tree = {"$enum": f"{type(value).__qualname__}.{value.name}", "value": below(value.value, what)}
+        if definitions.extends(type(value)):
+            tree["class"] = definitions.define(type(value), what)
+        return tree
     for simple in (_scalar, _array, _container, _text):
         tree = simple(value, what, below)
         if tree is not None:
-            return tree
+            return _of_its_class(value, tree, what, definitions, below)
     if value is None:
         return None
     if isinstance(value, _STREAMS):
@@ -91,7 +102,10 @@ def described(
     state = state_of(value)
     if state is not None:
         of = _class(type(value), what, definitions)
-        return {"$object": of, "state": below(state, f"the state of {what}")}
+        tree = {"$object": of, "state": below(state, f"the state of {what}")}
+        if isinstance(value, _NUMBERS_AND_TEXT):
+            tree["value"] = below(_plain_value(value), what)
+        return tree
     if opaque:
         return {"$opaque": reference(type(value))}
     raise definitions.refused(what, f"a {type(value).__module__}.{type(value).__qualname__} shows no content")
@@ -124,6 +138,44 @@ def state_of(value: Any) -> Any:
         return None
     state = value.__getstate__()
     return {} if state is None else state
+
+
+def is_users_wrapper(value: Any, definitions: Definitions) -> bool:
+    """Whether a value is called in a function's place and of a class of the user's, which decides what that does."""
+    kind = type(value)
+    return (
+        not isinstance(value, (type, FunctionType))
+        and isinstance(kind.__call__, FunctionType)
+        and not definitions.by_name(kind)
+    )
+
+
+def wrapper_state(value: Any) -> Any:
+    """What a wrapper holds, without what `functools.update_wrapper` copies from the function inside."""
+    state = state_of(value)
+    parts = state if isinstance(state, tuple) else (state,)
+    kept = [
+        {key: part[key] for key in part if not key.startswith("__")} if isinstance(part, dict) else part
+        for part in parts
+    ]
+    return kept if isinstance(state, tuple) else kept[0]
+
+
+def registered(value: Any, what: str, definitions: Definitions, below: Any) -> dict[str, Any]:
+    """What the user registered with a function of `functools.singledispatch`; empty if nothing."""
+    if not (isinstance(value, FunctionType) and value.__globals__ is vars(functools)):
+        return {}
+    found = {kind: fn for kind, fn in vars(value).get("registry", {}).items() if kind is not object}
+    users = [kind for kind in found if _is_users_function(inspect.unwrap(found[kind]), definitions)]
+    each = [
+        [below(kind, what), below(found[kind], f"{what}, for {kind.__qualname__}")]
+        for kind in sorted(users, key=lambda kind: str(kind.__qualname__))
+    ]
+    return {"registered": each} if each else {}
+
+
+def _is_users_function(value: Any, definitions: Definitions) -> bool:
+    return isinstance(value, FunctionType) and not definitions.by_name(value)
 
 
 def reference(value: Any) -> str:
@@ -181,6 +233,41 @@ def _scalar(value: Any, what: str, below: Any) -> Any:
     if kind in (bytes, bytearray):
         return {"$bytes": hashlib.sha256(value).hexdigest(), "length": len(value)}
     return None
+
+
+def _plain_value(value: Any) -> Any:
+    """The number or text that an instance of a subclass is, whatever the subclass makes of it."""
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(memoryview(value))
+    plain: Any = {
+        int: int.__int__,
+        float: float.__float__,
+        complex: complex.__complex__,
+        str: str.__str__,
+    }
+    return next(plain[kind](value) for kind in plain if isinstance(value, kind))
+
+
+def _of_its_class(value: Any, tree: Any, what: str, definitions: Definitions, below: Any) -> Any:
+    """The tree of data, and what its class adds to the data: a mask, a factory, the user's methods, attributes."""
+    kind = type(value)
+    if kind in _EXACT:
+        return tree
+    if isinstance(value, np.ma.MaskedArray) and value.mask is not np.ma.nomask:
+        return {**tree, "mask": below(np.asarray(value.mask), f"the mask of {what}")}
+    if isinstance(value, defaultdict) and value.default_factory is not None:
+        tree = {"$default": below(value.default_factory, f"the default factory of {what}"), "content": tree}
+    if not isinstance(value, (*_CONTAINERS, Mapping)):
+        return tree
+    # What another mapping holds is what it gives; how it keeps that is its own affair.
+    state = (state_of(value) or {}) if isinstance(value, _CONTAINERS) else {}
+    if not (definitions.extends(kind) or (state and not definitions.by_name(kind))):
+        return tree
+    return {
+        "$object": definitions.define(kind, what),
+        "state": below(state, f"the state of {what}"),
+        "content": tree,
+    }
 
 
 def _array(value: Any, what: str, below: Any) -> Any:
@@ -250,8 +337,15 @@ def _definition(value: Any, what: str, definitions: Definitions, below: Any) -> 
     if isinstance(value, FunctionType):
         by_name = definitions.by_name(value)
         if by_name and hasattr(value, "__wrapped__"):
-            return {"$wrapper": package_of(value), "wrapped": below(value.__wrapped__, what)}
+            tree = {"$wrapper": package_of(value), "wrapped": below(value.__wrapped__, what)}
+            return {**tree, **registered(value, what, definitions, below)}
         return {"$function": reference(value) if by_name else definitions.define(value, what)}
+    if hasattr(value, "__wrapped__") and is_users_wrapper(value, definitions):
+        return {
+            "$object": definitions.define(type(value), what),
+            "state": below(wrapper_state(value), f"the state of {what}"),
+            "wrapped": below(value.__wrapped__, what),
+        }
     if hasattr(value, "__wrapped__"):
         return {"$wrapper": package_of(type(value)), "wrapped": below(value.__wrapped__, what)}
     if isinstance(value, types.BuiltinMethodType) and not isinstance(

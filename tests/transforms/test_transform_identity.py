@@ -210,6 +210,151 @@ def test_every_change_of_code_or_value_is_named(load, attribute, old, new, field
     assert sorted(found) == fields
 
 
+WRAPPER_CLASS = """
+import functools
+class Wrap:
+    def __init__(self, fn):
+        functools.update_wrapper(self, fn)
+        self.fn, self.by = fn, 2
+    def __call__(self, x):
+        return self.fn(x) * self.by + 3
+@Wrap
+def f(x):
+    return x
+def g(x):
+    return f(x)
+"""
+
+DISPATCH = """
+import functools
+@functools.singledispatch
+def f(x):
+    return x
+@f.register(list)
+def _(x):
+    return x * 2
+def g(x):
+    return f(x)
+"""
+
+# What stands behind a class, an attribute or a registration: name, text, attribute, old text, new text.
+BEHIND = [
+    ("class_of_a_wrapper", WRAPPER_CLASS, "f", "+ 3", "+ 4"),
+    ("attribute_of_a_wrapper", WRAPPER_CLASS, "f", "fn, 2", "fn, 5"),
+    ("function_in_a_wrapper", WRAPPER_CLASS, "f", "    return x\n", "    return -x\n"),
+    ("class_of_a_wrapper_that_helps", WRAPPER_CLASS, "g", "+ 3", "+ 4"),
+    ("attribute_of_a_wrapper_that_helps", WRAPPER_CLASS, "g", "fn, 2", "fn, 5"),
+    ("float", "class R(float): pass\nr = R(0.5)\ndef f(x): return x * r\n", "f", "0.5", "0.7"),
+    ("int", "class R(int): pass\nr = R(5)\ndef f(x): return x * r\n", "f", "5", "6"),
+    ("text", "class R(str): pass\nr = R('a')\ndef f(x): return r\n", "f", "'a'", "'b'"),
+    ("bytes", "class R(bytes): pass\nr = R(b'a')\ndef f(x): return r\n", "f", "b'a'", "b'b'"),
+    (
+        "method_of_a_number",
+        "class R(float):\n  def go(self): return 2\nr = R(1)\ndef f(x): return r.go()\n",
+        *("f", "return 2", "return 3"),
+    ),
+    (
+        "method_of_a_dict",
+        "class D(dict):\n  def go(self): return 2\nd = D(a=1)\ndef f(x): return d.go()\n",
+        *("f", "return 2", "return 3"),
+    ),
+    (
+        "content_of_a_dict",
+        "class D(dict):\n  def go(self): return 2\nd = D(a=1)\ndef f(x): return d\n",
+        *("f", "a=1", "a=4"),
+    ),
+    (
+        "method_of_a_named_tuple",
+        "import typing\nclass D(typing.NamedTuple):\n  a: int\n  def go(self): return 2\n"
+        "d = D(1)\ndef f(x): return d.go()\n",
+        *("f", "return 2", "return 3"),
+    ),
+    (
+        "attribute_of_a_tuple",
+        "class T(tuple): pass\nt = T()\nt.by = 2\ndef f(x): return t.by\n",
+        *("f", "by = 2", "by = 3"),
+    ),
+    (
+        "default_factory",
+        "import collections\ndef one(): return 1\nd = collections.defaultdict(one)\ndef f(x): return d[x]\n",
+        *("f", "return 1", "return 2"),
+    ),
+    ("attribute_of_the_function", "def f(x): return x * f.by\nf.by = 2\n", "f", "by = 2", "by = 3"),
+    (
+        "attribute_of_a_helper",
+        "def h(x): return x * h.by\nh.by = 2\ndef f(x): return h(x)\n",
+        *("f", "by = 2", "by = 3"),
+    ),
+    ("attribute_set_on_a_class", "class C: pass\nC.by = 2\ndef f(x): return C.by\n", "f", "= 2", "= 3"),
+    (
+        "attribute_set_by_a_decorator",
+        "def by(cls):\n  cls.by = HOW\n  return cls\nHOW = 2\n@by\nclass C: pass\ndef f(x): return C.by\n",
+        *("f", "HOW = 2", "HOW = 3"),
+    ),
+    (
+        "method_set_on_a_class",
+        "class C:\n  def go(self): return 1\ndef g(self): return 2\nC.go = g\nc = C()\ndef f(x): return c.go()\n",
+        *("f", "return 2", "return 3"),
+    ),
+    (
+        "method_of_an_enum",
+        "import enum\nclass E(enum.Enum):\n  A = 1\n  def go(self): return 2\na = E.A\ndef f(x): return a.go()\n",
+        *("f", "return 2", "return 3"),
+    ),
+    (
+        "mask",
+        "import numpy as np\nm = np.ma.masked_array([1, 2], mask=[0, 1])\ndef f(x): return m\n",
+        *("f", "[0, 1]", "[1, 0]"),
+    ),
+    ("registration", DISPATCH, "f", "x * 2", "x * 3"),
+    ("registration_with_a_helper", DISPATCH, "g", "x * 2", "x * 3"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "attribute", "old", "new"), [e[1:] for e in BEHIND], ids=[e[0] for e in BEHIND]
+)
+def test_a_change_behind_a_class_an_attribute_or_a_registration_is_another_identity(
+    load, text, attribute, old, new
+):
+    assert text.count(old) == 1
+    was, now = (identity(getattr(load(each), attribute)) for each in (text, text.replace(old, new)))
+
+    assert was != now
+
+
+@pytest.mark.parametrize(("text", "attribute"), [e[1:3] for e in BEHIND], ids=[e[0] for e in BEHIND])
+def test_unchanged_code_has_one_identity_when_it_is_imported_twice(load, text, attribute):
+    assert identity(getattr(load(text), attribute)) == identity(getattr(load(text), attribute))
+
+
+# What is data and no more has the tree that it always had.
+AS_EVER = [
+    ("import collections\nP = collections.namedtuple('P', 'a')\np = P(1)\ndef f(x): return p\n", [1]),
+    ("import typing\nclass P(typing.NamedTuple):\n  a: int = 2\np = P(1)\ndef f(x): return p\n", [1]),
+    ("class D(dict): pass\np = D(a=1)\ndef f(x): return p\n", {"a": 1}),
+    (
+        "import enum\nclass E(enum.Enum):\n  A = 1\np = E.A\ndef f(x): return p\n",
+        {"$enum": "E.A", "value": 1},
+    ),
+    ("import collections\np = collections.OrderedDict(a=1)\ndef f(x): return p\n", {"a": 1}),
+]
+
+
+@pytest.mark.parametrize(("text", "tree"), AS_EVER)
+def test_classes_that_add_nothing_to_their_data_do_not_count(load, text, tree):
+    assert identity(load(text).f)["names"]["p"] == tree
+
+
+def test_what_a_library_sets_on_a_function_or_registers_does_not_count(load):
+    text = (
+        "import functools\n@functools.lru_cache\ndef h(x): return x\n"
+        "@functools.wraps(h)\ndef f(x): return h(x)\n"
+    )
+    assert "cache_parameters" in vars(load(text).f)
+    assert identity(load(text).f)["attributes"] == {}
+
+
 SAME = [
     ("    # A comment.\n", ""),
     ("    # A comment.\n", "    # Another.\n\n\n"),
