@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from datarax.core.errors import DataraxError as DataraxError
     from datarax.core.module import CheckpointableIteratorModule as CheckpointableIteratorModule
     from datarax.core.module import DataraxModule as DataraxModule
+    from datarax.grain_pipeline import GrainPipeline as GrainPipeline
+    from datarax.grain_pipeline import GrainPipelineConfig as GrainPipelineConfig
     from datarax.loader import DataLoader as DataLoader
     from datarax.loader import DataLoaderConfig as DataLoaderConfig
     from datarax.order import OrderPolicy as OrderPolicy
@@ -60,6 +62,8 @@ _HOMES = {
     "DataraxError": "core.errors",
     "DataraxModule": "core.module",
     "DataraxModuleConfig": "core.config",
+    "GrainPipeline": "grain_pipeline",
+    "GrainPipelineConfig": "grain_pipeline",
     "GrainSource": "sources",
     "GrainConfig": "sources",
     "MemorySource": "sources",

@@ -56,7 +56,16 @@ ALLOWED = {
         *("core", "signals", "sources", "run_config", "verify", "diff", "plan", "lineage", "inspection"),
         *("multihost", "doctor", "chaos", "deliveries", "delivery_table"),
     },
-    "__init__": {"checkpoint", "core", "loader", "order", "sources", "training", "transforms"},
+    "__init__": {
+        "checkpoint",
+        "core",
+        "grain_pipeline",
+        "loader",
+        "order",
+        "sources",
+        "training",
+        "transforms",
+    },
 }
 
 # Foreign names that have one home each.
@@ -131,7 +140,8 @@ def test_every_part_stands_in_the_table():
 
 PUBLIC = """
 ArrayRecordConfig ArrayRecordSource CheckpointableIteratorModule Checkpointer DataLoader DataLoaderConfig DataraxError
-DataraxModule DataraxModuleConfig GrainConfig GrainSource MemoryConfig MemorySource OrderPolicy RangeConfig RangeSource
+DataraxModule DataraxModuleConfig GrainConfig GrainPipeline GrainPipelineConfig GrainSource
+MemoryConfig MemorySource OrderPolicy RangeConfig RangeSource
 Remainder SaveConfig TensorStoreConfig TensorStoreSource TrainingSession
 map_batch map_records random_map_batch random_map_records
 """
