@@ -19,6 +19,7 @@ from datarax.loader import DataLoader
 from datarax.order import changed_algorithms
 from datarax.verify.replay import Replayed, Stretch
 from datarax.verify.report import SnapshotReport
+from datarax.verify.rows import StepRows, real
 
 _NAMED_RECORDS = 5
 
@@ -41,7 +42,7 @@ def explain(
                 f"is not part of the identity, have changed{_other_versions(directory, item)}"
             )
         return
-    report.records = _changed_records(stream, step)
+    report.records = StepRows.of(stream).changed_records(step)
     report.problems += [f"step {step}: {text}" for text in report.records[:_NAMED_RECORDS]]
     if report.records or report.differences:
         return
@@ -73,24 +74,23 @@ def _other_versions(directory: Path, item: DataItem) -> str:
 
 
 def name_delivered_changes(
-    report: SnapshotReport, loader: DataLoader, stretch: Stretch, result: Replayed
+    report: SnapshotReport, rows: StepRows, stretch: Stretch, result: Replayed
 ) -> None:
     """Steps that came out as recorded although their records are not what the manifest says: they got them as they are."""
     if result.ended_at is not None or report.keys_only:
         return
     steps = range(stretch.begin, stretch.end)
-    indices = [loader.record_keys(step).index for step in steps]
-    changed = loader.source.changed_among(_real(np.concatenate(indices)))
+    indices = rows.indices(steps)  # int64[steps, rows]
+    changed = rows.source.changed_among(real(indices))
     if not changed:
         return
     wrong = {int(step) for step in (*result.wrong_keys, *result.wrong_bytes)}
-    at = np.array(sorted(changed), np.int64)
-    hit = [step for step, each in zip(steps, indices, strict=True) if np.isin(each, at).any()]
-    delivered = [step for step in hit if step not in wrong]
+    hit = np.isin(indices, np.array(sorted(changed), np.int64)).any(axis=1)
+    delivered = [step for step in (stretch.begin + np.flatnonzero(hit)).tolist() if step not in wrong]
     if not delivered:
         return
     first = delivered[0]
-    records = _changed_records(loader, first)
+    records = rows.changed_records(first)
     what = (
         "is the first that delivered records as they are now, which is not what the manifest says"
         if report.bytes_compared
@@ -102,23 +102,6 @@ def name_delivered_changes(
     )
     if report.first_diverging_step is None:
         report.first_diverging_step, report.records = first, records
-
-
-def _changed_records(loader: DataLoader, step: int) -> list[str]:
-    """The records of a step that are not what the manifest says, with their rows."""
-    keys = loader.record_keys(step)
-    changed = loader.source.changed_among(_real(keys.index))
-    name = loader.source.name
-    return [
-        f"row {row} is {name}:{index} ({changed[index]})"
-        for row, index in enumerate(keys.index.tolist())
-        if index in changed
-    ]
-
-
-def _real(indices: np.ndarray) -> np.ndarray:
-    """Without the rows that are padding."""
-    return indices[indices >= 0]
 
 
 def _unexplained(loader: DataLoader) -> str:

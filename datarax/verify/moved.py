@@ -15,26 +15,27 @@ from datarax.checkpoint import ledger_steps, list_steps
 from datarax.checkpoint.file_stamps import FileStamps, all_file_stamps
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.salvage import read_data_item
-from datarax.loader import DataLoader
+from datarax.sources import DataSource
+from datarax.verify.rows import StepRows
 
 
-def notes_of_moved_files(directory: Path, loader: DataLoader, steps: Sequence[int]) -> Iterator[str]:
-    """A sentence for each start that found files of the loader's source with another time or size than the one before.
+def notes_of_moved_files(
+    directory: Path, source: DataSource, looked_at: Sequence[tuple[range, StepRows]]
+) -> Iterator[str]:
+    """A sentence for each start that found files of a source with another time or size than the one before.
 
     Args:
         directory: the run.
-        loader: of a source without a manifest.
-        steps: those that were looked at, ascending.
+        source: one without a manifest.
+        looked_at: the steps that were looked at and read this source, ascending.
     """
     for before, after in pairwise(all_file_stamps(RunLayout(directory))):
-        moved = _moved(before, after, loader.source.name)
+        moved = _moved(before, after, source.name)
         if not moved:
             continue
         since = _steps_before(directory, after.start)
-        ranges = [
-            (f.first_index, f.first_index + f.num_records) for f in loader.source.files() if f.name in moved
-        ]
-        first = next((s for s in steps if s >= since and _reads(loader, s, ranges)), None)
+        ranges = [(f.first_index, f.first_index + f.num_records) for f in source.files() if f.name in moved]
+        first = next(_reading(looked_at, since, ranges), None)
         read = (
             "none of these steps read them since"
             if first is None
@@ -62,9 +63,19 @@ def _steps_before(directory: Path, start: int) -> int:
     return max((step for step, item in items if item is not None and item.record.start < start), default=0)
 
 
-def _reads(loader: DataLoader, step: int, ranges: Sequence[tuple[int, int]]) -> bool:
-    index = loader.record_keys(step).index
-    return any(bool(np.any((index >= first) & (index < end))) for first, end in ranges)
+def _reading(
+    looked_at: Sequence[tuple[range, StepRows]], since: int, ranges: Sequence[tuple[int, int]]
+) -> Iterator[int]:
+    """The steps from `since` on that read a record in one of these ranges."""
+    for steps, rows in looked_at:
+        left = range(max(steps.start, since), steps.stop)
+        if not left:
+            continue
+        indices = rows.indices(left)
+        hit = np.zeros(len(left), np.bool_)
+        for first, end in ranges:
+            hit |= ((indices >= first) & (indices < end)).any(axis=1)
+        yield from (left.start + np.flatnonzero(hit)).tolist()
 
 
 __all__ = ["notes_of_moved_files"]

@@ -30,6 +30,7 @@ from datarax.verify.recipes import (
 from datarax.verify.records import contradictions
 from datarax.verify.replay import Replayed, Stretch, replay
 from datarax.verify.report import Interval, SnapshotReport, VerifyReport
+from datarax.verify.rows import StepRows
 
 FAST_STEPS = 1000
 """How many of the newest steps a fast verification covers if nothing else is asked for."""
@@ -140,7 +141,7 @@ class _Verification:
         self._newest_step = list_steps(directory)[-1]
         self._recipes = recipes
         self._fast = fast
-        self._done: list[tuple[SnapshotReport, DataLoader, Stretch, Replayed]] = []
+        self._done: list[tuple[SnapshotReport, StepRows, Stretch, Replayed]] = []
 
     def look_at(self, report: SnapshotReport, interval: Interval | None) -> None:
         """One snapshot, or ledger entry: its files, its record, its recipe, its steps."""
@@ -241,7 +242,7 @@ class _Verification:
         report.problems += result.problems
         report.first_diverging_step = result.first_diverging_step
         if isinstance(stream, DataLoader):
-            self._done.append((report, stream, stretch, result))
+            self._done.append((report, StepRows.of(stream), stretch, result))
         if result.first_diverging_step is not None:
             explain(report, self._directory, item, stream, result)
 
@@ -256,8 +257,8 @@ class _Verification:
         for source in self._recipes.sources:
             report.data_problems += source.check_content()
         if report.data_problems:
-            for snapshot, loader, stretch, result in self._done:
-                name_delivered_changes(snapshot, loader, stretch, result)
+            for snapshot, rows, stretch, result in self._done:
+                name_delivered_changes(snapshot, rows, stretch, result)
 
     def notes(self, report: VerifyReport) -> list[str]:
         """What was not checked, and why."""
@@ -277,12 +278,14 @@ class _Verification:
             for source in self._recipes.sources
             if not source.content_recorded
         ]
-        for loader in {id(loader.source): loader for _, loader, _, _ in self._done}.values():
-            if not loader.source.content_recorded:
-                done = sorted(
-                    {step for _, _, stretch, _ in self._done for step in range(stretch.begin, stretch.end)}
-                )
-                notes += notes_of_moved_files(self._directory, loader, done)
+        for source in self._recipes.sources:
+            if not source.content_recorded:
+                looked_at = [
+                    (range(stretch.begin, stretch.end), rows)
+                    for _, rows, stretch, _ in self._done
+                    if rows.source is source
+                ]
+                notes += notes_of_moved_files(self._directory, source, looked_at)
         replayed = [each for each in report.snapshots if each.replayed is not None]
         if replayed and not any(each.bytes_compared for each in replayed):
             notes.append(

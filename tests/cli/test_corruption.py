@@ -117,6 +117,31 @@ def test_steps_that_were_delivered_from_a_file_that_has_been_put_right_since_are
     assert "every record of it is what the manifest says today" in " ".join(wrong["problems"])
 
 
+def test_steps_before_and_after_a_change_of_the_batch_size_are_each_looked_up_by_their_own_rows(
+    tmp_path, capsys
+):
+    config = finish_run(tmp_path, *_KEEP, steps=6)
+    allowed = 'resume.allow_changed=["train.batch_size"]'
+    run(config, *_KEEP, allowed, "loader.batch_size=10", "run.steps=14")
+    steps = "0:14"
+    capsys.readouterr()
+    assert main(["order", str(tmp_path / "run"), "--steps", steps, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for first, last in ((0, 6), (6, 14)):
+        index, step = next(
+            (row["index"], row["step"])
+            for row in rows
+            if 101 < row["index"] < 130 and first <= row["step"] < last
+        )
+        good = shard(tmp_path).read_bytes()
+        rewrite(shard(tmp_path), index - 100, b"*" * 32)
+        code, report = verify(tmp_path, capsys, "--all")
+        shard(tmp_path).write_bytes(good)
+        assert (code, report["first_diverging_step"]) == (1, step)
+        wrong = next(each for each in report["snapshots"] if each["first_diverging_step"] == step)
+        assert f"text:{index}" in wrong["records"][0]
+
+
 def test_without_byte_digests_the_manifest_still_names_the_first_step_and_the_record(tmp_path, capsys):
     config = finish_run(tmp_path, *_KEEP, "loader.byte_digest=false", steps=12)
     index, step = find_record(config, capsys, first=4, last=12)
