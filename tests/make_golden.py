@@ -1,4 +1,4 @@
-"""Adds the golden files of versions that have none yet, of orders and of snapshots: `make golden`. Overwrites nothing."""
+"""Adds golden files that are missing, of orders, snapshots and behaviour: `make golden`. Overwrites nothing."""
 
 import hashlib
 import os
@@ -8,6 +8,7 @@ import sys
 def main():
     """Prints the lines for the two `test_golden.py`; 1 if no file was missing."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from tests.behaviour import make as behaviour
     from tests.checkpoint import make_golden as snapshots
     from tests.order import make_golden as orders
 
@@ -17,7 +18,10 @@ def main():
     snapshots_written = snapshots.write_missing(snapshots.GOLDEN)
     for name in snapshots_written:
         print(f'tests/checkpoint: "{name}": "{_sha256(snapshots.GOLDEN / name / snapshots.EXPECTED)}",')
-    if orders_written or snapshots_written:
+    behaviour_written = behaviour.write(behaviour.GOLDEN)
+    for name in behaviour_written:
+        print(f"tests/behaviour: {name}")
+    if orders_written or snapshots_written or behaviour_written:
         return 0
     print(
         "nothing to write: golden files are never overwritten, and a changed algorithm or format needs a new version"

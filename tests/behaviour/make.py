@@ -1,0 +1,92 @@
+"""What datarax does today, as files: `python -m tests.behaviour.make` writes those that are missing (also `make golden`).
+
+A file that is there is never overwritten, unless a change of behaviour is wanted and it is named: `--replace deliveries.json`.
+Only public names are used here, so that everything behind them may be moved and rewritten.
+"""
+
+import argparse
+import functools
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.behaviour import commands, deliveries, draws, modules, runs
+
+GOLDEN = Path(__file__).parents[2] / "checkpoints" / "golden" / "behaviour"
+
+
+def _deliveries(place):
+    found, states = deliveries.facts(place)
+    files = place / "files"
+    kinds, messages = modules.refusals(files)
+    return {
+        "deliveries": found,
+        "states": {"loaders": states, "modules": modules.states(files), "refused": kinds},
+        "identities": modules.identities(files),
+        "messages": {"refused states": messages},
+    }
+
+
+def _runs(place):
+    differences, messages = runs.differences(place / "changes")
+    return {
+        "records": runs.records(place / "records"),
+        "differences": differences,
+        "messages": {"refused changes": messages},
+    }
+
+
+def _commands(place):
+    codes, messages = commands.facts(place)
+    return {"exit_codes": codes, "messages": {"commands": messages}}
+
+
+def _draws(place):
+    return {f"draws-{draws.line()}": draws.facts()}
+
+
+@functools.cache
+def trees():
+    """File name -> case -> what it gives, as JSON would give it back."""
+    found = {}
+    for group in (_deliveries, _runs, _commands, _draws):
+        with tempfile.TemporaryDirectory() as place:
+            place = Path(place).resolve()
+            for name, tree in group(place).items():
+                text = json.dumps(tree)
+                if name == "messages":
+                    text = text.replace(str(place), "{place}")
+                found[f"{name}.json"] = {**found.get(f"{name}.json", {}), **json.loads(text)}
+    return found
+
+
+def spelled(tree):
+    """JSON with sorted keys and a line for each value."""
+    return json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write(directory, replace=()):
+    """Writes the files that are missing and those that are to be replaced.
+
+    Returns:
+        Their names.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [name for name in trees() if name in replace or not (directory / name).exists()]
+    for name in names:
+        (directory / name).write_text(spelled(trees()[name]), encoding="utf-8")
+    return names
+
+
+def main():
+    """Prints the names of the files that were written; 1 if there are none."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--replace", action="append", default=[], metavar="NAME", help="a file that is there")
+    written = write(GOLDEN, parser.parse_args().replace)
+    print("\n".join(written) or "nothing to write: name a file with --replace to overwrite it")
+    return 0 if written else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
