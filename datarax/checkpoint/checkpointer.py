@@ -31,9 +31,8 @@ from datarax.checkpoint.save_pace import SavePace
 from datarax.checkpoint.saver import SaveJob, Saver, reason
 from datarax.checkpoint.snapshot import Snapshot, newest_good_step
 from datarax.core.errors import ConfigError, DataraxError, Difference, InputError, PeerError, SaveError
-from datarax.core.processes import Processes, check_agreement
 from datarax.core.protocols import KeepsStepDigests, Stateful
-from datarax.multihost import current
+from datarax.multihost import Processes, check_agreement, current
 
 _SHARED_SECONDS = 20.0
 

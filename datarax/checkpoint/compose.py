@@ -19,8 +19,8 @@ from datarax.checkpoint.layout import PROCESSES_NAME, STEPS_NAME, sha256_hex
 from datarax.checkpoint.record import LoaderRecord, StepRange, pack_processes, pack_steps, unpack_steps
 from datarax.core.errors import DisagreementError, InputError
 from datarax.core.fingerprint import canonical_json
-from datarax.core.processes import check_agreement
 from datarax.core.protocols import Identified, KeepsDigest, KeepsStepDigests, Stateful, SumsOverProcesses
+from datarax.multihost import check_agreement
 
 Modules = Mapping[str, Stateful]
 

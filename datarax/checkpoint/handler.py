@@ -25,7 +25,7 @@ from orbax.checkpoint import options as ocp_options
 
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, fsync_directory, write_new
 from datarax.checkpoint.model_item import LeafSpec
-from datarax.core.processes import Processes
+from datarax.multihost import Processes
 
 _STRAGGLER_SECONDS = 60.0
 _SHORTEST_DEADLINE_SECONDS = 60.0
@@ -204,9 +204,12 @@ class OrbaxWriter:
     def tell_failure(self, error: BaseException) -> None:
         """Tell the processes that wait for this one in the commit that it has failed, unless they know."""
         if self._processes.count > 1 and self._met < len(_MEETINGS):
-            topic, self._met = _MEETINGS[self._met], len(_MEETINGS)
+
+            def fail() -> None:
+                raise error
+
             with contextlib.suppress(Exception):
-                self._processes.fail(f"{topic}-{self._scope}", error, timeout_seconds=self.deadline_seconds)
+                self._meet(_MEETINGS[self._met], self.deadline_seconds, fail)
 
     def meet_last(self, work: Callable[[], None]) -> None:
         """The last meeting of a commit: `work` runs on process 0, and all raise what it raises.

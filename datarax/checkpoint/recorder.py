@@ -19,7 +19,7 @@ from datarax.checkpoint.record import Record
 from datarax.checkpoint.restore import Restored
 from datarax.core.errors import ConfigError, InputError
 from datarax.core.fingerprint import canonical_json
-from datarax.core.processes import check_agreement
+from datarax.multihost import check_agreement
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from datarax.checkpoint.snapshot import Snapshot
 from datarax.core.advice import all_advice
 from datarax.core.errors import MISSING, Difference, InputError, MismatchError, SnapshotDamagedError
 from datarax.core.fingerprint import canonical_json, differences
-from datarax.core.processes import Processes, check_agreement
 from datarax.core.protocols import Stateful
+from datarax.multihost import Processes, check_agreement
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from datarax.checkpoint.save_config import SaveConfig
-from datarax.core.processes import Processes
+from datarax.multihost import Processes
 
 
 class SavePace:

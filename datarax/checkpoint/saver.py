@@ -35,8 +35,8 @@ from datarax.checkpoint.model_item import LeafSpec
 from datarax.checkpoint.retention import drop, steps_to_drop, throw_away
 from datarax.checkpoint.save_config import SaveConfig
 from datarax.core.errors import DataraxError, PeerError, PeerLostError, RunLockedError, SaveError
-from datarax.core.processes import Processes
 from datarax.core.protocols import KeepsStepDigests
+from datarax.multihost import Processes
 
 _RELOAD_EVERY = 256
 

@@ -15,7 +15,7 @@ from datarax.cli.launch import follow_launcher, launch
 from datarax.signals import StopRequested, StopSignals
 
 if TYPE_CHECKING:
-    from datarax.core.processes import Processes
+    from datarax.multihost import Processes
     from datarax.run_config import AnyRunConfig
 
 # A dead process is noticed by its heartbeat long before.

@@ -14,10 +14,10 @@ import jax
 from datarax.core.attributes import load_attribute
 from datarax.core.decode import encode
 from datarax.core.errors import ConfigError
-from datarax.core.processes import Processes
 from datarax.core.protocols import BatchStream
 from datarax.grain_pipeline import GrainPipeline, load_grain_pipeline
 from datarax.loader import DataLoader
+from datarax.multihost import Processes
 from datarax.run_config.config import BaseRunConfig, GrainRunConfig, MeshSection, RunConfig
 from datarax.sources import DataSource
 from datarax.sources.open import open_source

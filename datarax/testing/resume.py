@@ -14,7 +14,7 @@ from typing import Any
 from datarax.checkpoint import Checkpointer, SaveConfig
 from datarax.core.errors import DataraxError
 from datarax.core.module import CheckpointableIteratorModule, DataraxModule
-from datarax.core.processes import Processes
+from datarax.multihost import Processes
 from datarax.testing.difference import detached, must_equal, overwrite
 from datarax.testing.parts import MakePart, check_parts
 from datarax.testing.recording import (

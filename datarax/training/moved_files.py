@@ -12,7 +12,7 @@ from typing import Any
 
 from datarax.checkpoint import Checkpointer, FileStamps
 from datarax.core.errors import MismatchError
-from datarax.core.processes import Processes
+from datarax.multihost import Processes
 from datarax.sources import DataSource
 
 _A_LOOK_SECONDS = 6 * 3600.0  # a large dataset that was copied is read whole once

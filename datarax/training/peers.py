@@ -17,8 +17,7 @@ from typing import NoReturn
 
 from datarax.checkpoint import list_steps
 from datarax.core.errors import PeerLostError
-from datarax.core.processes import Processes
-from datarax.multihost import leave_at_once
+from datarax.multihost import Processes, leave_at_once
 
 _LISTEN_SECONDS = 0.5
 

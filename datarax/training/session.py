@@ -27,10 +27,9 @@ from datarax.checkpoint import (
     make_global,
 )
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
-from datarax.core.processes import Processes
 from datarax.core.protocols import BatchStream
 from datarax.loader import DataLoader
-from datarax.multihost import check_slots, current, notice_replaced
+from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
 from datarax.signals import StopRequested, StopSignals
 from datarax.training.contract import Pace, TaskContract, check_position, state_and_metrics
 from datarax.training.moved_files import check_moved_files
@@ -275,10 +274,12 @@ class TrainingSession:
     def _shared_state(self, state: Any, mesh: jax.sharding.Mesh) -> Any:
         """The state that `init` made, with every array of one process alone made global; the values must be the same on all."""
         alone = held_alone(state)
-        self._processes.agree(
+        about = "the task's init"
+        self._processes.exchange(
             "init",
-            {"the part of the state that each process makes for itself": alone},
-            about="the task's init",
+            lambda: {"the part of the state that each process makes for itself": alone},
+            lambda parts: check_agreement(parts, about),
+            about=about,
             timeout_seconds=self._save_config.timeout_seconds,  # one host may compile far longer than another
         )
         return make_global(state, mesh)

@@ -1,7 +1,7 @@
 """How the processes of one run agree: every exchange has a deadline, and names who failed, differed or did not come.
 
 Works on JAX's coordination service (a key-value store and named barriers), never on devices, so no collective can hang in it.
-A training step needs none of it; start, save and restore do. Who the processes are is `datarax.multihost`'s to say.
+A training step needs none of it; start, save and restore do. Who the processes are is said in `datarax.multihost.startup`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -53,6 +53,8 @@ class Processes:
         self._lock = threading.Lock()
         self._shared: BaseException | None = None
         self.broken = False
+        if client is not None:
+            client.key_value_set(f"datarax/host/{index}", f"pid {os.getpid()} on {socket.gethostname()}")
 
     @property
     def first(self) -> bool:
@@ -87,29 +89,20 @@ class Processes:
         """
         if self.count == 1:
             return answer([work()])
-        about = about or topic
-        part, own = self._part(work)
-        return self._settle(topic, part, own, answer, about, timeout_seconds or self._timeout)
-
-    def agree(
-        self,
-        topic: str,
-        facts: Mapping[str, Any],
-        *,
-        about: str | None = None,
-        timeout_seconds: float | None = None,
-    ) -> None:
-        """Makes sure that all processes hold the same facts (values with JSON).
-
-        Raises:
-            DisagreementError: on all of them, naming fact, values and processes.
-            PeerLostError: if a process did not come in time.
-        """
-
-        def compare(parts: list[dict[str, Any]]) -> None:
-            check_agreement(parts, about or topic)
-
-        self.exchange(topic, lambda: dict(facts), compare, about=about, timeout_seconds=timeout_seconds)
+        own: Exception | None = None
+        try:
+            part = json.dumps({"value": work()})
+        except Exception as error:
+            part, own = json.dumps(_as_part(error)), error
+        verdict = self._settle(topic, part, own, answer, about or topic, timeout_seconds or self._timeout)
+        if "error" not in verdict:
+            return verdict["answer"]
+        if verdict.get("disagreement"):
+            raise DisagreementError(verdict["error"])
+        if own is not None and verdict["unanimous"]:
+            self._shared = own
+            raise own
+        raise PeerError(verdict["error"], exit_code=verdict["code"]) from own
 
     def next_scope(self) -> str:
         """A name for topics of one pair of threads: the n-th call has the same on all processes."""
@@ -120,15 +113,6 @@ class Processes:
     def is_shared(self, error: BaseException) -> bool:
         """Whether all processes raise this error, or the like, at the same point."""
         return self.count == 1 or error is self._shared or isinstance(error, (PeerError, DisagreementError))
-
-    def fail(self, topic: str, error: BaseException, *, timeout_seconds: float | None = None) -> NoReturn:
-        """Takes part in the next exchange of `topic` with an error, for a process that cannot take part otherwise."""
-
-        def work() -> Any:
-            raise error
-
-        self.exchange(topic, work, lambda parts: None, timeout_seconds=timeout_seconds)
-        raise error
 
     def missing(self, seconds: float = _SOON) -> list[int]:
         """Which processes do not come to ask the same within some seconds. Each asks once, when it cannot go on."""
@@ -166,26 +150,16 @@ class Processes:
         text = f"process {index}" + (f" ({host})" if host else "")
         return f"{text}, which ended with: {word}" if word else text
 
-    def _introduce(self) -> None:
-        self._client.key_value_set(
-            f"datarax/host/{self.index}", f"pid {os.getpid()} on {socket.gethostname()}"
-        )
-
-    def _part(self, work: Callable[[], Any]) -> tuple[str, BaseException | None]:
-        try:
-            return json.dumps({"value": work()}), None
-        except Exception as error:
-            return json.dumps(_as_part(error)), error
-
     def _settle(
         self,
         topic: str,
         part: str,
-        own: BaseException | None,
+        own: Exception | None,
         answer: Callable[[list[Any]], Any],
         about: str,
         timeout: float,
-    ) -> Any:
+    ) -> dict[str, Any]:
+        """What process 0 makes of the parts of all: `answer`, or `error` and of what kind it is."""
         prefix = self._next_prefix(topic)
         try:
             self._client.key_value_set(f"{prefix}/parts/{self.index}", part)
@@ -197,15 +171,7 @@ class Processes:
                 verdict = self._client.blocking_key_value_get(f"{prefix}/answer", int(timeout * 1000))
         except jax.errors.JaxRuntimeError as error:
             raise self._lost(str(error), about, timeout) from (own or error)
-        tree = json.loads(verdict)
-        if "error" not in tree:
-            return tree["answer"]
-        if tree.get("disagreement"):
-            raise DisagreementError(tree["error"])
-        if own is not None and tree["unanimous"]:
-            self._shared = own
-            raise own
-        raise PeerError(tree["error"], exit_code=tree["code"]) from own
+        return json.loads(verdict)
 
     def _next_prefix(self, topic: str) -> str:
         with self._lock:

@@ -1,14 +1,13 @@
-"""Which process of how many this is, and which slots of a batch are its own. The only file that asks JAX.
+"""Which process of how many this is: how the processes of a run find each other, and how they leave.
 
-The engine is JAX's own: `jax.distributed` with its coordinator, cluster detection and preemption notice. How processes agree
-once they have found each other is in `datarax.core.processes`.
+The engine is JAX's own: `jax.distributed` with its coordinator, cluster detection and preemption notice. Knows nothing of
+batches and of what the processes agree on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import re
 import select
@@ -16,17 +15,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 import jax
-import numpy as np
 from jax._src import distributed  # the client of the coordination service has no public name
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from datarax.core.errors import ConfigError, DisagreementError, PeerLostError
-from datarax.core.processes import Processes
+from datarax.core.errors import ConfigError, PeerLostError
+from datarax.multihost.processes import Processes
 
 COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 """Environment variables from which a process learns its place; all three or none."""
@@ -58,8 +55,6 @@ class MultihostConfig:
         if self.start not in ("auto", "cluster", "off"):
             raise ConfigError(f"multihost.start must be 'auto', 'cluster' or 'off', got {self.start!r}")
 
-
-# Start and end.
 
 _current: Processes | None = None
 
@@ -189,16 +184,15 @@ def _alone_after_all() -> Processes:
 
 
 def _joined(config: MultihostConfig) -> Processes:
+    global _handler_at_start
+    _handler_at_start = _sigterm_handler()
     state = distributed.global_state
-    processes = Processes(
+    return Processes(
         state.process_id,
         state.num_processes,
         client=state.client,
         timeout_seconds=config.exchange_timeout_seconds,
     )
-    processes._introduce()
-    _remember_handler()
-    return processes
 
 
 def finish() -> None:
@@ -207,117 +201,6 @@ def finish() -> None:
     if distributed.global_state.client is not None:
         jax.distributed.shutdown()
     _current = None
-
-
-# Slots.
-
-
-@dataclass(frozen=True)
-class Slots:
-    """Which slots of the global batch a process reads."""
-
-    rows: np.ndarray
-    """int64, sorted: those that its devices hold."""
-    owned: np.ndarray
-    """int64, sorted, a subset of `rows`: those that no lower process holds. Over all processes every slot has one owner."""
-
-
-def slots_of(
-    sharding: Sharding,
-    batch_size: int,
-    *,
-    process_index: int | None = None,
-    process_of: Callable[[Any], int] = lambda device: device.process_index,
-) -> Slots:
-    """The slots of one process under a sharding of the batch.
-
-    With model parallelism several processes hold the same rows, and the rows of one need not be a range.
-
-    Args:
-        sharding: where the leading axis of a batch lies.
-        batch_size: rows of the global batch.
-        process_index: which process; by default this one.
-        process_of: the process of a device.
-
-    Raises:
-        ConfigError: if the sharding does not divide the batch, with the numbers of row shards that fit.
-    """
-    index = jax.process_index() if process_index is None else process_index
-    try:
-        held = leading_axis(sharding).devices_indices_map((batch_size,))
-    except ValueError as error:
-        raise ConfigError(_does_not_divide(sharding, batch_size, error)) from error
-    # Devices of one row shard have the same slice: the shards are few where the devices are many.
-    holders: dict[tuple[int, int], tuple[int, bool]] = {}
-    for device, place in held.items():
-        start, stop, _ = place[0].indices(batch_size)
-        process = process_of(device)
-        lowest, mine = holders.get((start, stop), (process, False))
-        holders[start, stop] = (min(lowest, process), mine or process == index)
-    ranges = sorted((*span, lowest) for span, (lowest, mine) in holders.items() if mine)
-    return Slots(
-        _union([(start, stop) for start, stop, _ in ranges]),
-        _union([(start, stop) for start, stop, lowest in ranges if lowest == index]),
-    )
-
-
-def check_slots(owned: Sequence[Sequence[Sequence[int]]], batch_size: int) -> None:
-    """Makes sure that every slot of the global batch has one owner.
-
-    Args:
-        owned: for each process the slots that it owns, as ranges `[start, stop)`.
-        batch_size: slots of the global batch.
-
-    Raises:
-        DisagreementError: if a slot has none or several, naming it and them.
-    """
-    owners = np.zeros(batch_size, np.int64)
-    for ranges in owned:
-        for start, stop in ranges:
-            owners[start:stop] += 1
-    wrong = np.flatnonzero(owners != 1)
-    if len(wrong) == 0:
-        return
-    slot = int(wrong[0])
-    holders = [i for i, ranges in enumerate(owned) if any(start <= slot < stop for start, stop in ranges)]
-    whose = f"processes {', '.join(map(str, holders))}" if holders else "no process"
-    raise DisagreementError(
-        f"{len(wrong)} of {batch_size} slots of the global batch do not have one owner, the first is slot {slot}, counted by "
-        f"{whose}; let rows and owned follow from one sharding on all processes"
-    )
-
-
-def leading_axis(sharding: Sharding) -> Sharding:
-    """A sharding of arrays with any number of axes, reduced to that of their first."""
-    if isinstance(sharding, NamedSharding) and len(sharding.spec) > 1:
-        spec = PartitionSpec(*sharding.spec[:1])
-        return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
-    return sharding
-
-
-def _union(ranges: list[tuple[int, int]]) -> np.ndarray:
-    if not ranges:
-        return np.zeros(0, np.int64)
-    return np.unique(np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in ranges]))
-
-
-def fitting_row_shards(batch_size: int) -> list[int]:
-    """Into how many row shards a batch can be split: JAX's shardings take equal parts only."""
-    return [count for count in range(1, batch_size + 1) if batch_size % count == 0]
-
-
-def _does_not_divide(sharding: Sharding, batch_size: int, error: ValueError) -> str:
-    if not isinstance(sharding, NamedSharding):
-        return f"a batch of {batch_size} rows cannot be placed under {sharding}: {error}"
-    axes = sharding.spec[0] if len(sharding.spec) else None
-    names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
-    shards = math.prod(sharding.mesh.shape[name] for name in names)
-    fit = fitting_row_shards(batch_size)
-    shown = ", ".join(map(str, fit[:20])) + (" …" if len(fit) > 20 else "")
-    return (
-        f"a batch of {batch_size} rows cannot be split into {shards} row shards (mesh axes {', '.join(names)}); the numbers "
-        f"of row shards that fit are {shown}"
-    )
 
 
 class _Watch:
@@ -391,11 +274,6 @@ _handler_at_start: int | None = None
 def notice_replaced() -> bool:
     """Whether somebody has taken SIGTERM from JAX since the start: then no notice of a preemption comes any more."""
     return _handler_at_start is not None and _sigterm_handler() != _handler_at_start
-
-
-def _remember_handler() -> None:
-    global _handler_at_start
-    _handler_at_start = _sigterm_handler()
 
 
 def _sigterm_handler() -> int | None:
