@@ -461,22 +461,24 @@ class Checkpointer:
         files: list[Mapping[str, bytes]] = []
         modules = {} if data is None else named_modules(data)
 
-        def fix() -> dict[str, Any]:
+        def fix() -> Mapping[str, Any]:
             self._check_step(step)
             if model is None and data is None:
                 raise InputError(
                     f"save of step {step} was given neither a model nor data; pass model=, data= or both"
                 )
             try:
-                fixed.append(self._recorder.fix(step, model, modules, alone=self._processes.count == 1))
+                process = None if self._processes.count == 1 else self._processes.index
+                fixed.append(self._recorder.fix(step, model, modules, process=process))
             except EncodingError as error:
                 raise InputError(f"the snapshot of step {step} cannot be made: {error}") from error
             return fixed[0].part
 
         def merge(parts: Sequence[Mapping[str, Any]]) -> bool:
             try:
+                own, previous = fixed[0], self._latest
                 files.append(
-                    self._recorder.files(modules, parts, step=step, previous=self._latest, start=self.start)
+                    self._recorder.files(modules, own, parts, step=step, previous=previous, start=self.start)
                 )
                 return self._make_room(step)
             except EncodingError as error:
@@ -492,6 +494,9 @@ class Checkpointer:
             if error.exit_code != SaveError.exit_code:
                 raise
             raise self._cannot_save(step, str(error)) from error
+        finally:
+            for each in fixed:
+                each.remove_file()
         if moved:
             self._opened("save").reload()  # Orbax took it for a step
         return SaveJob(

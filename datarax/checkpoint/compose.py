@@ -6,21 +6,19 @@ locks and Orbax.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from datarax.checkpoint.encoding import encode
 from datarax.checkpoint.layout import PROCESSES_NAME, STEPS_NAME, sha256_hex
-from datarax.checkpoint.record import LoaderRecord, StepRange, pack_processes, pack_steps, unpack_steps
+from datarax.checkpoint.record import LoaderRecord, StepRange, pack_processes, pack_steps
 from datarax.core.errors import DisagreementError, InputError
 from datarax.core.fingerprint import canonical_json
 from datarax.core.protocols import Identified, KeepsDigest, KeepsStepDigests, Stateful, SumsOverProcesses
-from datarax.multihost import check_agreement
 
 Modules = Mapping[str, Stateful]
 
@@ -64,9 +62,42 @@ def position_of(state: Mapping[str, Any]) -> int | None:
 class FixedData:
     """What the data modules of one process hold at one moment: its part of the data item."""
 
-    parts: Mapping[str, Mapping[str, Any]]
-    """For each module, values with JSON: `scope`, `state` or `contribution`, `digest`, `steps` if it keeps digests of steps."""
+    loaders: Mapping[str, LoaderRecord]
+    """Of this process alone; a state that is its own stands here too."""
+    contributions: Mapping[str, Mapping[str, Any]]
+    """For modules that sum over processes, instead of a state: what this process has added to that of all."""
+    pairs: bytes
+    """As in `steps.bin`: digests of the steps since the last committed snapshot, over the rows that count here."""
     positions: Mapping[str, int | None]
+
+    def facts(self) -> dict[str, Any]:
+        """What all processes must say alike: a few hundred bytes, however large the states are."""
+        facts: dict[str, Any] = {"the set of data modules": sorted(self.loaders)}
+        for name, one in self.loaders.items():
+            facts[f"the scope of {name!r}"] = one.scope
+            if one.scope == "global" and name not in self.contributions:
+                # The state itself only where it is small enough to be read in a message.
+                text = canonical_json(one.state)
+                facts[f"the state of {name!r}"] = one.state if len(text) <= 200 else sha256_hex(text)
+            if one.steps is not None:
+                facts[f"the first step of {name!r} since the last snapshot"] = one.steps.first_step
+                facts[f"the number of steps of {name!r} since then"] = one.steps.count
+        return facts
+
+    def shares(self) -> dict[str, dict[str, Any]]:
+        """What differs between processes that agree on the facts, but for the pairs; values with JSON."""
+        return {
+            name: {
+                "state": one.state if one.scope == "process" else None,
+                "contribution": self.contributions.get(name),
+                "has_bytes": one.steps is None or one.steps.has_bytes,
+            }
+            for name, one in self.loaders.items()
+        }
+
+    def to_bytes(self) -> bytes:
+        """The pairs, and after them the shares: what `merge_data` needs of another process."""
+        return self.pairs + json.dumps(self.shares()).encode()
 
 
 @dataclass(frozen=True)
@@ -87,103 +118,68 @@ def fix_data(modules: Modules, *, alone: bool) -> FixedData:
     Raises:
         EncodingError: if a state holds a value that cannot be encoded, naming its path.
     """
-    parts: dict[str, Mapping[str, Any]] = {}
-    positions: dict[str, int | None] = {}
-    for name, module in modules.items():
-        state = module.get_state()
-        positions[name] = position_of(state)
-        part: dict[str, Any] = {"scope": _scope(module), "state": None, "contribution": None}
-        if isinstance(module, SumsOverProcesses) and part["scope"] == "global" and not alone:
-            part["contribution"] = module.contribution()
-        else:
-            part["state"] = encode(state, name)
-        part["digest"] = _digest(module)
-        part["steps"] = None
-        if isinstance(module, KeepsStepDigests):
-            first, keys, values, has_bytes = module.take_step_digests()
-            packed = base64.b85encode(pack_steps([(keys, values)])).decode()
-            part["steps"] = {"first_step": first, "count": len(keys), "has_bytes": has_bytes, "pairs": packed}
-        parts[name] = part
-    return FixedData(parts, positions)
-
-
-def merge_data(modules: Modules, parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> MergedData:
-    """One data item of the parts of all processes, in the order of processes.
-
-    Args:
-        modules: those of this process; the parts of all are about the same ones.
-        parts: `FixedData.parts` of each process.
-
-    Raises:
-        DisagreementError: if the parts are not of one moment, naming the processes.
-        EncodingError: if a state cannot be encoded.
-    """
-    about = "the state of the data"
-    if len(parts) > 1:
-        check_agreement([_facts(part) for part in parts], about)
     loaders: dict[str, LoaderRecord] = {}
-    blocks: list[bytes] = []
-    own: dict[int, dict[str, Any]] = {index: {} for index in range(len(parts))}
+    contributions: dict[str, Mapping[str, Any]] = {}
+    positions: dict[str, int | None] = {}
+    blocks = []
     offset = 0
     for name, module in modules.items():
-        each = [part[name] for part in parts]
-        scope, state, digest = each[0]["scope"], each[0]["state"], each[0]["digest"]
-        if scope == "process":
-            for index, one in enumerate(each):
-                own[index][name] = one["state"]
-            state, digest = None, digest if len(parts) == 1 else None
-        elif isinstance(module, SumsOverProcesses) and each[0]["contribution"] is not None:
+        state, scope, steps = module.get_state(), _scope(module), None
+        positions[name] = position_of(state)
+        if isinstance(module, SumsOverProcesses) and scope == "global" and not alone:
+            contributions[name] = module.contribution()
+            encoded = None
+        else:
+            encoded = encode(state, name)
+        if isinstance(module, KeepsStepDigests):
+            first, keys, values, has_bytes = module.take_step_digests()
+            steps = StepRange(first_step=first, count=len(keys), has_bytes=has_bytes, offset=offset)
+            blocks.append((keys, values))
+            offset += len(keys)
+        loaders[name] = LoaderRecord(scope=scope, state=encoded, digest=_digest(module), steps=steps)
+    return FixedData(loaders, contributions, pack_steps(blocks), positions)
+
+
+def merge_data(modules: Modules, own: FixedData, others: Iterable[bytes]) -> MergedData:
+    """One data item of the parts of all processes.
+
+    Args:
+        modules: those of process 0; the parts of all are about the same ones.
+        own: the part of process 0.
+        others: `FixedData.to_bytes` of the processes after it, in their order; their facts are those of `own`.
+
+    Raises:
+        DisagreementError: if the contributions are not of one moment.
+        EncodingError: if a state cannot be encoded.
+    """
+    shares = [own.shares()]
+    pairs = np.frombuffer(own.pairs, np.dtype("<u8")).copy()
+    for data in others:
+        pairs += np.frombuffer(data[: len(own.pairs)], pairs.dtype)  # all have the same steps: one layout
+        shares.append(json.loads(data[len(own.pairs) :]))
+    loaders: dict[str, LoaderRecord] = {}
+    single: dict[int, dict[str, Any]] = {index: {} for index in range(len(shares))}
+    for name, module in modules.items():
+        each, one = [share[name] for share in shares], own.loaders[name]
+        if one.scope == "process":
+            for index, share in enumerate(each):
+                single[index][name] = share["state"]
+            one = replace(one, state=None, digest=one.digest if len(shares) == 1 else None)
+        elif isinstance(module, SumsOverProcesses) and name in own.contributions:
             try:
-                total, digest = module.combined([one["contribution"] for one in each])
+                total, digest = module.combined([share["contribution"] for share in each])
             except ValueError as error:
-                raise DisagreementError(f"{about} {name!r}: {error}") from error
-            state = encode(total, name)
-        steps = None
-        if each[0]["steps"] is not None:
-            said = each[0]["steps"]
-            keys, values = _summed_steps([one["steps"] for one in each])
-            has_bytes = all(one["steps"]["has_bytes"] for one in each)
-            steps = StepRange(
-                first_step=said["first_step"], count=said["count"], has_bytes=has_bytes, offset=offset
-            )
-            blocks.append(pack_steps([(keys, values)]))
-            offset += said["count"]
-        loaders[name] = LoaderRecord(scope=scope, state=state, digest=digest, steps=steps)
+                raise DisagreementError(f"the state of the data {name!r}: {error}") from error
+            one = replace(one, state=encode(total, name), digest=digest)
+        if one.steps is not None:
+            one = replace(one, steps=replace(one.steps, has_bytes=all(share["has_bytes"] for share in each)))
+        loaders[name] = one
     files: dict[str, bytes] = {}
-    if any(each.steps is not None for each in loaders.values()):
-        files[STEPS_NAME] = b"".join(blocks)
-    if own[0]:
-        files[PROCESSES_NAME] = pack_processes(own, len(parts))
+    if any(one.steps is not None for one in loaders.values()):
+        files[STEPS_NAME] = pairs.tobytes()
+    if single[0]:
+        files[PROCESSES_NAME] = pack_processes(single, len(shares))
     return MergedData(loaders, files)
-
-
-def _facts(part: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What all processes must say alike."""
-    facts: dict[str, Any] = {"the set of data modules": sorted(part)}
-    for name, one in part.items():
-        facts[f"the scope of {name!r}"] = one["scope"]
-        if one["scope"] == "global" and one["contribution"] is None:
-            # The state itself only where it is small enough to be read in a message.
-            text = canonical_json(one["state"])
-            facts[f"the state of {name!r}"] = one["state"] if len(text) <= 200 else sha256_hex(text)
-        if one["steps"] is not None:
-            facts[f"the first step of {name!r} since the last snapshot"] = one["steps"]["first_step"]
-            facts[f"the number of steps of {name!r} since then"] = one["steps"]["count"]
-    return facts
-
-
-def _summed_steps(
-    parts: Sequence[Mapping[str, Any]],
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    count = parts[0]["count"]
-    keys, values = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
-    whole = StepRange(first_step=0, count=count, has_bytes=True, offset=0)
-    for part in parts:
-        more_keys, more_values = unpack_steps(base64.b85decode(part["pairs"]), whole)
-        assert more_values is not None
-        keys += more_keys
-        values += more_values
-    return keys, values
 
 
 def _scope(module: Stateful) -> str:

@@ -74,6 +74,11 @@ class RunLayout:
         return self.directory / "trash"
 
     @property
+    def parts(self) -> Path:
+        """What other processes hand to process 0 for the snapshot that is being saved; never part of one."""
+        return self.directory / "parts"
+
+    @property
     def set_aside(self) -> Path:
         """Steps that a rollback took out of the run without deleting them."""
         return self.directory / "set_aside"

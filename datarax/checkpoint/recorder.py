@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,31 +17,37 @@ import numpy as np
 from datarax.checkpoint.compose import FixedData, Modules, fix_data, identities, merge_data, position_of
 from datarax.checkpoint.global_arrays import make_global
 from datarax.checkpoint.history import INLINE_ENTRIES, Lineage, entries_to_bytes
-from datarax.checkpoint.layout import RECORD_NAME, RunLayout, sha256_hex, write_addressed
+from datarax.checkpoint.layout import RECORD_NAME, RunLayout, sha256_hex, write_addressed, write_new
 from datarax.checkpoint.model_item import LeafSpec, flatten_model, held_alone
 from datarax.checkpoint.record import Record
 from datarax.checkpoint.restore import Restored
-from datarax.core.errors import ConfigError, InputError
+from datarax.core.errors import ConfigError, InputError, SaveError
 from datarax.core.fingerprint import canonical_json
 from datarax.multihost import check_agreement
+
+_READERS = 16
+"""Files of other processes that are read at once: a network file system needs a millisecond for each."""
 
 
 @dataclass(frozen=True)
 class Fixed:
     """What one process brings to a snapshot; later changes of model and modules do not reach it."""
 
-    step: int
-    facts: Mapping[str, Any]
     data: FixedData
     leaves: Sequence[LeafSpec] | None
     """All leaves of the model, or None without a model."""
     arrays: Mapping[str, jax.Array | np.ndarray]
     """The stored leaves by path."""
+    file: Path | None = None
+    """Where process 0 finds `data`, on the others."""
+    part: Mapping[str, Any] = field(default_factory=dict)
+    """What process 0 is told, values with JSON: about a kilobyte, however many steps and however large the states."""
 
-    @property
-    def part(self) -> dict[str, Any]:
-        """What the other processes are told, values with JSON."""
-        return {"facts": self.facts, "data": self.data.parts, "positions": self.data.positions}
+    def remove_file(self) -> None:
+        """Nobody reads it any more; whoever cannot delete it leaves that to the next start."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):
+                self.file.unlink()
 
 
 class Recorder:
@@ -101,26 +111,47 @@ class Recorder:
             "the text of the config": self._config,
         }
 
-    def fix(self, step: int, model: Any, modules: Modules, *, alone: bool) -> Fixed:
+    def fix(self, step: int, model: Any, modules: Modules, *, process: int | None) -> Fixed:
         """Read everything of this process that the snapshot of `step` will hold.
+
+        What only process 0 needs to know of another process lies in a file, not in the exchange: with thousands of processes it
+        is too much for the one that all of them talk to.
 
         Args:
             step: the step.
             model: the model, or None.
             modules: the data modules by name.
-            alone: whether this is the only process.
+            process: the index of this process; None if it is the only one.
 
         Raises:
             InputError: if a model leaf cannot be stored exactly.
             EncodingError: if a state cannot be encoded.
+            SaveError: if the file cannot be written.
         """
         held = None
-        if model is not None and not alone:
+        if model is not None and process is not None:
             held, model = held_alone(model), make_global(model)
         leaves, arrays = (None, {}) if model is None else flatten_model(model)
-        data = fix_data(modules, alone=alone)
-        facts = {} if alone else self._facts_of(step, modules, leaves, held)
-        return Fixed(step, facts, data, leaves, arrays)
+        data = fix_data(modules, alone=process is None)
+        fixed = Fixed(data, leaves, arrays)
+        if process is not None:
+            facts = {**self._facts_of(step, modules, leaves, held), **data.facts()}
+            fixed = replace(fixed, part={"facts": facts})
+        return self._with_file(fixed, process) if process else fixed
+
+    def _with_file(self, fixed: Fixed, process: int) -> Fixed:
+        content = fixed.data.to_bytes()
+        # A name that no save has used before: of such a one a network file system may still know what it was.
+        file = self._layout.parts / f"{process}-{uuid.uuid4().hex}.bin"
+        try:
+            file.parent.mkdir(exist_ok=True)
+            write_new(file, content)
+        except OSError as error:
+            raise SaveError(
+                f"what process 0 needs of this process cannot be written to {file.parent}: {error.strerror}"
+            ) from error
+        said = {"name": file.name, "size": len(content), "sha256": sha256_hex(content)}
+        return replace(fixed, file=file, part={**fixed.part, "file": said})
 
     def _facts_of(
         self, step: int, modules: Modules, leaves: Sequence[LeafSpec] | None, held: str | None
@@ -136,23 +167,36 @@ class Recorder:
     def files(
         self,
         modules: Modules,
+        own: Fixed,
         parts: Sequence[Mapping[str, Any]],
         *,
         step: int,
         previous: int | None,
         start: int,
     ) -> dict[str, bytes]:
-        """The data item of the parts (`Fixed.part`) of all processes; stores what the record names.
+        """The data item of all processes; stores what the record names.
+
+        Args:
+            modules: those of this process, which is process 0.
+            own: what `fix` gave here.
+            parts: `Fixed.part` of all processes.
+            step: the step.
+            previous: the newest committed step.
+            start: number of this start.
 
         Raises:
             DisagreementError: if the parts do not belong together.
-            SaveError: if the record is too large.
+            SaveError: if the file of another process is not as it was written, or the record is too large.
             OSError: if the identity or the history cannot be stored.
         """
-        check_agreement([part["facts"] for part in parts], f"the save of step {step}")
-        data = merge_data(modules, [part["data"] for part in parts])
+        others: list[bytes] = []
+        if len(parts) > 1:
+            check_agreement([part["facts"] for part in parts], f"the save of step {step}")
+            with ThreadPoolExecutor(_READERS) as pool:
+                others += pool.map(self._read_part, range(1, len(parts)), parts[1:])
+        data = merge_data(modules, own.data, others)
         identity = self._store_identity(modules)
-        entries = self._lineage.advanced(identity, self._config, parts[0]["positions"])
+        entries = self._lineage.advanced(identity, self._config, own.data.positions)
         record = Record(
             step=step,
             previous=previous,
@@ -164,6 +208,22 @@ class Recorder:
             loaders=data.loaders,
         )
         return {RECORD_NAME: record.to_bytes(), **data.files}
+
+    def _read_part(self, process: int, part: Mapping[str, Any]) -> bytes:
+        said = part["file"]
+        path = self._layout.parts / said["name"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise SaveError(
+                f"{path}, written by process {process}, cannot be read: {error.strerror}"
+            ) from error
+        if len(content) != said["size"] or sha256_hex(content) != said["sha256"]:
+            raise SaveError(
+                f"{path} does not hold the {said['size']} bytes that process {process} wrote: it has {len(content)} bytes, "
+                f"SHA-256 {sha256_hex(content)}"
+            )
+        return content
 
     def _store_earlier(self, entries: list[Any]) -> str | None:
         if not entries:

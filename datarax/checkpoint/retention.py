@@ -94,7 +94,7 @@ def temporary_steps(layout: RunLayout, temporary_suffix: str) -> list[Path]:
 
 
 def clean_up(layout: RunLayout, temporary_suffix: str) -> list[str]:
-    """Remove what killed writers left: temporary step directories, trash, half-written small files.
+    """Remove what killed writers left: temporary step directories, parts, trash, half-written small files.
 
     Only for the one writer, with the lock held and before a manager is open.
 
@@ -105,6 +105,8 @@ def clean_up(layout: RunLayout, temporary_suffix: str) -> list[str]:
     for path in temporary_steps(layout, temporary_suffix):
         throw_away(layout, path)
         removed.append(path.name)
+    # Errors are nothing: a process of an earlier start that still writes there is heard by nobody.
+    shutil.rmtree(layout.parts, ignore_errors=True)
     if layout.trash.is_dir():
         for path in sorted(layout.trash.iterdir()):
             if path.name.startswith(_DROPPED):

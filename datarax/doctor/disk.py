@@ -72,6 +72,7 @@ def _written_again(layout: RunLayout) -> list[Path]:
         "configs",
         "history",
         "ledger",
+        "parts",
         "trash",
         "set_aside",
     )

@@ -65,8 +65,9 @@ def leftovers(directory: Path) -> Finding:
     """What killed writers left, and directories that look like snapshots and are none."""
     layout = RunLayout(directory)
     left = [path.name for path in temporary_steps(layout, TEMPORARY_SUFFIX)]
-    if layout.trash.is_dir():
-        left += [f"trash/{name}" for name in sorted(os.listdir(layout.trash))]
+    for place in (layout.parts, layout.trash):
+        if place.is_dir():
+            left += [f"{place.name}/{name}" for name in sorted(os.listdir(place))]
     uncommitted = sorted({*layout.numbered()} - {*layout.committed()})
     numbers = {"left": left, "uncommitted": uncommitted}
     if uncommitted:

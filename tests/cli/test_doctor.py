@@ -518,9 +518,12 @@ def test_what_killed_writers_left_is_listed_and_stays(finished, tmp_path, doctor
     run = copy_run(finished / "run", tmp_path / "run")
     (run / "16.orbax-checkpoint-tmp").mkdir()
     (run / "trash" / "dropped-4").mkdir(parents=True)
+    (run / "parts").mkdir()
+    (run / "parts" / "1-a.bin").touch()
+    left = ["16.orbax-checkpoint-tmp", "parts/1-a.bin", "trash/dropped-4"]
     answer = doctor(finished / "config.toml", run, *MORE)
     assert answer["leftovers"]["verdict"] == "ok"
-    assert answer["leftovers"]["numbers"]["left"] == ["16.orbax-checkpoint-tmp", "trash/dropped-4"]
+    assert answer["leftovers"]["numbers"]["left"] == left
     (run / "20").mkdir()
     answer = doctor(finished / "config.toml", run, *MORE)
     assert answer.named("warning") == ["leftovers"]

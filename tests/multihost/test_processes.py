@@ -1,6 +1,5 @@
 """How processes agree: JAX's own coordination service, its real clients, one per thread."""
 
-import threading
 import time
 from contextlib import contextmanager
 
@@ -15,6 +14,7 @@ from datarax.core.errors import (
     SaveError,
 )
 from datarax.multihost import Processes, check_agreement
+from tests.support.coordination import together
 from tests.support.processes import free_port
 
 
@@ -41,24 +41,6 @@ def coordinated(count, timeout_seconds=20.0):
     finally:
         together(count, lambda index: clients[index].shutdown())
         service.shutdown()
-
-
-def together(count, act):
-    """What each of `count` threads returns or raises."""
-    results = [None] * count
-
-    def run(index):
-        try:
-            results[index] = act(index)
-        except BaseException as error:
-            results[index] = error
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 @pytest.fixture(scope="module")
