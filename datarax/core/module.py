@@ -77,8 +77,8 @@ class DataraxModule(nnx.Module):
         self.name = name
         self._computed_stats: nnx.Variable[Any] = nnx.Variable(None)
         self._is_stats_reset = HostFlag(False)
-        self._applied_count = IterationCount(jnp.zeros((), jnp.int32))
-        self._skipped_count = IterationCount(jnp.zeros((), jnp.int32))
+        self._applied_count = IterationCount(np.zeros((), np.int32))
+        self._skipped_count = IterationCount(np.zeros((), np.int32))
 
     def __repr__(self) -> str:
         told = [f"name={self.name!r}"] if self.name else []

@@ -38,6 +38,9 @@ class IterationCount(nnx.Variable[Any]):
     zero, it raises OverflowError and keeps its value. A transform cannot raise; there it stays at the
     largest.
 
+    A NumPy int32 of shape () is the same count before anything has looked at it: it reads as a `jax.Array`, and
+    to make it starts no backend of JAX, after which `jax.distributed.initialize` would be refused.
+
     A NumPy int64 of shape () is a count of the host: transforms would cut it to 32 bits, so it passes through
     them as exact as a `HostInt`, and can be neither read nor changed inside.
     """
@@ -55,7 +58,11 @@ class IterationCount(nnx.Variable[Any]):
         raw = self.get_raw_value()
         if isinstance(raw, _Words):
             return np.asarray(raw.exact(), np.int64)
-        return super().get_value(index=index)
+        value = super().get_value(index=index)
+        if not _is_untouched(raw):
+            return value
+        with jax.ensure_compile_time_eval():  # inside a transform too, it is a number and no tracer
+            return jnp.asarray(value)
 
     def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
         """Set the count without a look at what it was."""
@@ -73,7 +80,10 @@ class IterationCount(nnx.Variable[Any]):
             _check_host(self, value)
             self.set_raw_value(np.asarray(value, np.int64))
             return
-        if isinstance(before, np.ndarray):
+        if _is_untouched(before):
+            before = self.get_value()
+            self.set_raw_value(before)
+        elif isinstance(before, np.ndarray):
             before = before.copy()  # the assignment below writes into it
         super().set_value(value, index=index)
         after = self.get_raw_value()
@@ -95,6 +105,10 @@ def _packed_count(value: Any) -> Any:
             raise OverflowError(f"a count is at least 0 and below 2**63, got {value}")
         return _Words(int(value))
     return value
+
+
+def _is_untouched(raw: Any) -> bool:
+    return isinstance(raw, np.ndarray) and raw.dtype == np.int32 and raw.shape == ()
 
 
 def _is_negative(count: Any) -> bool:

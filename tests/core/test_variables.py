@@ -81,6 +81,37 @@ def test_a_count_changes_inside_a_transform(name):
     assert holder.count.get_value().dtype == jnp.int32
 
 
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_count_that_nothing_has_looked_at_is_the_same_count(name):
+    holder, looked_at = Holder(3), Holder(3)
+    holder.count = IterationCount(np.zeros((), np.int32))
+    for each in (holder, looked_at):
+        TRANSFORMS[name](each)
+    assert holder.count.get_value() == looked_at.count.get_value() > 0
+    assert str(jax.typeof(holder.count.get_value())) == "int32[]"
+
+
+def test_a_count_that_nothing_has_looked_at_reads_as_a_jax_scalar_everywhere():
+    count = IterationCount(np.zeros((), np.int32))
+    inside = []
+    jax.jit(lambda: inside.append(int(count.get_value())))()
+    assert inside == [0]
+    for value in (count.get_value(), count[...], jnp.asarray(count), pickle.loads(pickle.dumps(count))[...]):
+        assert isinstance(value, jax.Array)
+        assert (value.dtype, value.shape, value.weak_type) == (jnp.int32, (), False)
+    with pytest.raises(TraceContextError):
+        jax.jit(lambda: count.set_value(jnp.ones((), jnp.int32)))()
+    count[...] += 1
+    assert isinstance(count.get_raw_value(), jax.Array)
+    assert count.get_value() == 1
+
+
+def test_modules_can_be_made_inside_transforms():
+    counted = nnx.vmap(lambda _: IterationCount(np.zeros((), np.int32)))(ROWS)
+    assert counted.get_value().shape == (4,)
+    assert nnx.eval_shape(lambda: IterationCount(np.zeros((), np.int32))).get_value().dtype == jnp.int32
+
+
 def test_counts_can_be_kept_for_each_lane():
     holder = Holder(3)
     holder.count = IterationCount(jnp.arange(4, dtype=jnp.int32))
