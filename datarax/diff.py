@@ -13,7 +13,7 @@ import numpy as np
 
 from datarax.checkpoint import Snapshot, newest_good_step
 from datarax.core.errors import InputError
-from datarax.core.fingerprint import differences
+from datarax.core.tree import differences
 
 
 @dataclass

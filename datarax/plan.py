@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from datarax.checkpoint import list_steps
-from datarax.core.fingerprint import digest
+from datarax.core.tree import digest
 from datarax.lineage import Lineage, trace
 from datarax.loader import DataLoader
 from datarax.order import changed_algorithms

@@ -6,9 +6,6 @@ and `set_state` will do.
 """
 
 from datarax.checkpoint.checkpointer import Checkpointer as Checkpointer
-from datarax.checkpoint.encoding import EncodingError as EncodingError
-from datarax.checkpoint.encoding import decode as decode
-from datarax.checkpoint.encoding import encode as encode
 from datarax.checkpoint.file_stamps import FileStamps as FileStamps
 from datarax.checkpoint.global_arrays import make_global as make_global
 from datarax.checkpoint.model_item import compare_template as compare_model
@@ -29,6 +26,9 @@ from datarax.checkpoint.snapshot import list_steps as list_steps
 from datarax.checkpoint.snapshot import newest_good_step as newest_good_step
 from datarax.checkpoint.snapshot import read_config as read_config
 from datarax.checkpoint.snapshot import read_identity as read_identity
+from datarax.core.tree import EncodingError as EncodingError
+from datarax.core.tree import decode as decode
+from datarax.core.tree import encode as encode
 
 __all__ = [
     "SNAPSHOT_FORMAT",

@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any
 
 from datarax.checkpoint.compose import Modules, named_modules
-from datarax.checkpoint.encoding import EncodingError
 from datarax.checkpoint.file_stamps import FileStamps, newest_file_stamps, record_file_stamps
 from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout, local_directory, refuse_wildcards
@@ -32,6 +31,7 @@ from datarax.checkpoint.saver import SaveJob, Saver, reason
 from datarax.checkpoint.snapshot import Snapshot, newest_good_step
 from datarax.core.errors import ConfigError, DataraxError, Difference, InputError, PeerError, SaveError
 from datarax.core.protocols import KeepsStepDigests, Stateful
+from datarax.core.tree import EncodingError
 from datarax.multihost import Processes, check_agreement, current
 
 _SHARED_SECONDS = 20.0

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from datarax.checkpoint.encoding import encode
 from datarax.checkpoint.layout import PROCESSES_NAME, STEPS_NAME, sha256_hex
 from datarax.checkpoint.record import LoaderRecord, StepRange, pack_processes, pack_steps
 from datarax.core.errors import DisagreementError, InputError
-from datarax.core.fingerprint import canonical_json
 from datarax.core.protocols import Identified, KeepsDigest, KeepsStepDigests, Stateful, SumsOverProcesses
+from datarax.core.tree import canonical_json, encode
 
 Modules = Mapping[str, Stateful]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datarax.checkpoint.layout import RunLayout, fsync_directory, is_step_name, write_new
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 
 _SUFFIX = ".files.json"
 

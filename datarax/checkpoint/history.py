@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from datarax.checkpoint.record import HistoryEntry
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 
 INLINE_ENTRIES = 4
 """How many entries a record holds itself, at about 230 bytes each."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from datarax.checkpoint.layout import RunLayout, fsync_directory, is_step_name, write_new
 from datarax.core.errors import InputError, RunLockedError
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 
 _open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
 

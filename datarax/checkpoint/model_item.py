@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax.checkpoint.encoding import with_weak_type
 from datarax.checkpoint.global_arrays import digest_alone, global_array, weakly_typed
 from datarax.core.errors import MISSING, Difference, InputError
+from datarax.core.tree import with_weak_type
 
 STORED_DTYPES = frozenset(
     {"bool", "bfloat16", "float16", "float32", "float64", "complex64", "complex128"}

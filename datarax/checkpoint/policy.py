@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datarax.core.errors import ConfigError, Difference
+from datarax.core.tree import walk
 
 
 class Change(enum.StrEnum):
@@ -73,7 +74,7 @@ class ChangePolicy:
 
         Such a field permits nothing: it is a slip of the pen, or is left from a change that is long recorded.
         """
-        known = sorted({path for identity in identities for path in _paths(identity, "")})
+        known = sorted({path for identity in identities for path, _ in walk(identity) if path})
         said = []
         for name, fields in (("allow_changed", self.accepted), ("warn_changed", self.warned)):
             for field in fields:
@@ -87,18 +88,6 @@ class ChangePolicy:
 def covers(field: str, path: str) -> bool:
     """Whether `path` is the field or lies below it."""
     return path == field or path.startswith((f"{field}.", f"{field}["))
-
-
-def _paths(tree: Any, path: str) -> Iterator[str]:
-    """Every path of a tree, of inner nodes as well."""
-    if path:
-        yield path
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _paths(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(tree, (list, tuple)):
-        for i, value in enumerate(tree):
-            yield from _paths(value, f"{path}[{i}]")
 
 
 __all__ = ["Change", "ChangePolicy", "covers"]

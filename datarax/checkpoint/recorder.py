@@ -22,7 +22,7 @@ from datarax.checkpoint.model_item import LeafSpec, flatten_model, held_alone
 from datarax.checkpoint.record import Record
 from datarax.checkpoint.restore import Restored
 from datarax.core.errors import ConfigError, InputError, SaveError
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json, leaves
 from datarax.multihost import check_agreement
 
 _READERS = 16
@@ -258,11 +258,10 @@ class Recorder:
 
 def _fields(path: str, tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their dotted paths; what has no JSON as text."""
-    if isinstance(tree, Mapping):
-        return {k: v for key, child in tree.items() for k, v in _fields(f"{path}.{key}", child).items()}
-    if isinstance(tree, (list, tuple)):
-        return {k: v for i, child in enumerate(tree) for k, v in _fields(f"{path}[{i}]", child).items()}
-    return {path: tree if tree is None or isinstance(tree, (bool, int, float, str)) else str(tree)}
+    return {
+        at: leaf if leaf is None or isinstance(leaf, (bool, int, float, str)) else str(leaf)
+        for at, leaf in leaves(tree, path)
+    }
 
 
 def _same_modules(before: Modules, now: Modules) -> bool:

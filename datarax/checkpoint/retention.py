@@ -24,7 +24,7 @@ from datarax.checkpoint.layout import (
     write_new,
 )
 from datarax.checkpoint.manifest import Manifest
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 
 _DROPPED = "dropped-"
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datarax.checkpoint.encoding import decode
 from datarax.checkpoint.layout import (
     DATA_ITEM,
     PROCESSES_NAME,
@@ -23,6 +22,7 @@ from datarax.checkpoint.layout import (
     local_directory,
 )
 from datarax.checkpoint.record import Record, unpack_processes, unpack_steps
+from datarax.core.tree import decode
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from datarax.checkpoint.encoding import decode
 from datarax.checkpoint.handler import read_model
 from datarax.checkpoint.identity_reader import lift_identity
 from datarax.checkpoint.layout import (
@@ -43,6 +42,7 @@ from datarax.checkpoint.record import (
     unpack_steps,
 )
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
+from datarax.core.tree import decode
 
 PathLike = str | os.PathLike[str]
 

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass
 from typing import Any
 
-import jax
-import numpy as np
 from flax import nnx
 
 from datarax.core.errors import ConfigError
+from datarax.core.tree import ARRAYS, identical
 
 __all__ = ["DataraxModuleConfig", "FrozenInstanceError", "OperatorConfig", "StructuralConfig"]
 
@@ -70,7 +69,7 @@ class DataraxModuleConfig:
         if type(self) is not type(other):
             return NotImplemented
         return all(
-            _same(mine, theirs) for mine, theirs in zip(_compared(self), _compared(other), strict=True)
+            identical(mine, theirs) for mine, theirs in zip(_compared(self), _compared(other), strict=True)
         )
 
     def __hash__(self) -> int:
@@ -135,38 +134,9 @@ def _compared(config: Any) -> list[Any]:
     return [getattr(config, field.name) for field in dataclasses.fields(config) if field.compare]
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, (np.ndarray, np.generic, jax.Array))
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two field values are equal; never raises for arrays, and NaN equals NaN in them."""
-    if a is b:
-        return True
-    if _is_array(a) or _is_array(b):
-        return _is_array(a) and _is_array(b) and _same_array(a, b)
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)
-
-
-def _same_array(a: Any, b: Any) -> bool:
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
-        return False  # `a is b` was false, and a tracer has no bytes to compare
-    if a.dtype != b.dtype or a.shape != b.shape or type(a) is not type(b):
-        return False
-    if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-        a, b = jax.random.key_data(a), jax.random.key_data(b)
-    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
 def _outline(value: Any) -> Any:
     """Something hashable that is equal for equal values; contents of containers and arrays are left out."""
-    if _is_array(value):
+    if isinstance(value, ARRAYS):
         return (str(value.dtype), value.shape)
     if isinstance(value, (dict, list, tuple)):
         return (type(value), len(value))

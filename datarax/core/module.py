@@ -21,7 +21,8 @@ from flax import nnx
 from datarax.core.cache_key import cache_key
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
-from datarax.core.restore import Path, Variables, detached, match_state, read_state, variables_below, write
+from datarax.core.restore import Path, Variables, match_state, read_state, variables_below, write
+from datarax.core.tree import detached
 from datarax.core.variables import HostFlag, HostInt, IterationCount
 
 __all__ = ["CheckpointableIteratorModule", "DataraxModule", "HostFlag", "HostInt", "IterationCount"]

@@ -21,7 +21,7 @@ class Stateful(Protocol):
     """State that a snapshot can hold: a plain nested dict, read and replaced as a whole."""
 
     def get_state(self) -> dict[str, Any]:
-        """The state, as a plain nested dict of values that `datarax.checkpoint.encoding` can encode."""
+        """The state, as a plain nested dict of values that `datarax.core.tree` can encode."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:

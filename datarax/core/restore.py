@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.held import Held
+from datarax.core.tree import ARRAYS, detached
 from datarax.core.variables import HostFlag, HostInt, IterationCount
 
 Path = tuple[Any, ...]
@@ -27,7 +28,6 @@ Rule = Callable[[nnx.Variable[Any], Any, Path], Any]
 
 _SCALARS = (bool, int, float, complex, str, bytes)
 _NUMBERS = (bool, int, float)
-_ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
 def variables_below(module: nnx.Module) -> Variables:
@@ -90,17 +90,6 @@ def write(variable: nnx.Variable[Any], value: Any) -> None:
         variable.set_value(value)
     else:
         variable.set_raw_value(value)
-
-
-def detached(value: Any) -> Any:
-    """A copy of `value` that shares no list, dict, NumPy array or other mutable object with it.
-
-    `jax.Array`s do not change and are shared.
-    """
-    if value is None or isinstance(value, (*_SCALARS, jax.Array)):
-        return value
-    shared = {id(leaf): leaf for leaf in jax.tree.leaves(value) if isinstance(leaf, jax.Array)}
-    return copy.deepcopy(value, shared)
 
 
 def match_state(
@@ -168,7 +157,7 @@ def _host_int(value: Any, path: Path) -> int | None:
 
 
 def _count(held: Any, value: Any, path: Path) -> Any:
-    if value is None or isinstance(held, _ARRAYS) != isinstance(value, _ARRAYS):
+    if value is None or isinstance(held, ARRAYS) != isinstance(value, ARRAYS):
         raise _kind_mismatch(path, f"a count like {held!r}", value)
     found = _conform(held, value, path)
     if np.any(np.asarray(found) < 0):
@@ -180,7 +169,7 @@ def _conform(held: Any, value: Any, path: Path) -> Any:
     """`value` as the new content of a slot that holds `held`."""
     if held is None:
         return detached(value)
-    if isinstance(held, (*_ARRAYS, jax.ShapeDtypeStruct)):
+    if isinstance(held, (*ARRAYS, jax.ShapeDtypeStruct)):
         if isinstance(held, jax.Array) and _is_traced_number(held, type(value)):
             return _number_as_array(value, path)
         return _array(held, value, path)
@@ -220,7 +209,7 @@ def _scalar(held: Any, value: Any, path: Path) -> Any:
 
 
 def _array(held: Any, value: Any, path: Path) -> Any:
-    if not isinstance(value, _ARRAYS):
+    if not isinstance(value, ARRAYS):
         raise _kind_mismatch(path, f"{held.dtype} array of shape {held.shape}", value)
     if value.shape != held.shape:
         raise ValueError(f"Array shape mismatch at {spell(path)}: expected {held.shape}, got {value.shape}")

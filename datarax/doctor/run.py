@@ -17,8 +17,8 @@ from datarax.checkpoint.lock import is_held_on_this_machine, read_holder, start_
 from datarax.checkpoint.retention import temporary_steps
 from datarax.core.advice import all_advice
 from datarax.core.errors import Difference, SnapshotDamagedError, difference_lines
-from datarax.core.fingerprint import differences, digest
 from datarax.core.protocols import BatchStream
+from datarax.core.tree import differences, digest
 from datarax.doctor.checks import Finding, failure, warning
 from datarax.run_config import BaseRunConfig, RunConfig, build_loader
 from datarax.sources import RangeConfig, RangeSource

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
 from datarax.core.errors import ConfigError
-from datarax.core.fingerprint import digest
+from datarax.core.tree import digest, with_spelled_arrays
 
 _MAX_BYTES = 1024
 
@@ -131,15 +130,4 @@ def _as_float64(key: str, value: Any) -> np.ndarray:
 
 def statistics_identity(statistics: Mapping[str, Any]) -> str:
     """Digest of precomputed statistics: they may hold arrays, which have no canonical JSON of their own."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-            array = np.asarray(value)
-            return {"dtype": str(array.dtype), "shape": list(array.shape), "bytes": array.tobytes().hex()}
-        return value
-
-    return digest(plain(statistics))
+    return digest(with_spelled_arrays(statistics))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from datarax.core.fingerprint import digest
+from datarax.core.tree import digest
 from datarax.order.digest import DIGEST_VERSION, key_hashes, row_hashes
 from datarax.order.policy import ORDER_VERSION, OrderConfig, OrderPolicy
 from datarax.order.seeds import id64

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from datarax.core.errors import ConfigError, DataraxError, InputError, ReadError
-from datarax.core.fingerprint import differences
+from datarax.core.tree import differences
 from datarax.sources.array_record_files import open_reader, open_writer
 from datarax.sources.build_inputs import (
     PYTHON_STDLIB,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from datarax.core.errors import InputError
-from datarax.core.fingerprint import digest
+from datarax.core.tree import digest
 from datarax.sources.local_files import find_files, relative_names
 
 PYTHON_STDLIB = "python-stdlib"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datarax.core.fingerprint import digest
+from datarax.core.tree import digest
 
 # Up to here an identity lists its files, so that a difference names one; beyond, their digest keeps it small.
 NUM_LISTED_FILES = 16

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from datarax.core.errors import InputError
-from datarax.core.fingerprint import digest
 from datarax.core.formats import UnknownFormatError, reader_of
+from datarax.core.tree import digest
 from datarax.sources.durable import write_durably
 
 MANIFEST_FORMAT = 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from datarax.core.attributes import load_attribute
 from datarax.core.errors import ConfigError, InputError
-from datarax.core.fingerprint import differences
+from datarax.core.tree import differences
 from datarax.sources.array_record import ArrayRecordConfig, ArrayRecordSource
 from datarax.sources.build import BuildConfig, BuildProgress, build_dataset
 from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind

@@ -12,11 +12,9 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from datarax.core.restore import detached
+from datarax.core.tree import ARRAYS, detached, plain_array
 
 __all__ = ["detached", "difference", "must_equal", "overwrite"]
-
-_ARRAYS = (np.ndarray, np.generic, jax.Array)
 
 
 def must_equal(expected: Any, found: Any, claim: str) -> None:
@@ -35,7 +33,7 @@ def difference(expected: Any, found: Any, path: str = "") -> str | None:
 
     NaN equals NaN of the same bits; 0.0 and -0.0 differ.
     """
-    if isinstance(expected, _ARRAYS):
+    if isinstance(expected, ARRAYS):
         return _array_difference(expected, found, path)
     if type(expected) is not type(found):
         return _told(path, shown(expected), shown(found))
@@ -108,11 +106,11 @@ def _sequence_difference(expected: Any, found: Any, path: str) -> str | None:
 
 
 def _array_difference(expected: Any, found: Any, path: str) -> str | None:
-    if not isinstance(found, _ARRAYS) or _kind(expected) != _kind(found):
+    if not isinstance(found, ARRAYS) or _kind(expected) != _kind(found):
         return _told(path, _array_shown(expected), _array_shown(found))
     if expected.dtype != found.dtype or expected.shape != found.shape:
         return _told(path, _array_shown(expected), _array_shown(found))
-    a, b = _plain(expected), _plain(found)
+    a, b = plain_array(expected), plain_array(found)
     if a.dtype.hasobject:
         return _sequence_difference(a.ravel().tolist(), b.ravel().tolist(), path)
     if a.tobytes() == b.tobytes():
@@ -130,14 +128,8 @@ def _kind(array: Any) -> str:
     return "jax.Array" if isinstance(array, jax.Array) else type(array).__name__
 
 
-def _plain(array: Any) -> np.ndarray:
-    if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
-    return np.asarray(array)
-
-
 def _array_shown(value: Any) -> str:
-    if isinstance(value, _ARRAYS):
+    if isinstance(value, ARRAYS):
         return f"{_kind(value)} of dtype {value.dtype} and shape {list(value.shape)}"
     return shown(value)
 

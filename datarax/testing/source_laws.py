@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 from datarax.sources import DataSource
 from datarax.testing.altered import altered
 from datarax.testing.difference import difference, must_equal

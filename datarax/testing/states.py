@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from datarax.checkpoint import EncodingError, decode, encode
+from datarax.core.tree import walk
 from datarax.testing.difference import detached
 
 _ARRAY_LIKE = (np.ndarray, np.generic)
@@ -63,7 +64,7 @@ def _largest(state: dict[str, Any]) -> str:
 
 def _check_growth(states: Sequence[Any]) -> None:
     """The first state is left out: before the first element much is None."""
-    sizes = [dict(_sizes(state, "")) for state in states[1:]]
+    sizes = [dict(_sizes(state)) for state in states[1:]]
     if len(sizes) < _MIN_STATES_FOR_GROWTH:
         return
     for path in sizes[-1]:
@@ -76,22 +77,20 @@ def _check_growth(states: Sequence[Any]) -> None:
             )
 
 
-def _sizes(node: Any, path: str) -> Iterator[tuple[str, int]]:
+def _sizes(state: Any) -> Iterator[tuple[str, int]]:
     """The number of items of everything in a state that can have many."""
-    if isinstance(node, dict):
-        yield path or "the state", len(node)
-        for key, value in node.items():
-            yield from _sizes(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, (list, tuple)):
-        yield path, len(node)
-        for i, value in enumerate(node):
-            yield from _sizes(value, f"{path}[{i}]")
-    elif isinstance(node, str):
-        yield path, len(re.sub(r"\d+", "0", node))  # a number in a text gets more digits, which is no growth
-    elif isinstance(node, bytes):
-        yield path, len(re.sub(rb"\d+", b"0", node))
-    elif isinstance(node, _ARRAY_LIKE):
-        yield path, node.size
+    for path, node in walk(state):
+        if isinstance(node, str):
+            yield (
+                path,
+                len(re.sub(r"\d+", "0", node)),
+            )  # a number in a text gets more digits, which is no growth
+        elif isinstance(node, bytes):
+            yield path, len(re.sub(rb"\d+", b"0", node))
+        elif isinstance(node, _ARRAY_LIKE):
+            yield path, node.size
+        elif isinstance(node, (dict, list, tuple)):
+            yield path or "the state", len(node)
 
 
 def damaged(state: dict[str, Any], here: Any, free: frozenset[str]) -> Iterator[tuple[str, Any]]:

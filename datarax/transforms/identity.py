@@ -16,7 +16,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from datarax.core.errors import ConfigError
-from datarax.core.fingerprint import digest
+from datarax.core.tree import digest
 from datarax.transforms.dependencies import present_versions
 from datarax.transforms.known_draws import named_randomness
 from datarax.transforms.source import Source, UnreadableError, source_of

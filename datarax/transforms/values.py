@@ -32,7 +32,7 @@ import jax
 import numpy as np
 
 from datarax.core.errors import ConfigError
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 
 _LONGEST = 1000  # bytes of one described value in an identity; beyond that its digest says enough
 _TEXTUAL = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID)

@@ -13,7 +13,7 @@ from datarax.checkpoint import ledger_steps, list_steps
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.record import SNAPSHOT_FORMAT, Record
 from datarax.checkpoint.salvage import read_data_item
-from datarax.core.fingerprint import differences
+from datarax.core.tree import differences
 from datarax.training import LOADER_NAME
 
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from datarax.checkpoint.record import Record
 from datarax.checkpoint.salvage import DataItem
 from datarax.core.errors import MISSING, InputError
-from datarax.core.fingerprint import differences
 from datarax.core.protocols import BatchStream
+from datarax.core.tree import differences, identical
 from datarax.lineage import place, position_of
 from datarax.loader import DataLoader
 from datarax.order import Digest
@@ -221,22 +221,12 @@ def _differing_fields(stream: BatchStream, stretch: Stretch, index: int, start: 
         skipped.add("digest_bytes")
     of_process = f" of process {index}" if stretch.item.scope(LOADER_NAME) == "process" else ""
     for name in sorted({*now, *state} - skipped | (now.keys() ^ state.keys())):
-        for path, was, is_now in _unequal(name, state.get(name, MISSING), now.get(name, MISSING)):
-            yield f"data/record.json: {path}{of_process} is recorded as {was!r}, the replay gives {is_now!r}"
+        for each in differences(state.get(name, MISSING), now.get(name, MISSING), name, equal=identical):
+            yield f"data/record.json: {each.path}{of_process} is recorded as {each.was!r}, the replay gives {each.now!r}"
     if stretch.whole and state.keys() == now.keys():
         # Nothing but the loader itself changes statistics in a session; a loop of the user's own may begin them anew.
         by_session = stretch.item.record.config is not None
         yield from _differing_statistics(state, now, strict=by_session)
-
-
-def _unequal(path: str, was: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(was, Mapping) and isinstance(now, Mapping):
-        for key in sorted({*was, *now}, key=str):
-            yield from _unequal(f"{path}.{key}", was.get(key, MISSING), now.get(key, MISSING))
-        return
-    same_kind = type(was) is type(now) and np.asarray(was).dtype == np.asarray(now).dtype
-    if not same_kind or not np.array_equal(was, now):
-        yield path, was, now
 
 
 def _differing_statistics(state: Mapping[str, Any], now: Mapping[str, Any], *, strict: bool) -> Iterator[str]:
@@ -246,13 +236,13 @@ def _differing_statistics(state: Mapping[str, Any], now: Mapping[str, Any], *, s
         yield f"data/record.json: stats_rows is recorded as {was!r}, the replay gives {replayed!r}"
     if was != replayed or not (strict or replayed):
         return
-    for path, recorded, means in _unequal(
-        "_computed_stats", state.get("_computed_stats"), now.get("_computed_stats")
-    ):
+    name = "_computed_stats"
+    for each in differences(state.get(name), now.get(name), name, equal=identical):
+        recorded, means = each.was, each.now
         numbers = isinstance(recorded, (float, np.ndarray)) and isinstance(means, (float, np.ndarray))
         # Sums of many processes round otherwise than those of one.
         if not numbers or not np.allclose(recorded, means, rtol=_MEANS_TOLERANCE, atol=0, equal_nan=True):
-            yield f"data/record.json: {path} is recorded as {recorded!r}, the replay gives {means!r}"
+            yield f"data/record.json: {each.path} is recorded as {recorded!r}, the replay gives {means!r}"
 
 
 def _differing_digest(replayed: Digest, recorded: Mapping[str, Any] | None) -> Iterator[str]:

@@ -12,8 +12,8 @@ from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.salvage import DataItem, read_data_item
 from datarax.core.advice import all_advice
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
-from datarax.core.fingerprint import differences
 from datarax.core.protocols import BatchStream
+from datarax.core.tree import differences
 from datarax.loader import DataLoader
 from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME

@@ -22,7 +22,7 @@ import numpy as np
 from datarax.checkpoint import SNAPSHOT_FORMAT, Snapshot, ledger_steps, list_steps, read_config
 from datarax.checkpoint.layout import COMMIT_MARK_NAME
 from datarax.checkpoint.manifest import MANIFEST_FORMAT, FileEntry, Manifest
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 from datarax.order import DIGEST_VERSION, ORDER_VERSION
 from datarax.run_config import build_loader, parse_stored_config
 from datarax.sources.build import BuildConfig, build_dataset

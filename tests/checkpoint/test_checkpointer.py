@@ -7,7 +7,7 @@ import pytest
 
 from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, list_steps, read_config
 from datarax.core.errors import ConfigError, InputError, SaveError, SnapshotNotFoundError
-from datarax.core.fingerprint import digest
+from datarax.core.tree import digest
 from tests.checkpoint.modules import Counter, Digesting, Foreign, model, same
 
 

@@ -13,7 +13,7 @@ import pytest
 from datarax.checkpoint import Snapshot, identity_reader, ledger_record, list_steps, manifest, record
 from datarax.cli.main import main
 from datarax.core.errors import InputError, SnapshotDamagedError
-from datarax.core.fingerprint import canonical_json, digest
+from datarax.core.tree import canonical_json, digest
 from datarax.sources import manifest as dataset
 from tests.checkpoint.make_golden import GOLDEN, facts
 from tests.checkpoint.test_golden import expected, numbers, with_data

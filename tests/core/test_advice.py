@@ -21,7 +21,7 @@ from datarax import (
 )
 from datarax.core.advice import advice, all_advice
 from datarax.core.errors import MISSING, Difference, MismatchError
-from datarax.core.fingerprint import differences
+from datarax.core.tree import differences
 
 SHIFT = 2
 

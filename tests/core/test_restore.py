@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
 from datarax.core.module import CheckpointableIteratorModule, DataraxModule
-from datarax.core.restore import detached
+from datarax.core.tree import detached
 
 Point = collections.namedtuple("Point", "x y")
 

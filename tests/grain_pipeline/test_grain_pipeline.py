@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datarax import Checkpointer
-from datarax.checkpoint.encoding import decode, encode
+from datarax.core.tree import decode, encode
 from datarax.order import id64, key_hashes
 from tests.support.grain_pipelines import (
     ALL,

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from datarax.core.fingerprint import differences
+from datarax.core.tree import differences
 from datarax.order import DIGEST_VERSION, ORDER_VERSION
 from tests.order.make_golden import GOLDEN, golden_trees, write_missing
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from datarax.core.fingerprint import differences, digest
+from datarax.core.tree import differences, digest
 from datarax.order import ORDER_VERSION, Order, OrderConfig, changed_algorithms, known_answers
 from datarax.order import block as block_module
 from datarax.order import digest as digest_module

@@ -21,7 +21,7 @@ from pathlib import Path
 from datarax.checkpoint.layout import sha256_hex
 from datarax.checkpoint.manifest import FileEntry, Manifest
 from datarax.cli.main import main
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 from tests.support.runs import replaced
 
 NEWEST = 12

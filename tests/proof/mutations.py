@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 from tests.cli.test_corruption import rewrite
 from tests.proof.lab import NEWEST, Mutation
 from tests.support.runs import flipped, replaced

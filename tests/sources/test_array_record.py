@@ -11,7 +11,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from datarax.core.errors import ConfigError, InputError, ReadError
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
 from datarax.sources import array_record_files as files_module
 from datarax.sources.file_list import listed, recorded_files

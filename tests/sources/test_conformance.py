@@ -12,7 +12,7 @@ import pytest
 import tensorstore as ts
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import canonical_json
 from datarax.sources import (
     ArrayRecordConfig,
     ArrayRecordSource,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from datarax import DataLoader, DataLoaderConfig, GrainConfig, GrainSource
-from datarax.core.fingerprint import differences
+from datarax.core.tree import differences
 from datarax.sources import DataSource
 from datarax.sources.source import SourceConfig
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from datarax.core.errors import ConfigError
-from datarax.core.fingerprint import canonical_json, differences
+from datarax.core.tree import canonical_json, differences
 from datarax.transforms import (
     load_transform,
     map_batch,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datarax.core.fingerprint import differences
+from datarax.core.tree import differences
 from datarax.order import seeds as seeds_module
 from datarax.transforms import Randomness, known_draws, map_batch, random_map_records, transform_identity
 from datarax.transforms import randomness as randomness_module

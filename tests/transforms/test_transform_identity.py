@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from datarax.core.errors import ConfigError
-from datarax.core.fingerprint import canonical_json, differences
+from datarax.core.tree import canonical_json, differences
 from datarax.transforms import (
     map_batch,
     map_records,

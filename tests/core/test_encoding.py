@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from datarax.checkpoint.encoding import EncodingError, decode, encode
-from datarax.core.fingerprint import canonical_json
+from datarax.core.tree import EncodingError, canonical_json, decode, encode
 from tests.checkpoint.modules import same
 
 

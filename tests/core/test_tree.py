@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datarax.core.errors import MISSING, Difference
-from datarax.core.fingerprint import canonical_json, differences, digest
+from datarax.core.tree import canonical_json, differences, digest, leaves, walk, with_spelled_arrays
 
 scalars = (
     st.none()
@@ -107,3 +107,24 @@ def test_values_of_different_kinds_differ_even_if_python_calls_them_equal(was, n
 @given(trees)
 def test_a_tree_does_not_differ_from_itself(tree):
     assert differences(tree, tree) == []
+
+
+def test_a_walk_gives_every_node_before_what_lies_in_it():
+    tree = {"a": [1, {"b": ()}], 2: "x"}
+    assert list(walk(tree)) == [
+        ("", tree),
+        ("a", [1, {"b": ()}]),
+        ("a[0]", 1),
+        ("a[1]", {"b": ()}),
+        ("a[1].b", ()),
+        ("2", "x"),
+    ]
+    assert list(leaves(tree, "top")) == [("top.a[0]", 1), ("top.2", "x")]
+
+
+def test_the_digest_of_trees_with_arrays_is_this_one():
+    tree = {"mean": np.float32(1), "var": [np.arange(3.0), (1, "x")], 2: {"n": None}}
+    assert (
+        digest(with_spelled_arrays(tree))
+        == "f41023440be3a329f033da97b10db731fd6981725f64b302a5576160c4a5a48e"
+    )
