@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from datarax.core.errors import InputError
+from datarax.core.tree import hash_tree
 from datarax.order.digest import row_hashes
-from datarax.sources.sampling import hash_tree
 
 _PLAIN_LEAF = "#plain"
 _SAME_EVERYWHERE = "biufcmMSU"

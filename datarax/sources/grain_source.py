@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.errors import ConfigError, InputError
-from datarax.sources.sampling import SAMPLE_VERSION, hash_tree, sample_positions
+from datarax.core.tree import hash_tree
+from datarax.sources.sampling import SAMPLE_VERSION, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 
 _NUM_SAMPLED_RECORDS = 16

@@ -16,8 +16,9 @@ import tensorstore as ts
 from flax import nnx
 
 from datarax.core.errors import ConfigError, InputError, ReadError
+from datarax.core.tree import dtype_name, hash_tree
 from datarax.sources.local_files import require_local
-from datarax.sources.sampling import SAMPLE_VERSION, dtype_name, hash_tree, sample_positions
+from datarax.sources.sampling import SAMPLE_VERSION, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 
 # A sampled record costs a whole chunk, which may be large.

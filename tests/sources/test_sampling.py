@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datarax.sources.sampling import hash_tree, records_digest, sample_positions
+from datarax.core.tree import hash_tree
+from datarax.sources.sampling import records_digest, sample_positions
 
 
 def digest(tree: Any) -> str:
