@@ -24,10 +24,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from datarax.loader import DataLoader, DataLoaderConfig
-from datarax.loader.plan import BatchPlan
-from datarax.loader.reader import PreparedBatch
-from datarax.loader.statistics import SharedMeans
-from datarax.order import RecordKeys, row_hashes
+from datarax.loader.step_log import StepLog
+from datarax.order import Order, RecordKeys, key_hashes_at, row_hashes, timeline
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, MemoryConfig, MemorySource
 
 RECORD_BYTES = 2048
@@ -38,34 +36,16 @@ STRETCH = 64
 WARM_UP = 4
 
 
-class PlanWithoutDigests(BatchPlan):
-    """Hashes no keys."""
+class NoLog(StepLog):
+    """Keeps nothing."""
 
-    def _digests(self, positions: np.ndarray, keys: RecordKeys) -> list[int]:
-        return [0] * len(positions)
-
-
-class LoaderWithoutDigests(DataLoader):
-    """What the loader would be if it kept no digests: no hashes, no log of steps."""
-
-    def _hand_over(self, batch: PreparedBatch, step: int, means: SharedMeans) -> None:
-        runtime = self._runtime
-        metrics, current = runtime.metrics, runtime.current
-        means_before = None if means is runtime.means else self._means_kept()
-        try:
-            runtime.current = batch.host
-            if means_before is not None:
-                self._keep_means(means)
-            metrics.batches += 1
-            metrics.rows += runtime.schedule.rows_in(step)
-            runtime.shown.idx = step + 1
-        except BaseException:
-            runtime.current = current
-            raise
+    def put(self, step: int, keys: int, row_bytes: int | None) -> None:
+        """Forgets it."""
 
 
-class TheSame(LoaderWithoutDigests):
-    """To be compared with it."""
+def no_hashes(order: Order, positions: np.ndarray, keys: RecordKeys) -> np.ndarray:
+    """In place of the key hashes."""
+    return np.zeros(len(positions), np.uint64)
 
 
 Switch = Callable[[DataLoader, bool], None]
@@ -73,20 +53,18 @@ Switch = Callable[[DataLoader, bool], None]
 
 def switch_nothing(loader: DataLoader, on: bool) -> None:
     """No digests either way."""
-    loader.__class__ = TheSame if on else LoaderWithoutDigests
-    loader._runtime.reader.plan.__class__ = PlanWithoutDigests
+    switch_keys(loader, False)
 
 
 def switch_keys(loader: DataLoader, on: bool) -> None:
-    """Key digests or none."""
-    loader.__class__ = DataLoader if on else LoaderWithoutDigests
-    # The same object that the reader and its threads hold.
-    loader._runtime.reader.plan.__class__ = BatchPlan if on else PlanWithoutDigests
+    """Key digests or none: no hashes, no log of steps."""
+    timeline.key_hashes_at = key_hashes_at if on else no_hashes
+    loader._runtime.tally.log.__class__ = StepLog if on else NoLog
 
 
 def switch_bytes(loader: DataLoader, on: bool) -> None:
     """Key digests either way, byte digests or none."""
-    object.__setattr__(loader._runtime.reader, "byte_digest", on)
+    object.__setattr__(loader.recipe, "byte_digest", on)
 
 
 @dataclass

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from datarax.loader.plan import BatchPlan
-from datarax.multihost import slots_of
-from datarax.order import Order, OrderConfig, Remainder, Schedule
+from datarax.loader.recipe import Recipe
+from datarax.multihost import Slots, slots_of
+from datarax.order import Order, OrderConfig, Segment, Timeline
 from tests.support.simulated import DEVICES, check_all
 
 ROWS = 32
@@ -37,15 +37,22 @@ def planner(processes: int, records: int) -> Callable[[], float]:
     index = processes // 2
     slots = np.arange(index * ROWS, (index + 1) * ROWS)
     order = Order(OrderConfig(seed=1), {"web": records})
-    schedule = Schedule(batch_size=ROWS * processes, num_rows=None, remainder=Remainder.DROP)
-    plan = BatchPlan(order, schedule, slots)
+    timeline = Timeline(segments=(Segment(order=order, batch_size=ROWS * processes),))
+    recipe = Recipe(
+        timeline=timeline,
+        sources=(),
+        transforms=(),
+        slots={ROWS * processes: Slots(slots, slots)},
+        byte_digest=False,
+    )
+    reader = recipe.open()
     step = 0
 
     def measure() -> float:
         nonlocal step
         begun = time.perf_counter()
         for number in range(step, step + STEPS):
-            plan.step(number)
+            reader.keys(number)
         step += STEPS
         return (time.perf_counter() - begun) / STEPS * 1e6
 

@@ -106,7 +106,7 @@ class BatchStream(Stateful, Identified, KeepsStepDigests, KeepsDigest, Protocol)
     idx: Any
     """Variable: batches handed over, an int; also the step of the next batch."""
     metrics: Any
-    """`LoaderMetrics` of what was handed over since it was opened."""
+    """Counters (batches, rows, seconds waited) of what was handed over since it was opened."""
 
     @property
     def num_steps(self) -> int | None:

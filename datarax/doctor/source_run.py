@@ -81,7 +81,9 @@ class SourceExamination(Examination):
         sharding = None if mesh is None else batch_sharding(self._config, mesh)
         loader = self._opened.enter_context(build_loader(self._config, self._source, sharding=sharding))
         stages = len(self._config.transforms)
-        shown = f"batches of {loader.schedule.batch_size:,} rows, order {self._config.loader.order.value}, "
+        shown = (
+            f"batches of {loader.timeline.last.batch_size:,} rows, order {self._config.loader.order.value}, "
+        )
         shown += f"{stages} transform{'' if stages == 1 else 's'}"
         return Finding(found=shown, value=loader, details=loader.order.warnings())
 

@@ -1,12 +1,12 @@
-"""An existing Grain pipeline as a module: its elements, and a state that continues it exactly.
+"""An existing Grain pipeline as a stream: its elements, and a state that continues it exactly.
 
-Owns when an element counts as delivered, and what its state is. What the pipeline is made of and how it is restored live
-in `graph.py` and `iterators.py`; knows nothing of snapshots and processes.
+What a hand-over counts is `loader/stream.py`'s to say; what the pipeline is made of and how it is restored live in `graph.py`
+and `iterators.py`. Knows nothing of snapshots and processes.
 """
 
 from __future__ import annotations
 
-import time
+import copy
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -14,18 +14,148 @@ from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.held import Held
-from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
-from datarax.core.protocols import StepDigests
-from datarax.core.step_log import MAX_STEPS
 from datarax.grain_pipeline.config import GrainPipelineConfig
-from datarax.grain_pipeline.element import num_rows
-from datarax.grain_pipeline.runtime import Delivered, Runtime
+from datarax.grain_pipeline.element import element_hash, num_rows
+from datarax.grain_pipeline.graph import read_pipeline
+from datarax.grain_pipeline.identity import RULES_VERSION, Describer
+from datarax.grain_pipeline.iterators import Iterators
+from datarax.grain_pipeline.node import Shard, shards_of
+from datarax.grain_pipeline.refusals import check_resumable, num_elements, warnings_of
 from datarax.grain_pipeline.states import frozen
-from datarax.metrics import LoaderMetrics
-from datarax.order import Digest
+from datarax.loader.recipe import HostRows
+from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken
+from datarax.order import Digest, id64, key_hashes
+
+_KEY_BLOCK = 1024  # a key hash costs 15 µs alone and 10 ns in a block
 
 
-class GrainPipeline(CheckpointableIteratorModule[Any]):
+class _Elements(Feed):
+    """The elements of one pipeline; a place's cursor is Grain's state there, None for a fresh iterator.
+
+    Raises:
+        TypeError: if the pipeline is none of Grain's, or an iterator.
+        ConfigError: if it cannot be described or cannot be resumed.
+    """
+
+    averages = False
+
+    def __init__(self, config: GrainPipelineConfig, name: str, pipeline: Any) -> None:
+        node = read_pipeline(pipeline)
+        owner = f"Grain pipeline {name!r}"
+        check_resumable(node, owner)
+        # Once: what code and data say now counts, not what becomes of them in mid-run.
+        self.identity = {
+            "kind": "grain_pipeline",
+            "name": name,
+            "rules": RULES_VERSION,
+            "version": config.version,
+            "pipeline": Describer(owner, declared=config.version is not None).pipeline(node),
+        }
+        self.name = name
+        self.pipeline = pipeline
+        self.warnings = warnings_of(node)
+        self.num_steps = config.num_steps if config.num_steps is not None else num_elements(node)
+        self.shards: dict[str, Shard] = shards_of(node)
+        self._iterators = Iterators(pipeline, node)
+        self._open: tuple[int, Any] | None = None
+        """How many elements an iterator has given, and the iterator."""
+        self._candidate: Any = None
+        self._end: int | None = None
+        self._part = next((index for index, _ in self.shards.values()), 0)
+        self._keys: tuple[int, np.ndarray] = (-1, np.zeros(0, np.uint64))
+
+    def take(self, place: Place) -> Taken:
+        """The next element, and Grain's state after it.
+
+        Whatever is raised on the way, the iterator is given up: the next call goes on from the place's state with a fresh one.
+
+        Raises:
+            StopIteration: at the end.
+            Exception: what Grain or the user's functions raise.
+        """
+        step = place.step
+        if step == self._end or (self.num_steps is not None and step >= self.num_steps):
+            raise StopIteration
+        try:
+            if self._open is None or self._open[0] != step:
+                # None yet, or Ctrl-C came between an element and its hand-over: it would be left out.
+                self.drop()
+                state = place.cursor
+                self._open = (
+                    step,
+                    self._iterators.open() if state is None else self._iterators.restored(state),
+                )
+            iterator = self._open[1]
+            element = next(iterator)
+            state = self._iterators.state_of(iterator)
+            rows = HostRows(
+                element, 1, self._key_hash(step), element_hash(element, step), None, 1, num_rows(element)
+            )
+            self._open = step + 1, iterator
+        except StopIteration:
+            self.drop()
+            self._end = step
+            raise
+        except BaseException as error:
+            self.drop()
+            error.add_note(f"in Grain pipeline {self.name!r}, element {step}")
+            raise
+        return Taken(element, rows, state)
+
+    def position_of(self, step: int) -> int:
+        return step
+
+    def epoch_of(self, position: int) -> None:
+        return None
+
+    def counted_in(self, steps: range) -> int:
+        return len(steps)
+
+    def drop(self) -> None:
+        if self._open is not None:
+            iterator, self._open = self._open[1], None
+            self._iterators.close(iterator)
+        self._end = None
+
+    def close(self) -> None:
+        self.drop()
+        self.prepare(None)
+
+    def prepare(self, grain_state: Any) -> None:
+        """Makes the iterator of a state that may become the place, without taking it.
+
+        Raises:
+            ValueError: if the state is not one of this pipeline.
+        """
+        before, self._candidate = self._candidate, None
+        if before is not None:
+            self._iterators.close(before)
+        if grain_state is not None:
+            self._candidate = self._iterators.restored(grain_state)
+
+    def use_prepared(self, step: int) -> None:
+        """Goes on from `step` with the iterator that was prepared, if one was."""
+        if self._candidate is not None:
+            self._open, self._candidate = (step, self._candidate), None
+
+    def reopened(self) -> _Elements:
+        """The same pipeline with an iterator of its own."""
+        made = copy.copy(self)
+        made._open = made._candidate = None
+        return made
+
+    def _key_hash(self, step: int) -> int:
+        block, hashes = self._keys
+        if step // _KEY_BLOCK != block:
+            block = step // _KEY_BLOCK
+            steps = np.arange(block * _KEY_BLOCK, (block + 1) * _KEY_BLOCK, dtype=np.int64)
+            source = np.full(1, id64(self.name), np.uint64)
+            hashes = key_hashes(steps, source[0], steps, np.zeros_like(steps), part=self._part)
+            self._keys = block, hashes
+        return int(hashes[step % _KEY_BLOCK])
+
+
+class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
     """The elements of a Grain pipeline, one after the other, with a state that a snapshot can hold.
 
     `idx` and `position` are the number of elements handed over, for Grain does not say how many rows an element holds;
@@ -47,9 +177,8 @@ class GrainPipeline(CheckpointableIteratorModule[Any]):
     """
 
     state_scope: ClassVar[str] = "process"
+    addressable: ClassVar[bool] = False
     free_state: ClassVar[frozenset[str]] = frozenset({"grain_state", "shards"})
-    # An element is data: the state says None in its place and takes nothing else.
-    unsaved_state: ClassVar[frozenset[str]] = frozenset({"current"})
 
     def __init__(
         self,
@@ -61,140 +190,50 @@ class GrainPipeline(CheckpointableIteratorModule[Any]):
     ) -> None:
         if not isinstance(config, GrainPipelineConfig):
             raise TypeError(f"config must be a GrainPipelineConfig, got {type(config).__name__}")
-        super().__init__(config, rngs=rngs, name=config.name if name is None else name)
-        self._show(Runtime(config, cast(str, self.name), dataset))
-        self._applied_count = IterationCount(np.asarray(0, np.int64))
-        self._skipped_count = IterationCount(np.asarray(0, np.int64))
-        self.digest_rows = HostInt(0)
-        self.digest_keys = HostInt(0)
-        self.digest_bytes = HostInt(0)
-        self._write_mirrors()
+        name = config.name if name is None else name
+        feed = _Elements(config, name, dataset)
+        super().__init__(config, feed, Digest.zero(with_bytes=True), rngs=rngs, name=name)
 
-    def _show(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self.current = Held(runtime, "current")
-        self.grain_state = Held(runtime, "grain_state")
-        self.shards = Held(runtime, "shards")
-
-    # Iteration.
-
-    def __iter__(self) -> GrainPipeline:
-        return self
-
-    def __len__(self) -> int:
-        """Elements of the whole run.
-
-        Raises:
-            TypeError: if that is not known.
-        """
-        if self.num_steps is None:
-            raise TypeError(
-                f"Grain pipeline {self.name!r} has no length that is known; say num_steps in its config"
-            )
-        return self.num_steps
-
-    def __bool__(self) -> bool:
-        """True: a pipeline without a known length has none to ask."""
-        return True
-
-    def __next__(self) -> Any:
-        """The next element; only now does the state count it.
-
-        Raises:
-            StopIteration: at the end of the pipeline, or after `num_steps` elements.
-            InputError: if the element, or Grain's state after it, cannot be recorded.
-            Exception: what Grain or the user's functions raised, with a note that names the element; the state has not
-                moved, so the same element may be asked for again.
-        """
-        runtime = self._runtime
-        self._check_mirrors()
-        asked = time.perf_counter()
-        element, grain_state, after = runtime.next()
-        runtime.metrics.wait_seconds += time.perf_counter() - asked
-        self._hand_over(element, grain_state, after)
-        return element
-
-    def _hand_over(self, element: Any, grain_state: Any, after: Delivered) -> None:
-        runtime = self._runtime
-        before, state_before, shown = runtime.delivered, runtime.grain_state, runtime.current
-        try:
-            keys, content = _added(before.digest, after.digest)
-            runtime.log.append(keys, content)
-            if after.idx % MAX_STEPS == 0:  # nobody may ever say "committed"
-                runtime.log.forget_before(after.idx - MAX_STEPS)
-            runtime.delivered, runtime.grain_state, runtime.current = after, grain_state, element
-            self._write_mirrors()
-            runtime.metrics.batches += 1
-            runtime.metrics.rows += num_rows(element)
-            runtime.handed_over()
-        except BaseException:
-            # Ctrl-C can break off any of these lines; an element that the loop never got must not be half counted.
-            runtime.delivered, runtime.grain_state, runtime.current = before, state_before, shown
-            runtime.log.take_back(before.idx)
-            runtime.drop()
-            self._write_mirrors()
-            raise
-
-    # What it is, and what it did.
+    def _open(self, runtime: Runtime) -> None:
+        super()._open(runtime)
+        self.grain_state = Held(runtime, "cursor")
+        self.shards = Held(runtime.tally.feed, "shards")
 
     @property
-    def num_steps(self) -> int | None:
-        """Elements of the whole run; None if the pipeline is endless or does not say.
+    def _feed(self) -> _Elements:
+        return cast(_Elements, self._runtime.tally.feed)
 
-        A map that returns None, which a `MapDataset` leaves out, cannot be seen here: say `num_steps` in the config then.
-        """
-        return self._runtime.num_steps
+    def _why_no_length(self) -> str:
+        return f"Grain pipeline {self.name!r} has no length that is known; say num_steps in its config"
+
+    # What it is
 
     @property
     def dataset(self) -> Any:
         """The pipeline as it was given."""
-        return self._runtime.pipeline
-
-    @property
-    def metrics(self) -> LoaderMetrics:
-        """Live counters: elements, rows (the leading axis of their arrays), seconds waited."""
-        return self._runtime.metrics
-
-    @property
-    def digest(self) -> Digest:
-        """Digest of everything handed over by this process; an element is one row of it."""
-        return self._runtime.delivered.digest
+        return self._feed.pipeline
 
     def warnings(self) -> list[str]:
         """What the user of this pipeline should know before a run, one sentence each."""
-        return list(self._runtime.warnings)
+        return list(self._feed.warnings)
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change an element, as a tree of named values; the same on all processes."""
-        return self._runtime.identity()
+        return copy.deepcopy(self._feed.identity)
 
-    def take_step_digests(self) -> StepDigests:
-        """Per-element digests since the last committed snapshot: see `KeepsStepDigests`."""
-        return self._runtime.log.arrays(self._runtime.delivered.idx)
-
-    def committed(self, step: int) -> None:
-        """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
-        self._runtime.log.forget_before(step)
-
-    # State.
-
-    def _state_asked(self) -> None:
-        self._check_mirrors()
+    # State
 
     def _validate_state(self, state: dict[str, Any]) -> None:
-        for field in ("idx", "position", "digest_rows", "digest_keys", "digest_bytes"):
-            if state[field] is None:
-                raise ValueError(f"{field}: expected an int, got None")
+        super()._validate_state(state)
         idx = state["idx"]
+        if state["digest_bytes"] is None:
+            raise ValueError("digest_bytes: expected an int, got None")
         if state["position"] != idx:
             raise ValueError(
                 f"position: {state['position']} is not idx ({idx}), the number of elements handed over"
             )
         if state["epoch"] is not None:
             raise ValueError(f"epoch: a Grain pipeline has none, got {state['epoch']}")
-        for field in ("digest_keys", "digest_bytes"):
-            if state[field] >= 1 << 64:
-                raise ValueError(f"{field}: {state[field]} does not fit 64 bits")
         self._check_shards(state["shards"])
         if (idx == 0) != (state["grain_state"] is None):
             raise ValueError(
@@ -202,10 +241,10 @@ class GrainPipeline(CheckpointableIteratorModule[Any]):
             )
         if idx and not isinstance(state["grain_state"], dict):
             raise ValueError(f"grain_state: expected a dict, got {state['grain_state']!r}")
-        self._runtime.prepare(state["grain_state"])
+        self._feed.prepare(state["grain_state"])
 
     def _check_shards(self, given: Any) -> None:
-        own = self._runtime.shards
+        own = self._feed.shards
         if not isinstance(given, dict) or set(given) != set(own):
             raise ValueError(
                 f"shards: this pipeline is sharded at {sorted(own)}, the state says {given!r}; it belongs to another pipeline"
@@ -222,47 +261,24 @@ class GrainPipeline(CheckpointableIteratorModule[Any]):
                 )
 
     def _state_restored(self) -> None:
-        runtime = self._runtime
-        idx, rows, keys, content = (
-            each.get_value() or 0
-            for each in (self.idx, self.digest_rows, self.digest_keys, self.digest_bytes)
-        )
-        delivered = Delivered(idx, int(self._applied_count.get_value()), Digest(rows, keys, content))
-        runtime.go_to(delivered, frozen(runtime.grain_state))
-        self._write_mirrors()
+        runtime, feed = self._runtime, self._feed
+        delivered, statistics = self._restored()
+        runtime.go_on_from(delivered, feed, frozen(runtime.cursor))
+        runtime.share_from_here(statistics)
+        feed.use_prepared(delivered.idx)
+        self._show()
 
-    def _write_mirrors(self) -> None:
-        now = self._runtime.delivered
-        self.idx.set_raw_value(now.idx)
-        self.position.set_raw_value(now.idx)
-        self._applied_count.set_raw_value(np.asarray(now.applied, np.int64))
-        self.digest_rows.set_raw_value(now.digest.rows)
-        self.digest_keys.set_raw_value(now.digest.keys)
-        self.digest_bytes.set_raw_value(now.digest.bytes)
-
-    def _check_mirrors(self) -> None:
-        now = self._runtime.delivered
-        if self.idx.get_value() != now.idx or self.position.get_value() != now.idx:
-            raise RuntimeError(
-                f"this pipeline has handed over {now.idx} elements, but its variables say {self.idx.get_value()}: they were "
-                f"written from outside, or a merged copy shares this pipeline; use set_state(), reset() or clone()"
-            )
-
-    # Lifecycle.
+    # Lifecycle
 
     def reset(self) -> None:
         """Back to the first element, with a fresh iterator. Counters, statistics and digest stay, as in the base class."""
         runtime = self._runtime
-        runtime.go_to(Delivered(0, runtime.delivered.applied, runtime.delivered.digest), None)
-        self._write_mirrors()
-
-    def clone(self) -> GrainPipeline:
-        """An independent module at the same place, with an iterator of its own; the Grain pipeline is shared."""
-        return cast(GrainPipeline, super().clone())
+        runtime.go_on_from(runtime.tally.delivered._replace(idx=0, position=0), self._feed)
+        self._show()
 
     def _cloned(self) -> None:
-        self._check_mirrors()
-        self._show(self._runtime.reopened())
+        self._check_shown()
+        self._open(self._runtime.reopened(self._feed.reopened()))
 
     def copy(
         self,
@@ -274,23 +290,7 @@ class GrainPipeline(CheckpointableIteratorModule[Any]):
         """A new module over the same Grain pipeline at its beginning, with optional changes; carries no state."""
         return type(self)(
             cast(GrainPipelineConfig, self.config if config is None else config),
-            self._runtime.pipeline,
+            self._feed.pipeline,
             rngs=self.rngs if rngs is None else rngs,
             name=self.name if name is None else name,
         )
-
-    def close(self) -> None:
-        """Ends Grain's threads and processes. An element asked for later starts them again at the same place."""
-        self._runtime.close()
-
-    def __enter__(self) -> GrainPipeline:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-def _added(before: Digest, after: Digest) -> tuple[int, int]:
-    """The hashes that one element has added to a digest."""
-    wrap = (1 << 64) - 1
-    return (after.keys - before.keys) & wrap, (cast(int, after.bytes) - cast(int, before.bytes)) & wrap

@@ -2,6 +2,6 @@
 
 from datarax.loader.config import DataLoaderConfig as DataLoaderConfig
 from datarax.loader.loader import DataLoader as DataLoader
-from datarax.loader.reader import ROW_MASK as ROW_MASK
+from datarax.loader.recipe import ROW_MASK as ROW_MASK
 
 __all__ = ["ROW_MASK", "DataLoader", "DataLoaderConfig"]

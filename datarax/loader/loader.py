@@ -1,44 +1,145 @@
-"""Order + source + transforms -> batches, with a state that counts what the training loop has received.
+"""Order + source + transforms -> batches: the stream that can say, for every step, which records it has.
 
-Owns: where a run is. Read-ahead, order and content are pure functions of the step and live in `prefetch.py`,
-`plan.py` and `reader.py`; this file decides only when a batch counts as delivered. Knows nothing of files,
-snapshots or processes: which rows are read here is an argument.
+Rows come from a `Recipe` (`recipe.py`), are computed ahead (`producer.py`), placed on devices (`placement.py`) and counted when
+the loop takes them (`stream.py`). Knows nothing of files, snapshots or processes: which rows are read here is an argument.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import numpy as np
 from flax import nnx
-from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.errors import ConfigError
-from datarax.core.held import Held
-from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
-from datarax.core.step_log import MAX_STEPS
-from datarax.core.variables import on_host
+from datarax.core.errors import ConfigError, InputError
+from datarax.core.tree import differences
 from datarax.loader.config import DataLoaderConfig
-from datarax.loader.delivered import Delivered
-from datarax.loader.reader import PreparedBatch
-from datarax.loader.runtime import Runtime
-from datarax.loader.shares import combined, contribution
-from datarax.loader.slots import chosen_slots
-from datarax.loader.state import check_state, schedule_base
-from datarax.loader.statistics import RunningMeans, SharedMeans, statistics_identity
-from datarax.metrics import LoaderMetrics
+from datarax.loader.placement import chosen_slots, place
+from datarax.loader.producer import ReadAhead, Threads
+from datarax.loader.recipe import Reader, Recipe
+from datarax.loader.statistics import statistics_identity
+from datarax.loader.stream import Feed, Place, Stream, Taken
 from datarax.multihost import Slots
-from datarax.order import Digest, Order, RecordKeys, Remainder, Schedule
+from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
 from datarax.sources import DataSource
-from datarax.transforms import Transform, check_pipeline
+from datarax.transforms import Transform, check_pipeline, pipeline_identity
+
+_Rows = np.ndarray | Sequence[int] | None
 
 
-class DataLoader(CheckpointableIteratorModule[Any]):
+class _Settings(NamedTuple):
+    """What a loader was given."""
+
+    config: DataLoaderConfig
+    source: DataSource
+    transforms: tuple[Transform, ...]
+    rows: _Rows
+    owned: _Rows
+    sharding: jax.sharding.Sharding | None
+    pipeline: dict[str, Any]
+    """Identity of the transforms, asked for once: what the code says now counts, not what an editor makes of it in mid-run."""
+
+    def recipe(
+        self, timeline: Timeline, byte_digest: bool, not_again: tuple[tuple[range, str], ...] = ()
+    ) -> Recipe:
+        """What makes the rows of a timeline here."""
+        config = self.config
+        slots = {config.batch_size: chosen_slots(self.rows, self.owned, self.sharding, config.batch_size)}
+        for size in {segment.batch_size for segment in timeline.segments} - set(slots):
+            if self.rows is None:  # else nobody said which rows of such a batch are read here
+                with suppress(ConfigError):
+                    slots[size] = chosen_slots(None, None, self.sharding, size)
+        return Recipe(
+            timeline=timeline,
+            sources=(self.source,),
+            transforms=self.transforms,
+            slots=slots,
+            byte_digest=byte_digest,
+            not_again=not_again,
+        )
+
+    def timeline_from(self, step: int, position: int) -> Timeline:
+        """The whole run by this recipe, from a step and a position on."""
+        config, source = self.config, self.source
+        order = Order(config.order_config(), {source.name: len(source)})
+        first = Segment(order=order, batch_size=config.batch_size, first_step=step, first_position=position)
+        num_rows = None if config.num_epochs is None else config.num_epochs * order.num_records
+        return Timeline(segments=(first,), num_rows=num_rows, remainder=config.remainder)
+
+
+class _Batches(Feed):
+    """The batches of a recipe, read ahead."""
+
+    averages = True
+
+    def __init__(self, settings: _Settings, recipe: Recipe) -> None:
+        config = settings.config
+        self.settings = settings
+        self.recipe = recipe
+        self.reader = reader = recipe.open()
+        self.num_steps = recipe.timeline.num_steps
+        # Refers to no stream, or the threads would keep it alive.
+        self.compute = compute = partial(_taken, reader, settings.sharding)
+        self._ahead: ReadAhead[Taken] | None = None
+        if config.read_ahead:
+            self._ahead = ReadAhead(lambda: Threads(compute, config.num_threads), config.read_ahead)
+
+    def take(self, place: Place) -> Taken:
+        step, ahead = place.step, self._ahead
+        if self.num_steps is not None and step >= self.num_steps:
+            raise StopIteration
+        return self.compute(step) if ahead is None else ahead.take(step, self.num_steps)
+
+    def position_of(self, step: int) -> int:
+        return self.recipe.timeline.position_of(step)
+
+    def epoch_of(self, position: int) -> int:
+        return position // self.recipe.timeline.last.order.num_records
+
+    def counted_in(self, steps: range) -> int:
+        return self.reader.counted_in(steps)
+
+    def drop(self) -> None:
+        if self._ahead is not None:
+            self._ahead.drop()
+
+    def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+
+    def around(self, step: int, position: int) -> _Batches:
+        """A feed in whose timeline `step` begins at `position`: this one, that of an unchanged run, or one without a past."""
+        timelines = [self.recipe.timeline, self.settings.timeline_from(0, 0)]
+        fitting = [each for each in timelines if _begins_at(each, step, position)]
+        return self.by((fitting or [self.settings.timeline_from(step, position)])[0])
+
+    def by(self, timeline: Timeline, not_again: tuple[tuple[range, str], ...] = ()) -> _Batches:
+        """The feed of another timeline; this one if it is the same."""
+        if timeline == self.recipe.timeline and not_again in ((), self.recipe.not_again):
+            return self
+        return _Batches(self.settings, self.settings.recipe(timeline, self.recipe.byte_digest, not_again))
+
+
+def _begins_at(timeline: Timeline, step: int, position: int) -> bool:
+    try:
+        return timeline.position_of(step) == position
+    except IndexError:
+        return False
+
+
+def _taken(reader: Reader, sharding: jax.sharding.Sharding | None, step: int) -> Taken:
+    """The batch of a step, on its devices; runs ahead of need."""
+    rows = reader(step)
+    return Taken(rows.batch if sharding is None else place(rows.batch, sharding, rows.size), rows, None)
+
+
+class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
     """Batches of transformed records in a resumable, addressable order.
 
     Batch `s` is a pure function of `s`: it never depends on read-ahead, threads, or what was run before. The state
@@ -59,12 +160,11 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         name: used in messages.
 
     Raises:
-        ConfigError: if the settings contradict each other or the source, for instance a batch larger than the source.
+        ConfigError: if the settings contradict each other or the source.
     """
 
     state_scope: ClassVar[str] = "global"
-    # A batch is data: the state says None in its place and takes nothing else.
-    unsaved_state: ClassVar[frozenset[str]] = frozenset({"current"})
+    addressable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -85,151 +185,30 @@ class DataLoader(CheckpointableIteratorModule[Any]):
                 f"source must be a datarax source (wrap other random-access objects in GrainSource), "
                 f"got {type(source).__name__}"
             )
-        if config.batch_size > len(source):
-            raise ConfigError(
-                f"batch_size is {config.batch_size}, but source {source.name!r} has only {len(source)} records; "
-                f"a batch may not hold a record twice"
-            )
-        super().__init__(config, rngs=rngs, name=name)
         stages = check_pipeline(transforms)
-        slots = chosen_slots(rows, owned, sharding, config.batch_size)
-        self._runtime = Runtime(config, source, stages, slots.rows, slots.owned, sharding)
-        self.current = Held(self._runtime, "current")
-        self._applied_count = IterationCount(np.asarray(0, np.int64))
-        self._skipped_count = IterationCount(np.asarray(0, np.int64))
-        self.digest_rows = HostInt(0)
-        self.digest_keys = HostInt(0)
-        self.digest_bytes = HostInt(None)
-        self.stats_rows = HostInt(0)
-        self._show()
+        settings = _Settings(config, source, stages, rows, owned, sharding, pipeline_identity(stages))
+        recipe = settings.recipe(settings.timeline_from(0, 0), bool(config.byte_digest))
+        super().__init__(
+            config, _Batches(settings, recipe), Digest.zero(recipe.byte_digest), rngs=rngs, name=name
+        )
 
-    # Iteration.
+    @property
+    def _feed(self) -> _Batches:
+        return cast(_Batches, self._runtime.tally.feed)
 
-    def __iter__(self) -> DataLoader:
-        return self
+    def _why_no_length(self) -> str:
+        return "this loader has no length: num_epochs is None, so it goes on for ever"
 
-    def __len__(self) -> int:
-        """Batches in the whole run.
-
-        Raises:
-            TypeError: if `num_epochs` is None: the stream has no end, only steps.
-        """
-        steps = self._runtime.schedule.num_steps
-        if steps is None:
-            raise TypeError("this loader has no length: num_epochs is None, so it goes on for ever")
-        return steps
-
-    def __bool__(self) -> bool:
-        """True: an endless loader has no length to ask."""
-        return True
-
-    def __next__(self) -> Any:
-        """The next batch; only now does the state count it.
-
-        Raises:
-            StopIteration: after the last batch of the last epoch.
-            TraceContextError: inside a jax transform, which would see one and the same batch for ever.
-            Exception: what a read or a transform raised, with notes naming step and record; the state has not moved,
-                so the same batch may be asked for again.
-        """
-        runtime = self._runtime
-        contents = runtime.shown.contents
-        # Two of eight, because looks at all of them would cost a batch more than its digest.
-        if (
-            self.idx.get_raw_value() is not contents["idx"]
-            or self.position.get_raw_value() is not contents["position"]
-        ):
-            self._check_shown()
-        if not on_host():
-            raise TraceContextError("a batch cannot be taken inside a jax transform; take it before the call")
-        step, stop = runtime.shown.idx, runtime.schedule.num_steps
-        if stop is not None and step >= stop:
-            raise StopIteration
-        if step % MAX_STEPS == 0:
-            runtime.bound_log(step)
-        asked = time.perf_counter()
-        batch = runtime.take(step)
-        runtime.metrics.wait_seconds += time.perf_counter() - asked
-        self._hand_over(batch, step, self._means_after(batch, step))
-        return batch.placed
-
-    def _hand_over(self, batch: PreparedBatch, step: int, means: SharedMeans) -> None:
-        runtime = self._runtime
-        metrics, current = runtime.metrics, runtime.current
-        means_before = None if means is runtime.means else self._means_kept()
-        try:
-            runtime.log.append(batch.keys_digest, batch.bytes_digest)
-            runtime.current = batch.host
-            if means_before is not None:
-                self._keep_means(means)
-            metrics.batches += 1
-            metrics.rows += runtime.schedule.rows_in(step)
-            # Only this line, the last, counts the batch.
-            runtime.shown.idx = step + 1
-        except BaseException:
-            # Ctrl-C can break off any of these lines; a batch that the loop never got must not be half counted.
-            runtime.log.take_back(step)
-            runtime.current = current
-            if means_before is not None:
-                self._take_means_back(*means_before)
-            raise
-
-    def _means_after(self, batch: PreparedBatch, step: int) -> SharedMeans:
-        means = self._runtime.means
-        if self.config.batch_stats_fn is None or batch.rows == 0:
-            return means
-        try:
-            owned = batch.owned
-            host = batch.host if owned is None else jax.tree.map(lambda leaf: leaf[owned], batch.host)
-            return means.after(self.config.batch_stats_fn(host), batch.rows)
-        except Exception as error:
-            error.add_note(f"in batch_stats_fn, on the batch of step {step}")
-            raise
-
-    def _keep_means(self, means: SharedMeans) -> None:
-        self._runtime.means = means
-        super().set_statistics(means.total.values() if means.total.rows else None)
-        self.stats_rows.set_value(means.total.rows)
-
-    def _means_kept(self) -> tuple[SharedMeans, Any, bool]:
-        return self._runtime.means, self._computed_stats.get_raw_value(), self._is_stats_reset.get_value()
-
-    def _take_means_back(self, means: SharedMeans, stats: Any, is_reset: bool) -> None:
-        self._keep_means(means)
-        self._computed_stats.set_raw_value(stats)
-        self._is_stats_reset.set_value(is_reset)
-
-    def set_statistics(self, stats: dict[str, Any] | None) -> None:
-        """Keep `stats`, as in the base class; the running means start anew with the next batch."""
-        super().set_statistics(stats)
-        self._restart_means()
-
-    def reset_statistics(self) -> None:
-        """Have no statistics, as in the base class; the running means start anew with the next batch."""
-        super().reset_statistics()
-        self._restart_means()
-
-    def reset_operation_stats(self) -> None:
-        """Set both counters to zero; the digest keeps all rows."""
-        runtime = self._runtime
-        self._check_shown()
-        runtime.base = runtime.base._replace(applied=0, skipped=0)
-        runtime.show(runtime.delivered._replace(applied=0, skipped=0))
-        self._show()
-
-    def _restart_means(self) -> None:
-        self._runtime.means = SharedMeans()
-        self.stats_rows.set_value(0)
-
-    # Random access.
+    # Random access
 
     def batch_at(self, step: int) -> Any:
         """The batch of any step, in this loader's form; the state does not move.
 
         Raises:
-            IndexError: if there is no such step.
+            IndexError: if there is no such step, or nothing is known of it.
+            InputError: if it was made by another source or other transforms, naming what differs.
         """
-        return self._runtime.reader.prepare(_checked_step(step)).placed
+        return self._feed.compute(_checked_step(step)).batch
 
     def record_keys(self, step: int) -> RecordKeys:
         """Which record each row of `step` is: source int32[rows], index int64[rows], epoch int64[rows].
@@ -237,84 +216,65 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         Padding has (-1, -1, -1). Reads no data.
 
         Raises:
-            IndexError: if there is no such step.
+            IndexError: if there is no such step, or nothing is known of it.
         """
-        return self._runtime.reader.plan.step(_checked_step(step)).keys
+        return self._feed.reader.keys(_checked_step(step)).keys
 
     def step_digest(self, step: int, *, with_bytes: bool = False) -> tuple[int, int | None, int]:
         """Digest of one step: sum of key hashes, sum of row hashes (None without `with_bytes`), and rows.
 
         With `with_bytes` the batch is read and transformed.
         """
-        runtime = self._runtime
+        reader, step = self._feed.reader, _checked_step(step)
         if not with_bytes:
-            step_keys = runtime.reader.plan.step(_checked_step(step))
-            return step_keys.digest, None, int(np.count_nonzero(step_keys.counted))
-        reader = dataclasses.replace(runtime.reader, byte_digest=True, sharding=None)
-        batch = reader.prepare(_checked_step(step))
-        return batch.keys_digest, batch.bytes_digest, batch.rows
+            return reader.keys(step).digest, None, reader.counted_in(range(step, step + 1))
+        rows = replace(reader.recipe, byte_digest=True).open()(step)
+        return rows.keys, rows.bytes, rows.counted
 
     def position_of(self, step: int) -> int:
         """The global row at which the batch of `step` begins; at the end of the run the number of all rows.
 
         Raises:
-            IndexError: if `step` is negative or beyond the end (the end itself is allowed).
+            IndexError: if `step` is negative or beyond the end (the end itself is allowed), or nothing is known of it.
         """
-        schedule, step = self._runtime.schedule, _checked_step(step)
-        if step < schedule.base_step or (schedule.num_steps is not None and step > schedule.num_steps):
-            raise IndexError(
-                f"step {step} is outside this loader's steps {schedule.base_step} … {schedule.num_steps}"
-            )
-        return schedule.first_position(step)
+        return self.timeline.position_of(_checked_step(step))
 
     def seek(self, step: int) -> None:
         """Continues with the batch of `step`; counters and digest stay what was really delivered.
 
         Raises:
-            IndexError: if `step` is negative or beyond the end (the end itself is allowed).
+            IndexError: as `position_of` does.
         """
         runtime, position = self._runtime, self.position_of(step)
-        runtime.go_on_from(runtime.delivered._replace(idx=int(step), position=position))
-        runtime.drop()
-        runtime.current = None
+        runtime.go_on_from(runtime.tally.delivered._replace(idx=int(step), position=position), self._feed)
         self._show()
 
-    # What it is, and what it did.
+    # What it is
 
     @property
     def source(self) -> DataSource:
         """The source that this loader reads."""
-        return self._runtime.source
+        return self._feed.settings.source
 
     @property
     def slots(self) -> Slots:
         """The slots of the global batch that are read here, and those that count here."""
-        return Slots(self._runtime.rows, self._runtime.owned)
+        return self.recipe.slots[cast(DataLoaderConfig, self.config).batch_size]
 
     @property
     def order(self) -> Order:
         """The order of this loader's records."""
-        return self._runtime.order
+        return self.timeline.last.order
 
     @property
-    def schedule(self) -> Schedule:
-        """Which positions each step covers."""
-        return self._runtime.schedule
+    def timeline(self) -> Timeline:
+        """Which records each step covers, past and future."""
+        return self.recipe.timeline
 
     @property
-    def num_steps(self) -> int | None:
-        """Batches of the whole run; None if it is endless."""
-        return self._runtime.schedule.num_steps
-
-    @property
-    def metrics(self) -> LoaderMetrics:
-        """Live counters: batches, rows, seconds waited."""
-        return self._runtime.metrics
-
-    @property
-    def digest(self) -> Digest:
-        """Digest of everything handed over: up to the last restore by all processes, since then of the rows that count here."""
-        return self._runtime.delivered.digest
+    def recipe(self) -> Recipe:
+        """What makes the rows of this process: it pickles, and makes the same rows in any other process."""
+        return self._feed.recipe
 
     def keep_byte_digests(self) -> None:
         """From now on hash every delivered byte, unless the config says whether to.
@@ -322,11 +282,16 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         For whoever knows that it costs nothing worth naming: a session that trains a task. Call it before the first batch or a
         restore; a digest of a stretch that was delivered without stays without.
         """
-        runtime = self._runtime
-        if runtime.config.byte_digest is None:
-            self._check_shown()
-            runtime.hash_bytes()
-            self._show()
+        runtime, feed = self._runtime, self._feed
+        if feed.settings.config.byte_digest is not None or feed.recipe.byte_digest:
+            return
+        self._check_shown()
+        delivered = runtime.tally.delivered
+        if delivered.idx == 0 and delivered.digest.rows == 0:
+            delivered = delivered._replace(digest=Digest.zero(with_bytes=True))
+            runtime.base = delivered
+        runtime.show_again(delivered, _Batches(feed.settings, replace(feed.recipe, byte_digest=True)))
+        self._show()
 
     def identity(self, *, sample: bool = True) -> dict[str, Any]:
         """Everything that can change a batch, as a tree of named values; nothing that cannot.
@@ -334,134 +299,92 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         Args:
             sample: whether to read the sampled records of the source; without, `sources.<name>.sample` is left out.
         """
-        runtime, config = self._runtime, self._runtime.config
-        source = runtime.source
+        config, source = self._feed.settings.config, self.source
         identity: dict[str, Any] = {
             "batch_size": config.batch_size,
-            "order": runtime.order.identity(),
+            "order": self.order.identity(),
             "row_mask": config.remainder is Remainder.PAD,
             "seed": config.seed,
             "sources": {source.name: dict(source.identity() if sample else source.outline())},
-            "pipeline": runtime.pipeline_identity,
+            "pipeline": self._feed.settings.pipeline,
         }
         if config.precomputed_stats is not None:
             identity["precomputed_stats"] = statistics_identity(config.precomputed_stats)
         return identity
 
-    def take_step_digests(self) -> tuple[int, np.ndarray, np.ndarray, bool]:
-        """Per-step digests since the last committed snapshot.
-
-        Returns:
-            The first step, uint64[steps] sums of key hashes, uint64[steps] sums of row hashes (0 where bytes were not
-            digested), and whether every one of the steps has its bytes digested.
-        """
-        return self._runtime.log.arrays(self._runtime.shown.idx)
-
-    def committed(self, step: int) -> None:
-        """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
-        self._runtime.committed(step)
-
-    # Many processes.
-
-    def contribution(self) -> dict[str, Any]:
-        """What this process has added since the last restore or the beginning; see `combined`."""
-        self._check_shown()
-        return contribution(self._runtime, self.get_state())
-
-    def combined(
-        self, contributions: Sequence[Mapping[str, Any]]
-    ) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
-        """The state and the digest as if one process had read all rows.
-
-        Counters and digests are sums over the rows that each process owns, so they are exact whoever read what; running means
-        agree with those of one process within rounding.
-
-        Args:
-            contributions: one of each process, in the order of processes.
-
-        Raises:
-            ValueError: if they are not of one moment, naming what differs.
-        """
-        state = self.get_state()
-        return combined(self._runtime, state, contributions)
-
-    # State.
-
-    def _state_asked(self) -> None:
-        self._check_shown()
-        means = self._runtime.means.total
-        if means.rows:
-            # A transform may have made 32-bit numbers of those in the Variable.
-            self._computed_stats.set_raw_value(means.values())
+    # State
 
     def _validate_state(self, state: dict[str, Any]) -> None:
-        check_state(state, self._runtime.schedule, self._runtime.order.num_records)
+        super()._validate_state(state)
+        idx, position, epoch = state["idx"], state["position"], state["epoch"]
+        num_records, num_rows = self.order.num_records, self.timeline.num_rows
+        if epoch != position // num_records:
+            raise ValueError(
+                f"epoch: {epoch} does not belong to position {position} of a source with {num_records} records"
+            )
+        if num_rows is not None and position > num_rows:
+            raise ValueError(f"position: {position} is beyond the {num_rows} rows of this run")
+        if idx == 0 and position != 0:
+            raise ValueError(f"idx: 0 batches cannot have handed over {position} rows")
+        self._feed.around(idx, position)  # raises if no run of this loader goes on from there
 
     def _state_restored(self) -> None:
-        runtime = self._runtime
-        # `_validate_state` has seen to it that none of these is None.
-        idx, position, rows, keys, stats_rows = (
-            each.get_value() or 0
-            for each in (self.idx, self.position, self.digest_rows, self.digest_keys, self.stats_rows)
-        )
-        digest = Digest(rows, keys, self.digest_bytes.get_value() if runtime.config.byte_digest else None)
-        applied, skipped = int(self._applied_count.get_value()), int(self._skipped_count.get_value())
-        base = schedule_base(runtime.schedule, idx, position)
-        if base != (runtime.schedule.base_step, runtime.schedule.base_position):
-            runtime.open_at(*base)
-        runtime.drop()
-        runtime.go_on_from(Delivered(idx, position, applied, skipped, digest))
-        runtime.share_from_here(
-            RunningMeans(self._computed_stats.get_value() if stats_rows else None, stats_rows)
-        )
-        runtime.current = None
+        runtime, feed = self._runtime, self._feed
+        delivered, statistics = self._restored()
+        if not feed.recipe.byte_digest:
+            digest = delivered.digest
+            delivered = delivered._replace(digest=Digest(digest.rows, digest.keys, None))
+        runtime.go_on_from(delivered, feed.around(delivered.idx, delivered.position))
+        runtime.share_from_here(statistics)
         self._show()
 
-    def _show(self) -> None:
-        """Has the variables look up what was delivered."""
-        for name, content in self._runtime.shown.contents.items():
-            vars(self)[name].set_raw_value(content)
+    def recall(self, history: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
+        """Told by a restore how the steps before were made, so that this loader answers for them too.
 
-    def _check_shown(self) -> None:
-        """Sees to it that the variables show what was delivered.
+        What the records do not explain stays unknown.
 
-        Raises:
-            RuntimeError: if they say something else.
+        Args:
+            history: (first step, first position, identity) of each recipe, ascending.
         """
-        runtime, held = self._runtime, vars(self)
-        if all(held[name].get_raw_value() is content for name, content in runtime.shown.contents.items()):
-            return
-        # A transform brings the same numbers back; a merged copy of this loader has variables of its own.
-        now = runtime.delivered
-        if self.idx.get_value() != now.idx or self.position.get_value() != now.position:
-            raise RuntimeError(
-                f"this loader has handed over {now.idx} batches, but its variables say {self.idx.get_value()}: they were "
-                f"written from outside, or a merged copy shares this loader; use seek(), set_state() or clone()"
+        runtime, feed = self._runtime, self._feed
+        here, own = runtime.tally.delivered, feed.settings.timeline_from(0, 0)
+        try:
+            past = Timeline.recorded(history, (here.idx, here.position), _not_known)
+            known = past.changed_at(
+                here.idx, here.position, order=own.last.order, batch_size=own.last.batch_size
             )
-        runtime.show(now)
+            timeline = replace(known, num_rows=own.num_rows, remainder=own.remainder)
+        except (InputError, KeyError, TypeError):
+            return
+        not_again = _made_otherwise(history, here.idx, self.identity()) if len(history) > 1 else ()
+        runtime.show_again(here, feed.by(timeline, not_again))
         self._show()
 
-    # Lifecycle.
+    # Lifecycle
 
     def reset(self) -> None:
-        """Back to the first batch; drops the read-ahead. Counters, statistics and digest stay, as in the base class."""
-        self._runtime.open_at(0, 0)
+        """Back to the first batch of the run; drops the read-ahead. Counters, statistics and digest stay, as in the base class.
+
+        Raises:
+            InputError: if the first batch cannot be made again; `copy()` then begins a run of its own.
+        """
+        timeline, why = self.timeline, None
+        if timeline.segments[0].first_step:
+            why = f"nothing is known of the steps before {timeline.segments[0].first_step}"
+        elif timeline.segments[0].batch_size not in self.recipe.slots:
+            why = f"nobody said which rows of its {timeline.segments[0].batch_size} are read here"
+        elif self.recipe.not_again and 0 in self.recipe.not_again[0][0]:
+            why = self.recipe.not_again[0][1]
+        if why is not None:
+            raise InputError(
+                f"the first batch of this run cannot be made again: {why}; copy() gives a loader that begins a run of its own"
+            )
         self.seek(0)
 
-    def clone(self) -> DataLoader:
-        """An independent loader at the same position, with threads of its own; the source is shared."""
-        return cast(DataLoader, super().clone())
-
     def _cloned(self) -> None:
-        shared = self._runtime
         self._check_shown()
-        self._runtime = shared.reopened()
-        self.current = Held(self._runtime, "current")
-        self._state_restored()
-        self._runtime.base = shared.base
-        self._runtime.means = shared.means
-        if shared.means.total.rows:
-            self._keep_means(shared.means)
+        feed = self._feed
+        self._open(self._runtime.reopened(_Batches(feed.settings, feed.recipe)))
 
     def copy(
         self,
@@ -471,27 +394,53 @@ class DataLoader(CheckpointableIteratorModule[Any]):
         name: str | None = None,
     ) -> DataLoader:
         """A new loader over the same source at step 0, with optional changes; carries no state."""
-        runtime = self._runtime
+        own, source, transforms, rows, owned, sharding, _ = self._feed.settings
         return type(self)(
-            config if config is not None else self.config,  # type: ignore[arg-type]
-            runtime.source,
-            transforms=runtime.transforms,
-            rows=runtime.rows,
-            owned=runtime.owned,
-            sharding=runtime.sharding,
-            rngs=rngs if rngs is not None else self.rngs,
-            name=name if name is not None else self.name,
+            own if config is None else cast(DataLoaderConfig, config),
+            source,
+            transforms=transforms,
+            rows=rows,
+            owned=owned,
+            sharding=sharding,
+            rngs=self.rngs if rngs is None else rngs,
+            name=self.name if name is None else name,
         )
 
-    def close(self) -> None:
-        """Ends the read-ahead threads. The source stays open; it belongs to whoever made it."""
-        self._runtime.close()
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(type(self), rngs=self.rngs, name=self.name)
+        settings = self._feed.settings
+        given = (settings.config, settings.rows, settings.owned, settings.sharding)
+        return _unpickled, (make, self.recipe, given, self.get_state())
 
-    def __enter__(self) -> DataLoader:
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+def _unpickled(make: Callable[..., DataLoader], recipe: Recipe, given: Any, state: Any) -> DataLoader:
+    config, rows, owned, sharding = given
+    loader = make(
+        config, *recipe.sources, transforms=recipe.transforms, rows=rows, owned=owned, sharding=sharding
+    )
+    loader.set_state(state)
+    return loader
+
+
+def _not_known(steps: range) -> Any:
+    raise InputError(f"one of the steps {steps.start} to {steps.stop} was padded; which one is not known")
+
+
+def _made_otherwise(
+    history: Sequence[tuple[int, int, Mapping[str, Any]]], end: int, now: Mapping[str, Any]
+) -> tuple[tuple[range, str], ...]:
+    """The steps that were made by other sources or transforms than those of today's identity, and what differs."""
+    found = []
+    ends = [*(first for first, _, _ in history[1:]), end]
+    for (first, _, was), stop in zip(history, ends, strict=True):
+        differ = [
+            str(each)
+            for field in ("sources", "pipeline", "row_mask")
+            for each in differences(was.get(field), now.get(field), field)
+        ]
+        if differ and first < stop:
+            found.append((range(first, stop), differ[0]))
+    return tuple(found)
 
 
 def _checked_step(step: int) -> int:

@@ -98,9 +98,11 @@ class RunningMeans:
 
 
 @dataclass(frozen=True)
-class SharedMeans:
-    """Running means of one of many processes: what all have in common, what this one has added, and both together."""
+class Statistics:
+    """The statistics of one process at one moment: those that were given, or means of what all share and this one has added."""
 
+    given: Any = None
+    """Statistics that were set from outside; the means of later batches take their place."""
     base: RunningMeans = field(default_factory=RunningMeans)
     """The means that all processes began with."""
     added: RunningMeans = field(default_factory=RunningMeans)
@@ -109,13 +111,22 @@ class SharedMeans:
     """The means of both, as this process alone would go on."""
 
     @staticmethod
-    def of(base: RunningMeans) -> SharedMeans:
-        """Nothing added yet."""
-        return SharedMeans(base, RunningMeans(), base)
+    def restored(values: Any, rows: int) -> Statistics:
+        """Those that a state holds: means over `rows` rows, or with 0 rows what was set."""
+        if not rows:
+            return Statistics(values)
+        base = RunningMeans(values, rows)
+        return Statistics(None, base, RunningMeans(), base)
 
-    def after(self, statistics: Mapping[str, Any], rows: int) -> SharedMeans:
+    def after(self, statistics: Mapping[str, Any], rows: int) -> Statistics:
         """Once the statistics of one more batch of this process are weighed in. See `RunningMeans.after`."""
-        return SharedMeans(self.base, self.added.after(statistics, rows), self.total.after(statistics, rows))
+        return Statistics(
+            None, self.base, self.added.after(statistics, rows), self.total.after(statistics, rows)
+        )
+
+    def values(self) -> Any:
+        """What `get_statistics` says."""
+        return self.total.values() if self.total.rows else self.given
 
 
 def _as_float64(key: str, value: Any) -> np.ndarray:

@@ -84,6 +84,12 @@ class Order:
     def __reduce__(self) -> tuple[Any, ...]:
         return Order, (self.config, dict(zip(self.source_names, [self.num_records], strict=True)))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Order) and self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        return hash((self.config, self.source_names, self.num_records))
+
     def keys(self, positions: np.ndarray) -> RecordKeys:
         """The record keys at some positions, in any order and across any epochs.
 

@@ -81,11 +81,11 @@ def check_position(restored: Restored, name: str, loader: DataLoader) -> None:
     """
     entry = restored.history[-1]
     before = next((each.was for each in restored.identity_changed if each.path == f"{name}.batch_size"), None)
-    batch_size = loader.schedule.batch_size if before is None else int(before)
+    batch_size = loader.timeline.last.batch_size if before is None else int(before)
     expected = (entry.positions.get(name) or 0) + (restored.step - entry.from_step) * batch_size
     position = int(loader.position.get_value() or 0)
     # A padded last batch hands over fewer rows, and the run may have been made longer since.
-    padded = loader.schedule.remainder is Remainder.PAD and position < expected
+    padded = loader.timeline.remainder is Remainder.PAD and position < expected
     if position != expected and not padded:
         raise MismatchError(
             f"snapshot {restored.step} holds a loader at the global row {position} (position), but its steps of {batch_size} "

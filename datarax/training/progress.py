@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from datarax.metrics import LoaderMetrics
+from datarax.loader.stream import StreamMetrics
 
 
 class RunProgress:
@@ -40,7 +40,7 @@ class RunProgress:
         *,
         total: int,
         start: int,
-        metrics: LoaderMetrics,
+        metrics: StreamMetrics,
         every_seconds: float,
         stream: TextIO | None,
     ) -> None:

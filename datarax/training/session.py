@@ -235,7 +235,7 @@ class TrainingSession:
         owned = self._loader.slots.owned
         cuts = np.flatnonzero(np.diff(owned) != 1) + 1
         ranges = [[int(part[0]), int(part[-1]) + 1] for part in np.split(owned, cuts) if len(part)]
-        size, about = self._loader.schedule.batch_size, "the slots of the global batch"
+        size, about = self._loader.timeline.last.batch_size, "the slots of the global batch"
         self._processes.exchange("slots", lambda: ranges, lambda parts: check_slots(parts, size), about=about)
 
     def _stop_if_agreed(self, checkpointer: Checkpointer) -> None:

@@ -298,7 +298,7 @@ def tail(place: Path, snapshot: Snapshot, states: dict[str, Any]) -> dict[str, A
 
 def loader_tail(loader: Any) -> dict[str, Any]:
     """Records and digests of the next steps of a loader, pad slots as -1; fewer where the run ends."""
-    step, end = loader.idx.get_value(), loader.schedule.num_steps
+    step, end = loader.idx.get_value(), loader.num_steps
     count = TAIL if end is None else min(TAIL, end - step)
     loader.committed(step)
     rows = [list(loader.record_keys(step + i).rows()) for i in range(count)]

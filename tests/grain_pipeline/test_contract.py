@@ -468,7 +468,7 @@ def test_an_element_that_ctrl_c_kept_from_the_loop_comes_again(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_hand_over", interrupted)
+        patch.setattr(module._runtime.tally.log, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(module)
     assert [first, *module] == list(interleave())

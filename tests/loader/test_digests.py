@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import datarax.loader.plan as plan_module
+import datarax.order.timeline as timeline_module
 from datarax.core.errors import InputError
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.order import Digest, id64, key_hashes, key_hashes_of_pass, row_hashes
@@ -94,7 +94,7 @@ def test_a_step_digest_is_the_sum_of_the_hashes_of_its_rows(records, order):
         # Both ends of blocks of keys, and the ends of the first epoch and of the run.
         steps = {0, 1, 861, 862, 863, records // 19, len(loader) - 2, len(loader) - 1}
         for step in sorted(step for step in steps if step < len(loader)):
-            positions = loader.schedule.positions(step, np.arange(19))
+            (positions,) = loader.timeline.positions(np.array([step]), np.arange(19))
             keys, batch = loader.record_keys(step), loader.batch_at(step)
             hashes = key_hashes(positions, np.full(19, id64("numbers"), np.uint64), keys.index, keys.epoch)
             leaves = [(f"['{name}']", batch[name]) for name in ("x", "noise")]
@@ -168,7 +168,7 @@ def test_keys_are_hashed_in_blocks_of_steps(monkeypatch):
         sizes.append(len(position))
         return key_hashes_of_pass(position, *fields)
 
-    monkeypatch.setattr(plan_module, "key_hashes_of_pass", counted)
+    monkeypatch.setattr(timeline_module, "key_hashes_of_pass", counted)
     with make(records=10**6, batch_size=32, num_epochs=None, read_ahead=0, byte_digest=None) as loader:
         for _ in range(1024):
             next(loader)

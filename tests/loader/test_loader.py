@@ -263,9 +263,17 @@ def test_drop_leaves_the_tail_out_and_error_refuses_it():
         make(20, num_epochs=1, remainder="error")
 
 
-def test_a_batch_larger_than_the_source_is_refused():
-    with pytest.raises(ConfigError, match="batch_size is 8, but source 'data' has only 5 records"):
-        make(5)
+def test_a_batch_larger_than_the_source_spans_epochs():
+    loader = make(3, num_epochs=5, remainder="pad")
+    assert len(loader) == 2
+    assert loader.record_keys(0).epoch.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    rows = np.concatenate([batch["x"][batch["row_mask"]] for batch in make_dicts(3, num_epochs=5)])
+    assert np.bincount(rows).tolist() == [5, 5, 5]
+
+
+def make_dicts(count, **config):
+    columns = map_batch(lambda numbers: {"x": numbers}, name="columns")
+    return make(count, transforms=[columns], remainder="pad", **config)
 
 
 @pytest.mark.parametrize("rows", [[], [3, 1], [1, 1], [-1], [8], [[0]], [0.5]])
@@ -331,11 +339,12 @@ def test_length_of_an_endless_loader_is_refused():
 
 
 def test_close_ends_all_threads():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with make(read_ahead=4, num_threads=3) as loader:
         next(loader)
-        assert threading.active_count() > before
-    assert threading.active_count() == before
+        mine = set(threading.enumerate()) - before
+        assert mine
+    assert not any(thread.is_alive() for thread in mine)
 
 
 def test_a_dropped_loader_ends_its_threads():

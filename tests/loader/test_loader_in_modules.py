@@ -146,7 +146,7 @@ def test_a_loader_and_its_merged_copy_never_take_turns_unnoticed():
         merged = merged_copy(loader)
         first, second = (merged, loader) if copy_first else (loader, merged)
         next(first)
-        with pytest.raises(RuntimeError, match="a merged copy shares this loader"):
+        with pytest.raises(RuntimeError, match="a merged copy shares this stream"):
             next(second)
         next(first)
 

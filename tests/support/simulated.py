@@ -26,16 +26,15 @@ def check_all(axes, *, rows_per_shard=2, steps=(1, 10**9)):
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from datarax.loader.plan import BatchPlan
     from datarax.multihost import slots_of
-    from datarax.order import Order, OrderConfig, Remainder, Schedule
+    from datarax.order import Order, OrderConfig, Segment, Timeline
 
     mesh = jax.make_mesh(tuple(axes.values()), tuple(axes))
     batch_size = axes["data"] * rows_per_shard
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     order = Order(OrderConfig(seed=3), {"web": 10**12})
-    schedule = Schedule(batch_size=batch_size, num_rows=None, remainder=Remainder.DROP)
-    whole = BatchPlan(order, schedule, np.arange(batch_size))
+    timeline = Timeline(segments=(Segment(order=order, batch_size=batch_size),))
+    whole = {step: timeline.block(step, np.arange(batch_size), 1) for step in steps}
     readers = np.zeros(batch_size, np.int64)
     owners = np.zeros(batch_size, np.int64)
     sums = dict.fromkeys(steps, 0)
@@ -47,15 +46,14 @@ def check_all(axes, *, rows_per_shard=2, steps=(1, 10**9)):
         owning += len(slots.owned) > 0
         if process % 64 and process != len(mesh.devices.flat) - 1 and len(slots.owned) == 0:
             continue
-        plan = BatchPlan(order, schedule, slots.rows, slots.owned)
-        plan._steps_per_block = 1  # a few scattered steps of thousands of plans: no blocks
+        owned = np.isin(slots.rows, slots.owned)
         for step in steps:
-            mine, all_of_it = plan.step(step), whole.step(step)
+            mine, all_of_it = timeline.block(step, slots.rows, 1), whole[step]
             assert np.array_equal(mine.keys.index, all_of_it.keys.index[slots.rows])
-            assert np.array_equal(mine.positions, all_of_it.positions[slots.rows])
-            sums[step] += mine.digest
+            assert np.array_equal(mine.positions, all_of_it.positions[:, slots.rows])
+            sums[step] += int(mine.hashes[:, owned].sum(dtype=np.uint64))
     assert np.all(owners == 1), "every slot has one owner"
     assert np.all(readers == len(mesh.devices.flat) // axes["data"])
     for step in steps:
-        assert sums[step] % 2**64 == whole.step(step).digest
+        assert sums[step] % 2**64 == int(whole[step].hashes.sum(dtype=np.uint64))
     return owning

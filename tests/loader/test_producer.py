@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from datarax.loader.prefetch import ReadAhead
+from datarax.loader.producer import ReadAhead, Threads
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, KeyError])
@@ -19,7 +19,7 @@ def test_what_a_step_raised_is_raised_once(error):
             raise error("once")
         return step
 
-    ahead = ReadAhead(prepare, depth=2, num_threads=1)
+    ahead = ReadAhead(lambda: Threads(prepare, 1), 2)
     with pytest.raises(error):
         ahead.take(0, None)
     assert [ahead.take(0, None), ahead.take(1, None)] == [0, 1]
@@ -47,7 +47,7 @@ def test_an_interrupted_wait_loses_no_work():
                 raise KeyboardInterrupt
             return self.future.result()
 
-    ahead = ReadAhead(prepare, depth=1, num_threads=1)
+    ahead = ReadAhead(lambda: Threads(prepare, 1), 1)
     ahead._top_up(0, None)
     ahead._pending[0] = (0, Interrupted(ahead._pending[0][1]))
     with pytest.raises(KeyboardInterrupt):
@@ -60,7 +60,7 @@ def test_an_interrupted_wait_loses_no_work():
 
 LEAVE = """
 import sys, threading
-from datarax.loader.prefetch import ReadAhead
+from datarax.loader.producer import ReadAhead, Threads
 started = threading.Event()
 def prepare(step):
     print(step, flush=True)
@@ -68,7 +68,7 @@ def prepare(step):
     if step:
         threading.Event().wait(0.2)
     return step
-ahead = ReadAhead(prepare, depth=50, num_threads=1)
+ahead = ReadAhead(lambda: Threads(prepare, 1), 50)
 ahead.take(0, None)
 """
 
@@ -82,8 +82,8 @@ def test_leaving_the_interpreter_does_not_wait_for_what_nobody_will_take():
 FORK = """
 import os, signal, sys, warnings
 warnings.simplefilter("ignore")
-from datarax.loader.prefetch import ReadAhead
-ahead = ReadAhead(lambda step: step, depth=2, num_threads=1)
+from datarax.loader.producer import ReadAhead, Threads
+ahead = ReadAhead(lambda: Threads(lambda step: step, 1), 2)
 ahead.take(0, None)
 child = os.fork()
 if not child:
@@ -103,7 +103,7 @@ def test_a_forked_child_reads_on_with_threads_of_its_own():
 
 def test_closing_twice_and_taking_again_is_fine():
     before = threading.active_count()
-    ahead = ReadAhead(lambda step: step, depth=3, num_threads=2)
+    ahead = ReadAhead(lambda: Threads(lambda step: step, 2), 3)
     assert ahead.take(5, None) == 5
     ahead.close()
     ahead.close()

@@ -9,35 +9,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from datarax.loader.runtime import Runtime
 from datarax.loader.statistics import RunningMeans
 from datarax.order import Digest
+
+if TYPE_CHECKING:
+    from datarax.loader.stream import Runtime
 
 _SUMMED = ("_applied_count", "_skipped_count", "digest_rows", "digest_keys", "digest_bytes")
 _MEANS = ("_computed_stats", "stats_rows")
 _WRAP = (1 << 64) - 1
 
 
-def contribution(runtime: Runtime, state: Mapping[str, Any]) -> dict[str, Any]:
+def contribution(runtime: Runtime, state: Mapping[str, Any], own_means: bool) -> dict[str, Any]:
     """What one process has added, with JSON, and what it must have in common with the others.
 
     Args:
-        runtime: of the loader.
+        runtime: of the stream.
         state: its state.
+        own_means: whether each process averages statistics of its own rows, even if it had no row so far.
     """
-    now, base = runtime.delivered, runtime.base
-    own_means = runtime.config.batch_stats_fn is not None  # even if no row of it was this process's so far
+    now, base, statistics = runtime.tally.delivered, runtime.base, runtime.tally.place.statistics
     return {
         "idx": now.idx,
         "position": now.position,
         "the state they began with": _digest(
-            [dict(base.digest.to_state()), base.applied, base.skipped, runtime.means.base.to_tree()]
+            [dict(base.digest.to_state()), base.applied, base.skipped, statistics.base.to_tree()]
         ),
         "the rest of the state": _rest(state, own_means),
         "applied": now.applied - base.applied,
@@ -47,7 +49,7 @@ def contribution(runtime: Runtime, state: Mapping[str, Any]) -> dict[str, Any]:
         "bytes": None
         if now.digest.bytes is None or base.digest.bytes is None
         else (now.digest.bytes - base.digest.bytes) & _WRAP,
-        "means": runtime.means.added.to_tree(),
+        "means": statistics.added.to_tree(),
     }
 
 
@@ -64,7 +66,7 @@ def combined(
         if any(value != values[0] for value in values):
             raise ValueError(f"{name} differs between the processes: {', '.join(map(str, values[:8]))}")
     if len(contributions) == 1:
-        return dict(state), runtime.delivered.digest.to_state()
+        return dict(state), runtime.tally.delivered.digest.to_state()
     base = runtime.base
     digest = base.digest
     for each in contributions:
@@ -81,7 +83,10 @@ def combined(
     )
     total["digest_rows"], total["digest_keys"], total["digest_bytes"] = digest.rows, digest.keys, digest.bytes
     means = RunningMeans.merged(
-        [runtime.means.base, *(RunningMeans.from_tree(each["means"]) for each in contributions)]
+        [
+            runtime.tally.place.statistics.base,
+            *(RunningMeans.from_tree(each["means"]) for each in contributions),
+        ]
     )
     if means.rows:
         total["_computed_stats"], total["stats_rows"] = means.values(), means.rows

@@ -1,4 +1,4 @@
-"""Process batch -> global `jax.Array` under the sharding that the caller gave.
+"""Which slots of the global batch are read here, and host rows -> global `jax.Array` under the sharding that the caller gave.
 
 Checks what jax would not say, or say only at the first batch: that the rows which are read here are those that the
 sharding's devices hold, and that no integer is cut on its way. Knows nothing of steps or orders.
@@ -6,6 +6,7 @@ sharding's devices hold, and that no integer is cut on its way. Knows nothing of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from datarax.core.errors import ConfigError
-from datarax.multihost import slots_of
+from datarax.multihost import Slots, slots_of
 
 
 def place(batch: Any, sharding: Sharding, batch_size: int) -> Any:
@@ -35,12 +36,47 @@ def place(batch: Any, sharding: Sharding, batch_size: int) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, batch)
 
 
-def check_rows(rows: np.ndarray, sharding: Sharding, batch_size: int) -> None:
-    """Checks that `rows` are the slots that this process's devices hold under `sharding`.
+def chosen_slots(
+    rows: np.ndarray | Sequence[int] | None,
+    owned: np.ndarray | Sequence[int] | None,
+    sharding: jax.sharding.Sharding | None,
+    batch_size: int,
+) -> Slots:
+    """Which slots are read here, and which of them count here; None: those that the sharding gives, without one all.
 
     Raises:
-        ConfigError: if they are not, or if the sharding does not divide the batch.
+        ConfigError: if they are no slots of a batch, do not fit the sharding, or others count than are read.
     """
+    held = None if sharding is None else slots_of(sharding, batch_size)
+    if rows is None and held is not None:
+        read = held.rows
+    else:
+        read = _checked_rows(rows, batch_size)
+        if sharding is not None:
+            _check_rows(read, sharding, batch_size)
+    if owned is None:
+        return Slots(read, held.owned if held is not None else read)
+    counted = np.asarray(owned)
+    if len(counted) == 0:
+        counted = np.zeros(0, np.int64)
+    elif not np.isin(_checked_rows(counted, batch_size), read).all():
+        raise ConfigError(f"owned must be some of rows, got {counted}, but rows is {read}")
+    return Slots(read, counted.astype(np.int64))
+
+
+def _checked_rows(rows: np.ndarray | Sequence[int] | None, batch_size: int) -> np.ndarray:
+    if rows is None:
+        return np.arange(batch_size, dtype=np.int64)
+    slots = np.asarray(rows)
+    if slots.ndim != 1 or len(slots) == 0 or slots.dtype.kind not in "iu":
+        raise ConfigError(f"rows must be a non-empty list of slots of the global batch, got {rows!r}")
+    slots = slots.astype(np.int64)
+    if slots[0] < 0 or slots[-1] >= batch_size or np.any(np.diff(slots) <= 0):
+        raise ConfigError(f"rows must be sorted, distinct and in [0, {batch_size}), got {slots}")
+    return slots
+
+
+def _check_rows(rows: np.ndarray, sharding: Sharding, batch_size: int) -> None:
     needed = slots_of(sharding, batch_size).rows
     if not np.array_equal(rows, needed):
         raise ConfigError(

@@ -1,0 +1,277 @@
+"""Unit of work -> host rows: keys, one batched read, transforms, padding, digests. Pure: who computes it is a detail.
+
+A `Recipe` is a value that pickles, so another thread or process can make the same rows of any step. Knows no device, no
+position and no state. Read `order/timeline.py` first (which records a step has); next: `stream.py`, which counts deliveries.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from datarax.core.errors import ConfigError, InputError
+from datarax.multihost import Slots
+from datarax.order import Block, Order, RecordKeys, Remainder, Timeline, row_hashes
+from datarax.sources import DataSource
+from datarax.transforms import Transform, apply_transforms
+
+ROW_MASK = "row_mask"
+"""Key under which batches carry their row mask (bool[rows], False for padding) when the remainder is padded."""
+
+# Rows per block of keys: from about 16,000 on, the fixed cost of the vectorised permutation no longer shows.
+_BLOCK_ROWS = 1 << 14
+# A block under the reader's feet, the one that read-ahead has moved on to, and one for a look back.
+_KEPT_BLOCKS = 3
+
+
+class StepKeys(NamedTuple):
+    """The rows of one step that are read here."""
+
+    positions: np.ndarray
+    """int64[rows]; -1 marks padding."""
+    keys: RecordKeys
+    """Which record each row is."""
+    digest: int
+    """Sum mod 2^64 of the key hashes of the rows that count here."""
+    owned: np.ndarray | None
+    """bool[rows]: rows that count here; None if all do."""
+    block: Block
+    """The steps among which it was computed."""
+
+
+class HostRows(NamedTuple):
+    """What was made of one unit of work, before anybody counted it."""
+
+    batch: Any
+    """PyTree of NumPy arrays [rows, ...]."""
+    counted: int
+    """Rows that count here and are not padding."""
+    keys: int
+    """Sum mod 2^64 of their key hashes."""
+    bytes: int | None
+    """Sum mod 2^64 of their row hashes; None if they were not hashed."""
+    owned: np.ndarray | None
+    """bool[rows]: rows that count here; None if all do."""
+    size: int
+    """Rows of the whole global batch, over all processes."""
+    real: int
+    """Those of them that are not padding."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Recipe:
+    """All that decides the rows of every step in one process: timeline, sources, transforms, and the slots that are read here.
+
+    It pickles if its transforms' functions can be imported and what it reads pickles.
+    """
+
+    timeline: Timeline
+    """Which records each step has."""
+    sources: tuple[DataSource, ...]
+    """In the order of the keys' source numbers; one for now."""
+    transforms: tuple[Transform, ...]
+    """The stages, in turn."""
+    slots: Mapping[int, Slots]
+    """Batch size -> the slots of such a batch that are read here, and those that count here."""
+    byte_digest: bool
+    """Whether every row is hashed."""
+    not_again: tuple[tuple[range, str], ...] = ()
+    """Steps that were made by other sources or transforms, and which: they have keys, but cannot be read."""
+
+    def open(self) -> Reader:
+        """What makes rows by this recipe; reads from the sources as they are, open or to be opened."""
+        return Reader(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts: dict[str, Any] = {f"source {source.name!r}": source for source in self.sources}
+        parts |= {f"transform {each.name!r}": each for each in self.transforms}
+        pickled = []
+        for name, part in parts.items():
+            try:
+                pickled.append(pickle.dumps(part))
+            except Exception as error:  # what cannot be pickled raises errors of many kinds
+                raise pickle.PicklingError(
+                    f"{name} cannot be sent to another process: {error}; define its functions at the top level of a module "
+                    f"that can be imported, and give it objects that pickle"
+                ) from error
+        num_sources = len(self.sources)
+        rest = (self.timeline, dict(self.slots), self.byte_digest, self.not_again)
+        return _unpickled, (pickled[:num_sources], pickled[num_sources:], *rest)
+
+
+def _unpickled(sources: Sequence[bytes], transforms: Sequence[bytes], *rest: Any) -> Recipe:
+    timeline, slots, byte_digest, not_again = rest
+    return Recipe(
+        timeline=timeline,
+        sources=tuple(map(pickle.loads, sources)),
+        transforms=tuple(map(pickle.loads, transforms)),
+        slots=slots,
+        byte_digest=byte_digest,
+        not_again=not_again,
+    )
+
+
+class Reader:
+    """Makes the rows of any step; thread-safe. Keeps the last few blocks of keys, which cost far less in large blocks."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._blocks: tuple[tuple[Block, list[int], np.ndarray | None], ...] = ()
+
+    def __call__(self, step: int) -> HostRows:
+        """Reads, transforms and digests the rows of `step`.
+
+        Raises:
+            IndexError: if there is no such step.
+            InputError: if it was made by other sources or transforms than these.
+            Exception: what the source or a transform raised, with notes that name the step and the record.
+        """
+        keys = self.keys(step)
+        for steps, why in self.recipe.not_again:
+            if step in steps:
+                raise InputError(f"the batch of step {step} cannot be made again: {why}")
+        try:
+            return self._made(step, keys)
+        except BaseException as error:
+            error.add_note(f"while preparing the batch of step {step} ({self._described(keys)})")
+            raise
+
+    def keys(self, step: int) -> StepKeys:
+        """Which records the rows of `step` are; reads nothing.
+
+        Raises:
+            IndexError: if there is no such step.
+            InputError: if nobody said which rows of a batch of its size are read here.
+        """
+        made = None
+        for each in self._blocks:  # no generator: an interrupt while one is closed would be lost
+            if step in each[0].steps:
+                made = each
+                break
+        block, digests, owned = made or self._block_of(step)
+        offset = step - block.steps.start
+        size = block.positions.shape[1]
+        keys = block.keys[offset * size : (offset + 1) * size]
+        return StepKeys(block.positions[offset], keys, digests[offset], owned, block)
+
+    def counted_in(self, steps: range) -> int:
+        """Rows of these steps that count here and are no padding."""
+        timeline = self.recipe.timeline
+        return sum(
+            timeline.num_real(part, self._slots(each.batch_size).owned)
+            for each, part in timeline.parts(steps)
+        )
+
+    # Inside
+
+    def _slots(self, batch_size: int) -> Slots:
+        if batch_size not in self.recipe.slots:
+            known = ", ".join(map(str, self.recipe.slots))
+            raise InputError(
+                f"which rows of a batch of {batch_size} are read here is not known: rows were given for batches of {known}"
+            )
+        return self.recipe.slots[batch_size]
+
+    def _block_of(self, step: int) -> tuple[Block, list[int], np.ndarray | None]:
+        timeline = self.recipe.timeline
+        ((segment, _),) = timeline.parts(range(step, step + 1))
+        slots = self._slots(segment.batch_size)
+        block = timeline.block(step, slots.rows, max(1, _BLOCK_ROWS // len(slots.rows)))
+        # None where all count: the common case does no work for it.
+        owned = None if len(slots.owned) == len(slots.rows) else np.isin(slots.rows, slots.owned)
+        hashes = block.hashes if owned is None else block.hashes[:, owned]
+        made = block, hashes.sum(axis=1, dtype=np.uint64).tolist(), owned
+        # Replaced, never changed: threads need no lock, and an interrupt leaves none held. What two of them make at
+        # once, or one loses to the other, is made again.
+        self._blocks = (made, *self._blocks[: _KEPT_BLOCKS - 1])
+        return made
+
+    def _made(self, step: int, step_keys: StepKeys) -> HostRows:
+        positions, keys, digest, owned, block = step_keys
+        segment, real = block.segment, block.real_rows(step)
+        is_real = None if real == segment.batch_size else positions >= 0
+        among = owned  # of the rows that are no padding, those that count here
+        if is_real is not None:
+            positions, keys, among = (
+                positions[is_real],
+                keys[is_real],
+                None if owned is None else owned[is_real],
+            )
+        if len(keys):
+            batch = self._rows(keys, segment.order)
+        else:
+            # Nothing of the last batch is ours; any record tells the shapes that the zeros must have.
+            some = self._rows(segment.order.keys(np.zeros(1, np.int64)), segment.order)
+            batch = jax.tree.map(lambda leaf: leaf[:0], some)
+        counted = len(keys) if among is None else int(np.count_nonzero(among))
+        hashed = None
+        if self.recipe.byte_digest:
+            leaves = _leaves(batch)
+            if counted < len(keys):
+                positions, leaves = positions[among], [(path, leaf[among]) for path, leaf in leaves]
+            hashed = int(row_hashes(positions, leaves).sum(dtype=np.uint64)) if counted else 0
+        if self.recipe.timeline.remainder is Remainder.PAD:
+            batch = _pad(batch, step_keys.positions >= 0)
+        return HostRows(batch, counted, digest, hashed, owned, segment.batch_size, real)
+
+    def _rows(self, keys: RecordKeys, order: Order) -> Any:
+        """The transformed rows of `keys`, a PyTree of arrays [len(keys), ...]."""
+        return apply_transforms(
+            self.recipe.transforms,
+            self._read(keys),
+            seeds_for=lambda transform: order.row_seeds(transform.name, keys),
+            keys_text=lambda i: self._name(keys, i),
+        )
+
+    def _read(self, keys: RecordKeys) -> Any:
+        (source,) = self.recipe.sources
+        try:
+            return source.read(keys.index)
+        except Exception as error:
+            # Only now is it worth a call per record: to name the one that cannot be read.
+            for i in range(len(keys)):
+                try:
+                    source.read(keys.index[i : i + 1])
+                except Exception:
+                    error.add_note(f"while reading record {self._name(keys, i)}")
+                    break
+            raise
+
+    def _name(self, keys: RecordKeys, i: int) -> str:
+        source = self.recipe.sources[int(keys.source[i])].name
+        return f"{source}:{int(keys.index[i])} (epoch {int(keys.epoch[i])})"
+
+    def _described(self, step_keys: StepKeys) -> str:
+        keys, real = step_keys.keys, np.flatnonzero(step_keys.positions >= 0)
+        if len(real) == 0:
+            return "padding only"
+        return f"{len(real)} records, {self._name(keys, int(real[0]))} … {self._name(keys, int(real[-1]))}"
+
+
+def _leaves(batch: Any) -> list[tuple[str, np.ndarray]]:
+    """The leaves of a batch with their paths, in path order."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(batch)
+    return sorted((jax.tree_util.keystr(path), leaf) for path, leaf in flat)
+
+
+def _pad(batch: Any, real: np.ndarray) -> Any:
+    """Spreads the rows over the slots that are not padding, zeros elsewhere, and adds the row mask."""
+    if not isinstance(batch, dict) or ROW_MASK in batch:
+        raise ConfigError(
+            f"remainder = 'pad' adds the key {ROW_MASK!r} to every batch, so batches must be dicts without that key; "
+            f"this one is a {type(batch).__name__}: let the last transform return a dict, or choose 'drop' or 'error'"
+        )
+
+    def spread(leaf: np.ndarray) -> np.ndarray:
+        if len(leaf) == len(real):
+            return leaf
+        out = np.zeros((len(real), *leaf.shape[1:]), leaf.dtype)
+        out[real] = leaf
+        return out
+
+    return {**jax.tree.map(spread, batch), ROW_MASK: real}

@@ -1,0 +1,515 @@
+"""The one envelope of everything that a training loop takes batches from: what a hand-over counts, and what the state says.
+
+A `Stream` is the module that NNX, snapshots and loops see; a `Feed` makes its batches and says how their steps are counted:
+`DataLoader` and `GrainPipeline` bring one each. A batch counts when the loop receives it: then one assignment makes the place
+behind it the stream's. Read first: `recipe.py`; next: `loader.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
+
+import jax
+import numpy as np
+from flax import nnx
+from flax.errors import TraceContextError
+
+from datarax.core.config import DataraxModuleConfig
+from datarax.core.held import Held
+from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
+from datarax.core.protocols import StepDigests
+from datarax.core.variables import looked_up, on_host
+from datarax.loader.recipe import HostRows
+from datarax.loader.statistics import Statistics
+from datarax.loader.step_log import MAX_STEPS, StepLog
+from datarax.loader.sums import combined, contribution
+from datarax.order import Digest
+
+T = TypeVar("T")
+
+
+class Place(NamedTuple):
+    """Where a stream is. A hand-over makes the next one whole and swaps it in by one assignment."""
+
+    step: int
+    """Batches handed over; the step of the next batch."""
+    cursor: Any
+    """What else the stream needs to go on from here: Grain's state; None where the step says all."""
+    current: Any
+    """The batch handed over last, as host arrays; None at the beginning and after a restore."""
+    statistics: Statistics
+    """Statistics of the batches."""
+    batches: int
+    """Batches handed over since the stream was opened."""
+    rows: int
+    """Rows of them, over all processes; padding is not counted."""
+
+
+class Taken(NamedTuple):
+    """A batch that the loop is about to get."""
+
+    batch: Any
+    """What the loop gets: the host's rows, or global arrays of them."""
+    rows: HostRows
+    """The host's rows, and what they count."""
+    cursor: Any
+    """What the stream goes on from after it."""
+
+
+class Delivered(NamedTuple):
+    """What the training loop has received so far. Plain Python ints: exact at any size."""
+
+    idx: int
+    """Batches handed over; the step of the next batch."""
+    position: int
+    """Where that begins: global rows handed over, or whatever the stream counts."""
+    applied: int
+    """Rows handed over that count here."""
+    skipped: int
+    """Rows that a stage left out and that count here."""
+    digest: Digest
+    """Digest of the rows handed over that count here."""
+
+
+class Feed(ABC):
+    """Where batches come from: makes that of any place, and says how steps are counted. What it says never changes."""
+
+    num_steps: int | None
+    """Batches of the whole run; None if there is no end, or none that is known."""
+    averages: ClassVar[bool]
+    """Whether `batch_stats_fn` is called on each batch, and means over their rows are kept."""
+
+    @abstractmethod
+    def take(self, place: Place) -> Taken:
+        """The batch of a place, and what follows it. Raises StopIteration at the end."""
+
+    @abstractmethod
+    def position_of(self, step: int) -> int:
+        """Where a step begins."""
+
+    @abstractmethod
+    def epoch_of(self, position: int) -> int | None:
+        """The epoch there; None if there are none."""
+
+    @abstractmethod
+    def counted_in(self, steps: range) -> int:
+        """Rows of these steps that count here and are no padding."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Forgets what was prepared for places to come."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends threads and processes; what is asked for later starts them again."""
+
+
+class Tally:
+    """What was handed over as of now, and the contents of a stream's variables; left behind, it keeps what it said last.
+
+    A hand-over writes into the log and then swaps the place, and only that counts. Sums go on from the last look, so a look
+    costs what was delivered since: made at each hand-over they would cost a small batch more than its digest does. A look
+    changes no answer, so a signal's handler may look at any moment. NNX looks here too: to set a variable costs 3 us and more,
+    so the variables of a stream hold content that looks into a tally when asked.
+
+    Args:
+        delivered: what to begin with.
+        place: the same place.
+        feed: of the batches from there on.
+        log: of the steps from there on.
+    """
+
+    def __init__(self, delivered: Delivered, place: Place, feed: Feed, log: StepLog) -> None:
+        self.place = place
+        self.log = log
+        self.feed = feed
+        self._summed = delivered
+        self.contents: dict[str, Any] = {
+            "idx": looked_up(lambda: self.place.step),
+            "position": looked_up(lambda: self.position),
+            "epoch": None
+            if feed.epoch_of(0) is None
+            else looked_up(lambda: feed.epoch_of(self.position) or 0),
+            "_applied_count": looked_up(lambda: self.delivered.applied),
+            "_skipped_count": looked_up(lambda: self.delivered.skipped),
+            "digest_rows": looked_up(lambda: self.delivered.digest.rows),
+            "digest_keys": looked_up(lambda: self.delivered.digest.keys),
+            # None is no number that could be looked up; only a restore brings another kind.
+            "digest_bytes": None
+            if delivered.digest.bytes is None
+            else looked_up(lambda: self.delivered.digest.bytes or 0),
+        }
+        """The raw content of each variable, by the name of the attribute that holds it."""
+        if feed.averages:
+            self.contents["stats_rows"] = looked_up(lambda: self.place.statistics.total.rows)
+
+    @property
+    def position(self) -> int:
+        """Where the next step begins."""
+        summed, step = self._summed, self.place.step
+        return summed.position if step == summed.idx else self.feed.position_of(step)
+
+    @property
+    def delivered(self) -> Delivered:
+        """All that was handed over."""
+        summed, step = self._summed, self.place.step
+        if step == summed.idx:
+            return summed
+        keys, hashed = self.log.sums(summed.idx, step)
+        digest, rows = summed.digest, self.feed.counted_in(range(summed.idx, step))
+        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
+        if digest.bytes is None or hashed is None:
+            digest, hashed = Digest(digest.rows, digest.keys, None), None
+        made = Delivered(
+            step,
+            self.feed.position_of(step),
+            summed.applied + rows,
+            summed.skipped,
+            digest.add(keys, hashed, rows),
+        )
+        self._summed = made  # one assignment, of what is the same whoever computes it
+        return made
+
+
+class StreamMetrics:
+    """Live counters of what a stream did since it was opened. Counted per batch, never per record; read from the side.
+
+    Args:
+        runtime: of the stream.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.wait_seconds = 0.0
+        """Time the training loop spent waiting for batches, in seconds."""
+
+    @property
+    def batches(self) -> int:
+        """Batches handed over."""
+        return self._runtime.tally.place.batches
+
+    @property
+    def rows(self) -> int:
+        """Rows handed over, of the whole global batch; padding is not counted."""
+        return self._runtime.tally.place.rows
+
+
+class Runtime:
+    """What is open behind a stream, apart from NNX, which sees it as static and compares it by identity.
+
+    Args:
+        feed: where the batches come from.
+        digest: what the digest begins with; without bytes if they are not hashed.
+    """
+
+    def __init__(self, feed: Feed, digest: Digest) -> None:
+        self.metrics = StreamMetrics(self)
+        start = Delivered(0, 0, 0, 0, digest)
+        self.base = start
+        """What all processes have in common: the last restore, or the beginning."""
+        self.tally = Tally(start, Place(0, None, None, Statistics(), 0, 0), feed, StepLog())
+        """Feed, place and log: whoever goes elsewhere makes all of it first, and swaps this reference."""
+
+    @property
+    def current(self) -> Any:
+        """The batch handed over last."""
+        return self.tally.place.current
+
+    @current.setter
+    def current(self, current: Any) -> None:
+        self.tally.place = self.tally.place._replace(current=current)
+
+    @property
+    def cursor(self) -> Any:
+        """What the feed goes on from."""
+        return self.tally.place.cursor
+
+    @cursor.setter
+    def cursor(self, cursor: Any) -> None:
+        self.tally.place = self.tally.place._replace(cursor=cursor)
+
+    @property
+    def statistics(self) -> Any:
+        """Statistics that were set, or means of the batches so far."""
+        return self.tally.place.statistics.values()
+
+    @statistics.setter
+    def statistics(self, values: Any) -> None:
+        self.tally.place = self.tally.place._replace(statistics=Statistics(values))
+
+    def go_on_from(self, delivered: Delivered, feed: Feed, cursor: Any = None) -> None:
+        """`delivered` is from now on what was received, wherever that is; log and contents start anew."""
+        before = self.tally
+        here = before.place._replace(step=delivered.idx, cursor=cursor, current=None)
+        self.tally = Tally(delivered, here, feed, StepLog(delivered.idx))
+        (before.feed.drop if feed is before.feed else before.feed.close)()
+
+    def reopened(self, feed: Feed) -> Runtime:
+        """The same place, where batches come from another feed."""
+        made = Runtime(feed, self.base.digest)
+        made.base = self.base
+        made.go_on_from(self.tally.delivered, feed, copy.deepcopy(self.cursor))
+        made.tally.place = made.tally.place._replace(statistics=self.tally.place.statistics)
+        return made
+
+    def share_from_here(self, statistics: Statistics) -> None:
+        """What was delivered so far, with these statistics, is from now on what all processes have in common."""
+        self.base = self.tally.delivered
+        self.tally.place = self.tally.place._replace(statistics=statistics)
+
+    def show_again(self, delivered: Delivered, feed: Feed | None = None) -> None:
+        """`delivered`, of as many steps as before, is what was received; contents that looked before keep what they showed.
+
+        With a feed, batches come from that one from now on.
+        """
+        before = self.tally
+        self.tally = Tally(delivered, before.place, feed or before.feed, before.log)
+        if self.tally.feed is not before.feed:
+            before.feed.close()
+
+    def committed(self, step: int) -> None:
+        """What the log says of steps before `step` may go, once it is in the sums."""
+        self.tally.log.forget_before(min(step, self.tally.delivered.idx))
+
+
+class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[call-arg]
+    """Batches, one after the other, with a state that counts what was handed over: see `DataLoader` and `GrainPipeline`.
+
+    To JAX a stream is a leaf and no pytree; to NNX a module as any other. `current` is the last batch (host arrays); in a state
+    it is None, for a batch is data.
+
+    Args:
+        config: the settings.
+        feed: where the batches come from, at its beginning.
+        digest: of nothing; without bytes if they are not hashed.
+        rngs: NNX random streams; part of the state.
+        name: used in messages.
+    """
+
+    unsaved_state: ClassVar[frozenset[str]] = frozenset({"current"})
+    addressable: ClassVar[bool]
+    """Whether it has a timeline: keys of any step without a read, seek, search."""
+
+    def __init__(
+        self,
+        config: DataraxModuleConfig,
+        feed: Feed,
+        digest: Digest,
+        *,
+        rngs: nnx.Rngs | None,
+        name: str | None,
+    ) -> None:
+        super().__init__(config, rngs=rngs, name=name)
+        self._applied_count = IterationCount(np.asarray(0, np.int64))
+        self._skipped_count = IterationCount(np.asarray(0, np.int64))
+        self.digest_rows = HostInt(0)
+        self.digest_keys = HostInt(0)
+        self.digest_bytes = HostInt(None)
+        if feed.averages:
+            self.stats_rows = HostInt(0)
+        self._open(Runtime(feed, digest))
+
+    def _open(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.current = Held(runtime, "current")
+        self._computed_stats = Held(runtime, "statistics")
+        self._show()
+
+    # Iteration
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __len__(self) -> int:
+        """Batches in the whole run.
+
+        Raises:
+            TypeError: if there is no end, or none that is known before it comes.
+        """
+        if self.num_steps is None:
+            raise TypeError(self._why_no_length())
+        return self.num_steps
+
+    def _why_no_length(self) -> str:
+        raise NotImplementedError
+
+    def __bool__(self) -> bool:
+        """True: an endless stream has no length to ask."""
+        return True
+
+    def __next__(self) -> T:
+        """The next batch; only now does the state count it.
+
+        Raises:
+            StopIteration: after the last batch.
+            TraceContextError: inside a jax transform, which would see one and the same batch for ever.
+            Exception: what a read or a transform raised, with notes naming step and record; the state has not moved,
+                so the same batch may be asked for again.
+        """
+        runtime = self._runtime
+        tally = runtime.tally
+        # Two of nine, because looks at all of them would cost a batch more than its digest.
+        if (
+            self.idx.get_raw_value() is not tally.contents["idx"]
+            or self.position.get_raw_value() is not tally.contents["position"]
+        ):
+            self._check_shown()
+            tally = runtime.tally
+        if not on_host():
+            raise TraceContextError("a batch cannot be taken inside a jax transform; take it before the call")
+        place = tally.place
+        if place.step % MAX_STEPS == 0:  # nobody may ever say "committed"
+            runtime.committed(place.step - MAX_STEPS)
+        asked = time.perf_counter()
+        batch, rows, cursor = tally.feed.take(place)
+        runtime.metrics.wait_seconds += time.perf_counter() - asked
+        statistics = place.statistics
+        if self.config.batch_stats_fn is not None and tally.feed.averages and rows.counted:
+            statistics = self._statistics_after(rows, place)
+        tally.log.put(place.step, rows.keys, rows.bytes)
+        # Only this line counts the batch. Ctrl-C before it leaves the stream where it was.
+        tally.place = Place(
+            place.step + 1, cursor, rows.batch, statistics, place.batches + 1, place.rows + rows.real
+        )
+        return cast(T, batch)
+
+    def _statistics_after(self, rows: HostRows, place: Place) -> Statistics:
+        try:
+            owned = rows.owned
+            host = rows.batch if owned is None else jax.tree.map(lambda leaf: leaf[owned], rows.batch)
+            return place.statistics.after(cast(Any, self.config.batch_stats_fn)(host), rows.counted)
+        except Exception as error:
+            error.add_note(f"in batch_stats_fn, on the batch of step {place.step}")
+            raise
+
+    def reset_operation_stats(self) -> None:
+        """Set both counters to zero; the digest keeps all rows."""
+        runtime = self._runtime
+        self._check_shown()
+        runtime.base = runtime.base._replace(applied=0, skipped=0)
+        runtime.show_again(runtime.tally.delivered._replace(applied=0, skipped=0))
+        self._show()
+
+    # What it did
+
+    @property
+    def num_steps(self) -> int | None:
+        """Batches of the whole run; None if there is no end, or none that is known before it comes."""
+        return self._runtime.tally.feed.num_steps
+
+    @property
+    def metrics(self) -> StreamMetrics:
+        """Live counters: batches, rows, seconds waited."""
+        return self._runtime.metrics
+
+    @property
+    def digest(self) -> Digest:
+        """Digest of everything handed over: up to the last restore by all processes, since then of the rows that count here."""
+        return self._runtime.tally.delivered.digest
+
+    def take_step_digests(self) -> StepDigests:
+        """Per-step digests since the last committed snapshot.
+
+        Returns:
+            The first step, uint64[steps] sums of key hashes, uint64[steps] sums of row hashes (0 where bytes were not
+            digested), and whether every one of the steps has its bytes digested.
+        """
+        tally = self._runtime.tally
+        return tally.log.arrays(tally.place.step)
+
+    def committed(self, step: int) -> None:
+        """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
+        self._runtime.committed(step)
+
+    # State
+
+    def _state_asked(self) -> None:
+        self._check_shown()
+        if self._runtime.tally.place.statistics.total.rows:
+            self._is_stats_reset.set_value(False)
+
+    def _validate_state(self, state: dict[str, Any]) -> None:
+        for field in self._runtime.tally.contents:
+            if state[field] is None and field not in ("epoch", "digest_bytes"):
+                raise ValueError(f"{field}: expected an int, got None")
+        for field in ("digest_keys", "digest_bytes"):
+            if (state[field] or 0) >= 1 << 64:
+                raise ValueError(f"{field}: {state[field]} does not fit 64 bits")
+        rows = state.get("stats_rows", 0)
+        if rows and not isinstance(state["_computed_stats"], dict):
+            raise ValueError(f"_computed_stats: there are no means of the {rows} stats_rows")
+        Statistics.restored(state["_computed_stats"], rows)
+
+    def _restored(self) -> tuple[Delivered, Statistics]:
+        """What the variables say, which a restore has just written; `_validate_state` has seen to it that none is None."""
+        said = {name: getattr(self, name).get_value() for name in self._runtime.tally.contents}
+        digest = Digest(said["digest_rows"], said["digest_keys"], said["digest_bytes"])
+        counts = int(said["_applied_count"]), int(said["_skipped_count"])
+        statistics = Statistics.restored(self._runtime.statistics, said.get("stats_rows", 0))
+        return Delivered(said["idx"], said["position"], *counts, digest), statistics
+
+    def _show(self) -> None:
+        """Has the variables look up what was delivered."""
+        for name, content in self._runtime.tally.contents.items():
+            vars(self)[name].set_raw_value(content)
+
+    def _check_shown(self) -> None:
+        """Sees to it that the variables show what was delivered.
+
+        Raises:
+            RuntimeError: if they say something else.
+        """
+        runtime, held = self._runtime, vars(self)
+        if all(held[name].get_raw_value() is content for name, content in runtime.tally.contents.items()):
+            return
+        # A transform brings the same numbers back; a merged copy of this stream has variables of its own.
+        now = runtime.tally.delivered
+        if self.idx.get_value() != now.idx or self.position.get_value() != now.position:
+            raise RuntimeError(
+                f"this stream has handed over {now.idx} batches, but its variables say {self.idx.get_value()}: they were "
+                f"written from outside, or a merged copy shares this stream; use seek(), set_state() or clone()"
+            )
+        runtime.show_again(now)
+        self._show()
+
+    # Many processes
+
+    def contribution(self) -> dict[str, Any]:
+        """What this process has added since the last restore or the beginning; see `combined`."""
+        return contribution(self._runtime, self.get_state(), self.config.batch_stats_fn is not None)
+
+    def combined(
+        self, contributions: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+        """The state and the digest as if one process had read all rows.
+
+        Counters and digests are sums over the rows that each process owns, so they are exact whoever read what; running means
+        agree with those of one process within rounding.
+
+        Args:
+            contributions: one of each process, in the order of processes.
+
+        Raises:
+            ValueError: if they are not of one moment, naming what differs.
+        """
+        return combined(self._runtime, self.get_state(), contributions)
+
+    # Lifecycle
+
+    def clone(self) -> Self:
+        """An independent stream at the same place, with threads of its own; what it reads is shared."""
+        return cast(Self, super().clone())
+
+    def close(self) -> None:
+        """Ends threads and processes. What it reads stays open; it belongs to whoever made it."""
+        self._runtime.tally.feed.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
