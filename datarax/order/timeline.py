@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from datarax.core.errors import ConfigError, InputError
+from datarax.core.errors import ConfigError, InputError, MismatchError
 from datarax.order.digest import key_hashes, key_hashes_of_pass
 from datarax.order.order import Order, RecordKeys
 from datarax.order.positions import MAX_POSITION
@@ -368,6 +368,9 @@ class Timeline:
     ) -> Timeline:
         """The timeline of what a run recorded of itself, endless from where it stands: no config and no data are needed.
 
+        Each recipe that made a step has a segment of its own, also where order and batch size just go on: something else may
+        have changed with it, such as the files of the data.
+
         Args:
             history: (first step, first position, a loader's identity) of each recipe, ascending.
             now: (step, position) where the run stands.
@@ -375,9 +378,10 @@ class Timeline:
                 recipe to the next, for then a padded batch had ended the run, and it was prolonged later.
 
         Raises:
-            InputError: if a recorded order cannot be computed, or history and places contradict each other.
+            InputError: if a recorded order cannot be computed, or nothing is recorded.
+            MismatchError: if history and places contradict each other.
         """
-        timeline: Timeline | None = None
+        segments: list[Segment] = []
         ends = [(step, position) for step, position, _ in history[1:]] + [now]
         for (first_step, first_position, recipe), end in zip(history, ends, strict=True):
             order, size = Order.from_identity(recipe["order"]), int(recipe["batch_size"])
@@ -386,21 +390,21 @@ class Timeline:
             for place in [end] if is_whole else [*places_within(range(first_step + 1, end[0])), end]:
                 pads = (place[0] - borders[-1][0]) * size - (place[1] - borders[-1][1])
                 if not 0 <= pads < size:
-                    raise InputError(
+                    raise MismatchError(
                         f"steps {borders[-1][0]} to {place[0] - 1} are recorded as rows {borders[-1][1]} to {place[1] - 1}, "
                         f"which are not {place[0] - borders[-1][0]} batches of {size}"
                     )
                 if pads:
                     borders.append(place)
-            for step, position in borders:
-                if timeline is None:
-                    first = Segment(order=order, batch_size=size, first_step=step, first_position=position)
-                    timeline = Timeline(segments=(first,))
-                else:
-                    timeline = timeline.changed_at(step, position, order=order, batch_size=size)
-        if timeline is None:
+            # One that was changed again before it made a step has made none.
+            segments = [each for each in segments if each.first_step < first_step]
+            segments += [
+                Segment(order=order, batch_size=size, first_step=step, first_position=position)
+                for step, position in borders
+            ]
+        if not segments:
             raise InputError("nothing is recorded of how the run was made")
-        return timeline
+        return Timeline(segments=tuple(segments))
 
     # Inside
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datarax.core.errors import ConfigError, InputError
+from datarax.core.errors import ConfigError, MismatchError
 from datarax.order import MAX_POSITION, Order, OrderConfig, Remainder, Segment, Timeline
 
 ORDER = Order(OrderConfig(), {"books": 7})
@@ -317,6 +317,13 @@ def test_a_run_that_was_changed_twice_before_a_step_was_made_has_the_last_recipe
     assert [each.order for each in Timeline.recorded(history, (2, 12), nothing_else).segments] == [OTHER]
 
 
+def test_each_recorded_recipe_has_a_segment_though_its_order_just_goes_on():
+    history = [(0, 0, identity(ORDER, 4)), (3, 12, identity(ORDER, 4))]
+    recorded = Timeline.recorded(history, (5, 20), nothing_else)
+    assert [(each.first_step, each.first_position) for each in recorded.segments] == [(0, 0), (3, 12)]
+    assert delivered(timeline_of(num_rows=20)) == [positions(recorded, step, range(4)) for step in range(5)]
+
+
 def test_a_run_that_was_prolonged_after_a_padded_batch_goes_on_behind_its_rows():
     places = {2: 7, 4: 15}
     recorded = Timeline.recorded(
@@ -329,5 +336,5 @@ def test_a_run_that_was_prolonged_after_a_padded_batch_goes_on_behind_its_rows()
 
 @pytest.mark.parametrize("now", [(2, 9), (2, 3), (0, 1)])
 def test_records_that_contradict_each_other_are_refused(now):
-    with pytest.raises(InputError, match=r"not [02] batches of 4"):
+    with pytest.raises(MismatchError, match=r"not [02] batches of 4"):
         Timeline.recorded([(0, 0, identity(ORDER, 4))], now, lambda steps: [])
