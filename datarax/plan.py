@@ -1,15 +1,15 @@
 """What a config will do, before anything runs: lengths, steps, and fit with an existing run.
 
-Reads no record and writes nothing. Which records are in which steps is for `deliveries.py` to say.
+Reads no record and writes nothing. Which records are in which steps is for `audit/rows.py` to say.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from datarax.audit.history import History, history_by_config
 from datarax.checkpoint import list_steps
 from datarax.core.tree import digest
-from datarax.lineage import Lineage, trace
 from datarax.loader import DataLoader
 from datarax.order import changed_algorithms
 from datarax.run_config import RunConfig
@@ -68,10 +68,10 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
         SnapshotDamagedError: if the newest snapshot of the existing run cannot be read.
         InputError: if the recorded recipe of an earlier step of the existing run cannot be computed.
     """
-    lineage = trace(config, loader)
-    schedule, records = loader.schedule, loader.order.num_records
-    steps = total_steps(loader, config.run.steps)
-    existing, mismatches, advice = _existing(config, lineage, steps)
+    history = history_by_config(config, loader)
+    schedule, records = loader.timeline.last, loader.order.num_records
+    steps = total_steps(config.run.steps, history.available, ends="run.steps or loader.num_epochs")
+    existing, mismatches, advice = _existing(config, history, steps)
     return Plan(
         directory=config.run.directory,
         records=records,
@@ -79,9 +79,9 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
         rows_per_process=schedule.batch_size,
         steps_per_epoch=records / schedule.batch_size,
         steps=steps,
-        epochs=schedule.first_position(steps) / records,
+        epochs=history.timeline.position_of(steps) / records,
         identity=digest({LOADER_NAME: loader.identity()}),
-        warnings=[*loader.order.warnings(), *changed_algorithms(), *lineage.unknown_fields],
+        warnings=[*loader.order.warnings(), *changed_algorithms(), *history.unknown_fields],
         existing_run=existing,
         mismatches=mismatches,
         advice=advice,
@@ -89,20 +89,20 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
 
 
 def _existing(
-    config: RunConfig, lineage: Lineage, steps: int
+    config: RunConfig, history: History, steps: int
 ) -> tuple[ExistingRun | None, list[str], list[str]]:
-    newest = lineage.newest_step
+    newest = history.newest_step
     if newest is None:
         return None, [], []
-    mismatches, advice = [str(each) for each in lineage.refused], list(lineage.advice)
+    mismatches, advice = [str(each) for each in history.refused], list(history.advice)
     if newest > steps:
         mismatches.append(f"steps: the run has {newest} already, the config asks for {steps}")
         advice.append(f"set run.steps to at least {newest}, or go back with datarax run --step")
     existing = ExistingRun(
         newest,
         list_steps(config.run.directory),
-        [str(each) for each in lineage.allowed],
-        [str(each) for each in lineage.warned],
+        [str(each) for each in history.allowed],
+        [str(each) for each in history.warned],
     )
     return existing, mismatches, advice
 

@@ -34,27 +34,19 @@ ALLOWED = {
     "run_config": {
         *("core", "sources", "transforms", "loader", "grain_pipeline", "checkpoint", "training", "multihost"),
     },
-    "verify": {
-        *("core", "order", "sources", "loader", "grain_pipeline", "checkpoint", "training", "run_config"),
-        "lineage",
-    },
+    "audit": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
+    "verify": {"core", "order", "sources", "grain_pipeline", "checkpoint", "training", "run_config"},
     "diff": {"core", "checkpoint"},
     "inspection": {"checkpoint"},
-    "plan": {"core", "order", "loader", "checkpoint", "training", "run_config", "lineage"},
-    "lineage": {"core", "order", "sources", "loader", "checkpoint", "training", "run_config"},
-    "deliveries": {"core", "order", "sources", "checkpoint", "training", "lineage"},
-    "delivery_table": {"core", "sources", "deliveries", "lineage"},
-    "doctor": {
-        *("core", "order", "sources", "loader", "checkpoint", "training", "multihost", "metrics"),
-        *("run_config", "lineage", "plan"),
-    },
+    "plan": {"core", "order", "loader", "checkpoint", "training", "run_config", "audit"},
+    "doctor": {"core", "order", "sources", "checkpoint", "training", "multihost", "run_config"},
     "chaos": {"core", "checkpoint", "training", "run_config", "diff", "inspection"},
     "testing": {"core", "order", "sources", "transforms", "loader", "checkpoint", "multihost"},
     "grain_pipeline": {"core", "order", "sources", "transforms", "metrics"},
     "examples": {"transforms"},
     "cli": {
-        *("core", "signals", "sources", "run_config", "verify", "diff", "plan", "lineage", "inspection"),
-        *("multihost", "doctor", "chaos", "deliveries", "delivery_table"),
+        *("core", "signals", "sources", "run_config", "audit", "verify", "diff", "plan", "inspection"),
+        *("multihost", "doctor", "chaos"),
     },
     "__init__": {
         "checkpoint",

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from datarax.cli.arguments import add_json, add_set
 
 if TYPE_CHECKING:
-    from datarax.deliveries import Checked, Rows
-    from datarax.delivery_table import Summary
-    from datarax.lineage import Lineage
+    from datarax.audit.history import History
+    from datarax.audit.rows import Summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,26 +52,24 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.misused("--json and --csv exclude each other")
     if arguments.output and not (arguments.json or arguments.csv):
         arguments.misused("--output needs --json or --csv")
-    from datarax.deliveries import Checked
-    from datarax.delivery_table import Style, new_file, write_table
+    from datarax.audit.rows import Style, new_file, write_table
 
     style = Style.JSON if arguments.json else Style.CSV if arguments.csv else Style.LINES
-    checked = Checked()
     with ExitStack() as opened:
         stream = opened.enter_context(new_file(arguments.output)) if arguments.output else sys.stdout
-        rows = _rows(arguments, _lineage(arguments, opened), checked)
-        summary = write_table(rows, style, stream)
-    _conclude(arguments, summary, checked)
+        history = _history(arguments, opened)
+        summary = write_table(history, _steps(arguments, history), arguments.find, style, stream)
+    _conclude(arguments, summary)
     return 0
 
 
-def _lineage(arguments: argparse.Namespace, opened: ExitStack) -> Lineage:
+def _history(arguments: argparse.Namespace, opened: ExitStack) -> History:
+    from datarax.audit.history import history_by_config, history_of_run
     from datarax.core.errors import InputError, MismatchError
-    from datarax.lineage import trace, trace_run
     from datarax.run_config import load_config, open_loader
 
     if os.path.isdir(arguments.run_or_config):
-        return trace_run(arguments.run_or_config, arguments.overrides)
+        return history_of_run(arguments.run_or_config, arguments.overrides)
     config = load_config(arguments.run_or_config, arguments.overrides)
     try:
         loader = opened.enter_context(open_loader(config))
@@ -87,46 +83,44 @@ def _lineage(arguments: argparse.Namespace, opened: ExitStack) -> Lineage:
             f"the order of this code, version {version}, gives other records than were delivered under that version, or ever "
             f"will be; install an unchanged datarax"
         )
-    return trace(config, loader)
+    return history_by_config(config, loader)
 
 
-def _rows(arguments: argparse.Namespace, lineage: Lineage, checked: Checked) -> Iterator[Rows]:
-    from datarax.deliveries import find_rows, parse_interval, rows_of_steps
+def _steps(arguments: argparse.Namespace, history: History) -> range:
+    from datarax.audit.rows import parse_interval
 
     of_run = os.path.isdir(arguments.run_or_config)
-    if lineage.refused:
+    if history.refused:
         _note(
             "the run in the directory of this config was made with other settings; this is the order of the config alone"
         )
-    for note in lineage.notes:
+    for note in history.notes:
         _note(note)
     if arguments.steps is not None:
-        steps = parse_interval(arguments.steps, lineage.total if of_run else lineage.available)
+        steps = parse_interval(arguments.steps, history.available)
     else:
-        steps = lineage.steps_to_search(done_only=of_run)
-    if of_run and steps.stop > lineage.steps_done:
-        first = max(steps.start, lineage.steps_done)
+        steps = history.steps_to_search(done_only=of_run)
+    if of_run and steps.stop > history.steps_done:
+        first = max(steps.start, history.steps_done)
         _note(
             f"steps {first} to {steps.stop - 1} are not done, or not saved yet: this is what the run will deliver there"
         )
-    if arguments.find:
-        return find_rows(lineage, arguments.find, steps, checked)
-    return rows_of_steps(lineage, steps, checked)
+    return steps
 
 
-def _conclude(arguments: argparse.Namespace, summary: Summary, checked: Checked) -> None:
+def _conclude(arguments: argparse.Namespace, summary: Summary) -> None:
     if arguments.find and not summary.rows:
         _say(f"no step of this run delivers {' or '.join(arguments.find)}")
     elif arguments.find and summary.steps is not None and summary.epochs is not None:
         (first, last), (least, most) = summary.steps, summary.epochs
         _say(f"{_count(summary.rows, 'row')} in steps {first} to {last}, epochs {least} to {most}")
-    if arguments.find and checked.agreed:
+    if arguments.find and summary.agreed:
         _say(
-            f"of these steps {checked.agreed:,} agree with the digests that were recorded when they were delivered"
+            f"of these steps {summary.agreed:,} agree with the digests that were recorded when they were delivered"
         )
-    if checked.unrecorded:
+    if summary.unrecorded:
         _note(
-            f"{_count(checked.unrecorded, 'step')} could not be held against what was recorded at delivery: the snapshots and "
+            f"{_count(summary.unrecorded, 'step')} could not be held against what was recorded at delivery: the snapshots and "
             f"ledger entries with their digests are gone or damaged"
         )
     if summary.unknown_files is not None:

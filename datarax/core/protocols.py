@@ -7,7 +7,7 @@ loaders; the readers of these protocols are the checkpointer and the verifier.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -120,3 +120,48 @@ class BatchStream(Stateful, Identified, KeepsStepDigests, KeepsDigest, Protocol)
     def close(self) -> None:
         """Ends the threads."""
         ...
+
+
+class AddressableStream(BatchStream, Protocol):
+    """A stream with a timeline: which records a step holds is known without reading one, so any step may be sought."""
+
+    addressable: bool
+    """True. A stream that is none says False, or nothing."""
+    position: Any
+    """Variable: global rows handed over, an int."""
+
+    @property
+    def timeline(self) -> Any:
+        """`Timeline`: which records each step covers."""
+        ...
+
+    @property
+    def source(self) -> Any:
+        """`DataSource`: what is read."""
+        ...
+
+    @property
+    def slots(self) -> Any:
+        """`Slots`: the rows of a batch that are read here, and those that count here."""
+        ...
+
+    def identity(self, *, sample: bool = True) -> Mapping[str, Any]:
+        """As in `Identified`; without `sample` no record is read."""
+        ...
+
+    def keep_byte_digests(self) -> None:
+        """From now on hash every delivered byte, unless the config says whether to."""
+        ...
+
+    def step_digest(self, step: int) -> tuple[int, int | None, int]:
+        """Sum of key hashes of a step, of row hashes or None, and rows; reads no record."""
+        ...
+
+    def seek(self, step: int) -> None:
+        """Continues with the batch of `step`."""
+        ...
+
+
+def is_addressable(stream: Any) -> TypeGuard[AddressableStream]:
+    """Whether a stream has a timeline."""
+    return bool(getattr(stream, "addressable", False))

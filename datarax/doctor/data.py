@@ -14,8 +14,7 @@ import numpy as np
 
 from datarax.core.errors import InputError
 from datarax.doctor.checks import Finding, failure, skipped, warning
-from datarax.loader.plan import BatchPlan
-from datarax.order import Order, Schedule
+from datarax.order import Order, Segment, Timeline
 from datarax.run_config import RunConfig
 from datarax.sources import ArrayRecordSource, DataSource
 from datarax.sources.build_inputs import find_inputs
@@ -109,15 +108,14 @@ def files(
             "nothing records which files there should be",
             "see 'source'; with a manifest beside the files this check names the missing ones",
         )
-    plan = _plan(config, sum(file.num_records for file in expected), start)
-    stop = start[0] + steps
-    if config.run.steps is not None:
-        stop = min(stop, config.run.steps)
-    if plan.schedule.num_steps is not None:
-        stop = min(stop, plan.schedule.num_steps)
+    timeline = _timeline(config, sum(file.num_records for file in expected), start)
+    ends = (start[0] + steps, config.run.steps, timeline.num_steps)
+    stop = min(end for end in ends if end is not None)
     if stop <= start[0]:
         return Finding(found="no step is left, so no file is needed", numbers={"files": 0, "bytes": 0})
-    return _looked_at(expected, _first_steps(plan, expected, range(start[0], stop)), range(start[0], stop))
+    return _looked_at(
+        expected, _first_steps(timeline, expected, range(start[0], stop)), range(start[0], stop)
+    )
 
 
 def _directories(config: RunConfig) -> Finding:
@@ -147,28 +145,25 @@ def _expected(
     return expected_files(names, recorded)
 
 
-def _plan(config: RunConfig, num_records: int, start: tuple[int, int]) -> BatchPlan:
+def _timeline(config: RunConfig, num_records: int, start: tuple[int, int]) -> Timeline:
     """What all processes together read: needs no open source, only its length."""
     loader = config.loader
-    schedule = Schedule(
-        batch_size=loader.batch_size,
-        num_rows=None if loader.num_epochs is None else loader.num_epochs * num_records,
-        remainder=loader.remainder,
-        base_step=start[0],
-        base_position=start[1],
-    )
     order = Order(loader.order_config(), {config.source.name: num_records})
-    return BatchPlan(order, schedule, np.arange(loader.batch_size, dtype=np.int64))
+    first = Segment(order=order, batch_size=loader.batch_size, first_step=start[0], first_position=start[1])
+    num_rows = None if loader.num_epochs is None else loader.num_epochs * num_records
+    return Timeline(segments=(first,), num_rows=num_rows, remainder=loader.remainder)
 
 
-def _first_steps(plan: BatchPlan, expected: Sequence[DataFile], steps: range) -> dict[int, int]:
+def _first_steps(timeline: Timeline, expected: Sequence[DataFile], steps: range) -> dict[int, int]:
     """For each file that is needed, by its number, the first step that needs it."""
     ends = np.cumsum([file.num_records for file in expected], dtype=np.int64)  # int64[num_files]
     holding = int(np.count_nonzero([file.num_records for file in expected]))
     needed: dict[int, int] = {}
-    for step in steps:
-        index = plan.step(step).keys.index
-        for number in np.unique(np.searchsorted(ends, index[index >= 0], side="right")).tolist():
+    for rows in timeline.rows(steps):
+        real = rows.keys.index >= 0
+        numbers = np.searchsorted(ends, rows.keys.index[real], side="right")
+        found, at = np.unique(numbers, return_index=True)
+        for number, step in zip(found.tolist(), rows.step[real][at].tolist(), strict=True):
             needed.setdefault(number, step)
         if len(needed) == holding:
             break

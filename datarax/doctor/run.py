@@ -218,7 +218,7 @@ def steps_left(
     """
     if config.run.steps is None and stream.num_steps is None:
         return failure("nothing says when the run ends", f"set {ends}")
-    total = total_steps(stream, config.run.steps)
+    total = total_steps(config.run.steps, stream.num_steps, ends=ends)
     done = 0 if snapshot is None else snapshot.step
     numbers = {"done": done, "total": total, "left": max(0, total - done)}
     if done > total:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.errors import ConfigError, InputError
+from datarax.core.errors import ConfigError, InputError, MismatchError
 from datarax.core.tree import differences
 from datarax.loader.config import DataLoaderConfig
 from datarax.loader.placement import chosen_slots, place
@@ -349,12 +349,12 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         runtime, feed = self._runtime, self._feed
         here, own = runtime.tally.delivered, feed.settings.timeline_from(0, 0)
         try:
-            past = Timeline.recorded(history, (here.idx, here.position), _not_known)
+            past = Timeline.recorded(history, (here.idx, here.position), _not_known, _not_known)
             known = past.changed_at(
                 here.idx, here.position, order=own.last.order, batch_size=own.last.batch_size
             )
             timeline = replace(known, num_rows=own.num_rows, remainder=own.remainder)
-        except (InputError, KeyError, TypeError):
+        except (InputError, MismatchError, KeyError, TypeError):
             return
         not_again = _made_otherwise(history, here.idx, self.identity()) if len(history) > 1 else ()
         runtime.show_again(here, feed.by(timeline, not_again))
@@ -422,8 +422,8 @@ def _unpickled(make: Callable[..., DataLoader], recipe: Recipe, given: Any, stat
     return loader
 
 
-def _not_known(steps: range) -> Any:
-    raise InputError(f"one of the steps {steps.start} to {steps.stop} was padded; which one is not known")
+def _not_known(steps: Any) -> Any:
+    raise InputError(f"some batch of the steps {steps} was padded; which one is not known")
 
 
 def _made_otherwise(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import operator
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -364,7 +364,8 @@ class Timeline:
     def recorded(
         history: Sequence[tuple[int, int, Mapping[str, Any]]],
         now: tuple[int, int],
-        places_within: Callable[[range], Iterable[tuple[int, int]]],
+        saved_within: Callable[[range], Sequence[int]],
+        position_at: Callable[[int], int],
     ) -> Timeline:
         """The timeline of what a run recorded of itself, endless from where it stands: no config and no data are needed.
 
@@ -374,34 +375,24 @@ class Timeline:
         Args:
             history: (first step, first position, a loader's identity) of each recipe, ascending.
             now: (step, position) where the run stands.
-            places_within: more of such places, ascending, at some steps; asked only where whole batches do not lead from one
-                recipe to the next, for then a padded batch had ended the run, and it was prolonged later.
+            saved_within: more steps at which the position was recorded, ascending; asked only where whole batches do not lead
+                from one recipe to the next, for then a padded batch had ended the run, and it was prolonged later.
+            position_at: the position at one of these.
 
         Raises:
             InputError: if a recorded order cannot be computed, or nothing is recorded.
-            MismatchError: if history and places contradict each other.
+            MismatchError: if history and positions contradict each other.
         """
         segments: list[Segment] = []
         ends = [(step, position) for step, position, _ in history[1:]] + [now]
         for (first_step, first_position, recipe), end in zip(history, ends, strict=True):
             order, size = Order.from_identity(recipe["order"]), int(recipe["batch_size"])
-            borders = [(first_step, first_position)]
-            is_whole = end[1] - first_position == (end[0] - first_step) * size
-            for place in [end] if is_whole else [*places_within(range(first_step + 1, end[0])), end]:
-                pads = (place[0] - borders[-1][0]) * size - (place[1] - borders[-1][1])
-                if not 0 <= pads < size:
-                    raise MismatchError(
-                        f"steps {borders[-1][0]} to {place[0] - 1} are recorded as rows {borders[-1][1]} to {place[1] - 1}, "
-                        f"which are not {place[0] - borders[-1][0]} batches of {size}"
-                    )
-                if pads:
-                    borders.append(place)
+            first = Segment(
+                order=order, batch_size=size, first_step=first_step, first_position=first_position
+            )
             # One that was changed again before it made a step has made none.
             segments = [each for each in segments if each.first_step < first_step]
-            segments += [
-                Segment(order=order, batch_size=size, first_step=step, first_position=position)
-                for step, position in borders
-            ]
+            segments += [first, *_after_padded_batches(first, end, saved_within, position_at)]
         if not segments:
             raise InputError("nothing is recorded of how the run was made")
         return Timeline(segments=tuple(segments))
@@ -459,6 +450,33 @@ def key_hashes_at(order: Order, positions: np.ndarray, keys: RecordKeys) -> np.n
         return key_hashes_of_pass(positions, int(order.source_ids[0]), keys.index, first_epoch)
     source_id = order.source_ids[np.maximum(keys.source, 0)]
     return key_hashes(positions, source_id, keys.index, keys.epoch)
+
+
+def _after_padded_batches(
+    first: Segment,
+    end: tuple[int, int],
+    saved_within: Callable[[range], Sequence[int]],
+    position_at: Callable[[int], int],
+) -> Iterator[Segment]:
+    """The segments that begin behind a padded batch, up to `end`; see `Timeline.recorded`."""
+
+    def pads_before(step: int) -> int:
+        position = end[1] if step == end[0] else position_at(step)
+        return (step - first.first_step) * first.batch_size - (position - first.first_position)
+
+    before, pads, most = first, 0, pads_before(end[0])
+    saved = [*saved_within(range(first.first_step + 1, end[0])), end[0]] if most else []
+    while pads != most:
+        # Pads only grow, so few of thousands of records are read.
+        step = saved[min(bisect_right(saved, pads, key=pads_before), len(saved) - 1)]
+        position, more = end[1] if step == end[0] else position_at(step), pads_before(step) - pads
+        if not 0 < more < first.batch_size:
+            raise MismatchError(
+                f"steps {before.first_step} to {step - 1} are recorded as rows {before.first_position} to {position - 1}, "
+                f"which are not {step - before.first_step} batches of {first.batch_size}"
+            )
+        before, pads = replace(first, first_step=step, first_position=position), pads + more
+        yield before
 
 
 def _find_by_inverse(

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from datarax.core.protocols import is_addressable
 from datarax.loader import DataLoader
 from datarax.testing.difference import must_equal
 from datarax.testing.recording import END, Make, Recording, next_of, opened
@@ -32,7 +33,7 @@ def check_parts(make: Make, make_part: MakePart, process_counts: Sequence[int], 
         ValueError: if there is no number of processes to test.
     """
     with opened(make) as whole:
-        if not isinstance(whole, DataLoader):
+        if not is_addressable(whole):
             raise TypeError(f"make_part is for a DataLoader, but make_loader gave a {type(whole).__name__}")
         rows = whole.slots.rows
     counts = [count for count in process_counts if count <= len(rows)]
@@ -88,7 +89,7 @@ def _run_parts(
 
 
 def _check_share(part: Any, share: np.ndarray) -> None:
-    if not isinstance(part, DataLoader):
+    if not is_addressable(part):
         raise TypeError(f"make_part must return a DataLoader, got {type(part).__name__}")
     if not np.array_equal(part.slots.rows, share):
         raise AssertionError(

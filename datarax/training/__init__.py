@@ -1,6 +1,6 @@
 """The training session: restore, loop, save, leave. The only place where loader and checkpoints meet."""
 
-from datarax.training.session import LOADER_NAME as LOADER_NAME
+from datarax.training.recorded import LOADER_NAME as LOADER_NAME
 from datarax.training.session import LogConfig as LogConfig
 from datarax.training.session import Outcome as Outcome
 from datarax.training.session import ResumeConfig as ResumeConfig

@@ -11,10 +11,7 @@ from typing import Any
 
 import jax
 
-from datarax.checkpoint import Restored, compare_model, describe_model
-from datarax.core.errors import MismatchError
-from datarax.loader import DataLoader
-from datarax.order import Remainder
+from datarax.checkpoint import compare_model, describe_model
 
 _STEPS_AHEAD = 2
 
@@ -66,31 +63,6 @@ def state_and_metrics(returned: Any) -> tuple[Any, Mapping[str, Any]]:
     raise TypeError(
         f"step must return (state, metrics), metrics being a mapping from name to value such as {{'loss': loss}}; got a {kind}"
     )
-
-
-def check_position(restored: Restored, name: str, loader: DataLoader) -> None:
-    """Whether a restored loader stands where its steps and batch sizes lead, by the history of the run.
-
-    Args:
-        restored: what was restored.
-        name: of the loader in the record.
-        loader: already at its place.
-
-    Raises:
-        MismatchError: if it does not.
-    """
-    entry = restored.history[-1]
-    before = next((each.was for each in restored.identity_changed if each.path == f"{name}.batch_size"), None)
-    batch_size = loader.timeline.last.batch_size if before is None else int(before)
-    expected = (entry.positions.get(name) or 0) + (restored.step - entry.from_step) * batch_size
-    position = int(loader.position.get_value() or 0)
-    # A padded last batch hands over fewer rows, and the run may have been made longer since.
-    padded = loader.timeline.remainder is Remainder.PAD and position < expected
-    if position != expected and not padded:
-        raise MismatchError(
-            f"snapshot {restored.step} holds a loader at the global row {position} (position), but its steps of {batch_size} "
-            f"rows lead to {expected}; the state is damaged or belongs to another run"
-        )
 
 
 class Pace:

@@ -27,19 +27,16 @@ from datarax.checkpoint import (
     make_global,
 )
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
-from datarax.core.protocols import BatchStream
-from datarax.loader import DataLoader
+from datarax.core.protocols import BatchStream, is_addressable
 from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
 from datarax.signals import StopRequested, StopSignals
-from datarax.training.contract import Pace, TaskContract, check_position, state_and_metrics
+from datarax.training.contract import Pace, TaskContract, state_and_metrics
 from datarax.training.moved_files import check_moved_files
 from datarax.training.peers import Peers, deadline, warn_of_replaced_notice
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
+from datarax.training.recorded import LOADER_NAME, check_position
 from datarax.training.task import Iterate, Task
-
-LOADER_NAME = "train"
-"""Name of the training loader in a snapshot's record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +141,8 @@ class TrainingSession:
         self._task = task if task is not None else Iterate()
         self._parameters = dict(parameters or {})
         self._steps = steps
-        self._total = total_steps(loader, steps)
+        self._ends = "run.steps or loader.num_epochs" if is_addressable(loader) else "run.steps"
+        self._total = total_steps(steps, loader.num_steps, ends=self._ends)
         self._mesh = mesh
         self._processes = processes or current()
         self._save_config = save or SaveConfig()
@@ -208,12 +206,12 @@ class TrainingSession:
             provenance=provenance(self._processes.count),
             processes=self._processes,
         )
-        if isinstance(self._loader, DataLoader) and not isinstance(self._task, Iterate):
+        if is_addressable(self._loader) and not isinstance(self._task, Iterate):
             self._loader.keep_byte_digests()
         # A failure is told to the others before the checkpointer waits for its save, which needs them.
         with checkpointer, peers.ending():
             self._check_slots()
-            if self._resume.check_moved_files and isinstance(self._loader, DataLoader):
+            if self._resume.check_moved_files and is_addressable(self._loader):
                 check_moved_files(self._loader.source, checkpointer, self._processes, self._say)
             self._stop_if_agreed(checkpointer)
             start, state = self._start(checkpointer, from_step)
@@ -230,7 +228,7 @@ class TrainingSession:
 
     def _check_slots(self) -> None:
         """All processes together must deliver the global batch, each slot of it counted once."""
-        if self._processes.count == 1 or not isinstance(self._loader, DataLoader):
+        if self._processes.count == 1 or not is_addressable(self._loader):
             return  # other streams have no global batch: what each process delivers is its own
         owned = self._loader.slots.owned
         cuts = np.flatnonzero(np.diff(owned) != 1) + 1
@@ -328,10 +326,10 @@ class TrainingSession:
                 f"snapshot {restored.step} holds a loader that had handed over {delivered} batches (idx); "
                 f"a snapshot of step s must hold exactly s"
             )
-        if isinstance(self._loader, DataLoader):
-            check_position(restored, LOADER_NAME, self._loader)
+        if is_addressable(self._loader):
+            check_position(self._directory, restored)
         # Only now: where a batch size was changed on purpose, the steps that are left count from the change.
-        self._total = total_steps(self._loader, self._steps)
+        self._total = total_steps(self._steps, self._loader.num_steps, ends=self._ends)
         if restored.step > self._total:
             raise ConfigError(
                 f"the run in {self._directory} has {restored.step} steps already, but is to have only {self._total} "
@@ -475,16 +473,19 @@ def _what_stays(directory: str | Path) -> str:
     return f"snapshot {steps[-1]} is committed; run again to continue after it"
 
 
-def total_steps(loader: BatchStream, steps: int | None) -> int:
+def total_steps(steps: int | None, available: int | None, *, ends: str) -> int:
     """Steps of the whole run: the smaller of what is asked for and what the loader has.
 
+    Args:
+        steps: what is asked for; None: all there are.
+        available: what the loader has; None if it is endless.
+        ends: the settings that say when the run ends.
+
     Raises:
-        ConfigError: if neither says, or the loader has fewer than asked for.
+        ConfigError: if neither says.
     """
-    available = loader.num_steps
     if steps is None and available is None:
-        epochs = " or loader.num_epochs" if isinstance(loader, DataLoader) else ""
-        raise ConfigError(f"nothing says when the run ends: set run.steps{epochs}")
+        raise ConfigError(f"nothing says when the run ends: set {ends}")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ConfigError(f"run.steps must be an integer of at least 1, got {steps!r}")
     if steps is None or (available is not None and available < steps):

@@ -14,10 +14,9 @@ import numpy as np
 
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.salvage import DataItem
-from datarax.core.protocols import BatchStream
-from datarax.loader import DataLoader
+from datarax.core.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.order import changed_algorithms
-from datarax.verify.replay import Replayed, Stretch
+from datarax.verify.replay import RecordedSteps, Replayed
 from datarax.verify.report import SnapshotReport
 from datarax.verify.rows import StepRows, real
 
@@ -35,14 +34,14 @@ def explain(
         report.problems.append(f"step {step}: explained by what differs in the recipe: {fields}")
     if report.keys_only:
         return
-    if not isinstance(stream, DataLoader):
+    if not is_addressable(stream):
         if not report.differences:
             report.problems.append(
                 f"step {step}: the pipeline describes itself as it did then, so records that are not sampled, or code that "
                 f"is not part of the identity, have changed{_other_versions(directory, item)}"
             )
         return
-    report.records = StepRows.of(stream).changed_records(step)
+    report.records = StepRows(stream.source, stream.timeline).changed_records(step)
     report.problems += [f"step {step}: {text}" for text in report.records[:_NAMED_RECORDS]]
     if report.records or report.differences:
         return
@@ -74,19 +73,19 @@ def _other_versions(directory: Path, item: DataItem) -> str:
 
 
 def name_delivered_changes(
-    report: SnapshotReport, rows: StepRows, stretch: Stretch, result: Replayed
+    report: SnapshotReport, rows: StepRows, recorded: RecordedSteps, result: Replayed
 ) -> None:
     """Steps that came out as recorded although their records are not what the manifest says: they got them as they are."""
     if result.ended_at is not None or report.keys_only:
         return
-    steps = range(stretch.begin, stretch.end)
+    steps = range(recorded.begin, recorded.end)
     indices = rows.indices(steps)  # int64[steps, rows]
     changed = rows.source.changed_among(real(indices))
     if not changed:
         return
     wrong = {int(step) for step in (*result.wrong_keys, *result.wrong_bytes)}
     hit = np.isin(indices, np.array(sorted(changed), np.int64)).any(axis=1)
-    delivered = [step for step in (stretch.begin + np.flatnonzero(hit)).tolist() if step not in wrong]
+    delivered = [step for step in (recorded.begin + np.flatnonzero(hit)).tolist() if step not in wrong]
     if not delivered:
         return
     first = delivered[0]
@@ -104,8 +103,8 @@ def name_delivered_changes(
         report.first_diverging_step, report.records = first, records
 
 
-def _unexplained(loader: DataLoader) -> str:
-    if not loader.source.content_recorded:
+def _unexplained(stream: AddressableStream) -> str:
+    if not stream.source.content_recorded:
         return (
             "its records are the same by key; which of them has changed cannot be said without a manifest of the data "
             "(datarax build manifest)"

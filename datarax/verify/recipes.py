@@ -14,9 +14,8 @@ from datarax.checkpoint.identity_reader import lift_identity
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.record import Record
 from datarax.core.errors import ConfigError, InputError
-from datarax.core.protocols import BatchStream
+from datarax.core.protocols import BatchStream, is_addressable
 from datarax.grain_pipeline.config import arguments_for
-from datarax.loader import DataLoader
 from datarax.run_config import (
     AnyRunConfig,
     GrainRunConfig,
@@ -100,7 +99,7 @@ class Recipes:
 
     def stands_in(self, stream: BatchStream) -> bool:
         """Whether a stream has no data of its own."""
-        return isinstance(stream, DataLoader) and any(stream.source is each for each in self._stand_ins)
+        return is_addressable(stream) and any(stream.source is each for each in self._stand_ins)
 
     def streams(
         self, config_digest: str | None, process_count: int, recorded: Mapping[str, Any]
@@ -137,7 +136,7 @@ class Recipes:
     ) -> BatchStream:
         if self._make_stream is not None:
             stream = self._make_stream(**self._place(self._make_stream, index, count))
-            if isinstance(stream, DataLoader):
+            if is_addressable(stream):
                 stream.keep_byte_digests()
             return stream
         config = self._config if self._config is not None else self._stored(config_digest, self._overrides)

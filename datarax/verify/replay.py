@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datarax.checkpoint.record import Record
 from datarax.checkpoint.salvage import DataItem
 from datarax.core.errors import MISSING, InputError
-from datarax.core.protocols import BatchStream
+from datarax.core.protocols import BatchStream, is_addressable
 from datarax.core.tree import differences, identical
-from datarax.lineage import place, position_of
-from datarax.loader import DataLoader
 from datarax.order import Digest
 from datarax.training import LOADER_NAME
 
@@ -32,7 +29,7 @@ Steps = npt.NDArray[np.int64]
 
 
 @dataclass
-class Stretch:
+class RecordedSteps:
     """Steps to run again, and what is recorded of them."""
 
     begin: int
@@ -81,72 +78,75 @@ class Replayed:
 
 
 def replay(
-    streams: Sequence[BatchStream], stretch: Stretch, *, keys_only: bool, recipe_differs: bool = False
+    streams: Sequence[BatchStream], recorded: RecordedSteps, *, keys_only: bool, recipe_differs: bool = False
 ) -> Replayed:
-    """Runs a stretch again.
+    """Runs recorded steps again.
 
     Args:
         streams: one per recorded process, each at its beginning; one alone for a stream whose state is global.
-        stretch: what to run.
+        recorded: what to run.
         keys_only: compute the keys of each step and read no record; for a `DataLoader` only.
         recipe_differs: whether the streams follow another recipe; then only the steps are compared, for the state follows
             from them.
     """
     result = Replayed()
-    keys = np.zeros(stretch.end - stretch.begin, np.uint64)
+    keys = np.zeros(recorded.end - recorded.begin, np.uint64)
     row_bytes = np.zeros_like(keys)
     try:
         for index, stream in enumerate(streams):
-            _put(stream, stretch, index)
+            _put(stream, recorded, index)
         starts = [_digest(stream) for stream in streams]
         if keys_only:
-            keys += _keys_of(streams[0], stretch)
+            keys += _keys_of(streams[0], recorded)
         else:
-            result.bytes_compared = stretch.row_bytes is not None
+            result.bytes_compared = recorded.row_bytes is not None
             for stream in streams:
-                own_keys, own_bytes = _run(stream, stretch, result)
+                own_keys, own_bytes = _run(stream, recorded, result)
                 keys += own_keys
                 row_bytes += own_bytes
     except Exception as error:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
         result.problems.append(
-            f"replay of steps {stretch.begin} to {stretch.end} stopped: {type(error).__name__}: {error}{notes}"
+            f"replay of steps {recorded.begin} to {recorded.end} stopped: {type(error).__name__}: {error}{notes}"
         )
         return result
-    result.wrong_keys = stretch.begin + np.flatnonzero(stretch.keys != keys)
+    result.wrong_keys = recorded.begin + np.flatnonzero(recorded.keys != keys)
     if result.bytes_compared:
-        assert stretch.row_bytes is not None
-        result.wrong_bytes = stretch.begin + np.flatnonzero(stretch.row_bytes != row_bytes)
+        assert recorded.row_bytes is not None
+        result.wrong_bytes = recorded.begin + np.flatnonzero(recorded.row_bytes != row_bytes)
     result.problems += _diverging(result, len(keys))
     if recipe_differs:
         return result
     if keys_only:
-        result.problems += _ends_of_keys(streams[0], stretch, keys)
+        result.problems += _ends_of_keys(streams[0], recorded, keys)
     else:
-        result.problems += _ends(streams, stretch, starts, clean=not result.problems)
+        result.problems += _ends(streams, recorded, starts, clean=not result.problems)
     return result
 
 
-def _put(stream: BatchStream, stretch: Stretch, index: int) -> None:
-    """Puts a stream where the stretch begins, through its own restore."""
-    if stretch.before is not None:
-        stream.set_state(stretch.before.state(LOADER_NAME, index))
-    elif stretch.first:
-        if not isinstance(stream, DataLoader):
+def _put(stream: BatchStream, recorded: RecordedSteps, index: int) -> None:
+    """Puts a stream where the steps begin, through its own restore."""
+    if recorded.before is not None:
+        stream.set_state(recorded.before.state(LOADER_NAME, index))
+    elif recorded.first:
+        if not is_addressable(stream):
             raise InputError(
-                f"the snapshot of step {stretch.first}, where the recorded steps begin, is not there any more"
+                f"the snapshot of step {recorded.first}, where the recorded steps begin, is not there any more"
             )
-        place(stream, stretch.first, _position_at(stretch.item.record, stretch.first, stream))
-    if isinstance(stream, DataLoader) and stretch.begin > stretch.first:
-        stream.seek(stretch.begin)
-    stream.committed(stretch.first)
+        entry = [each for each in recorded.item.record.history if each.from_step <= recorded.first][-1]
+        position = entry.positions.get(LOADER_NAME) or 0
+        epoch = position // stream.timeline.last.order.num_records
+        stream.set_state({**stream.get_state(), "idx": entry.from_step, "position": position, "epoch": epoch})
+    if is_addressable(stream):
+        stream.seek(recorded.begin)
+    stream.committed(recorded.first)
 
 
 def _run(
-    stream: BatchStream, stretch: Stretch, result: Replayed
+    stream: BatchStream, recorded: RecordedSteps, result: Replayed
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
     """Keys and bytes of each step, uint64[end - begin]."""
-    for step in range(int(stream.idx.get_value()), stretch.end):
+    for step in range(int(stream.idx.get_value()), recorded.end):
         try:
             next(stream)
         except BaseException:
@@ -154,24 +154,21 @@ def _run(
             raise
     first, keys, row_bytes, has_bytes = stream.take_step_digests()
     result.bytes_compared &= has_bytes
-    return keys[stretch.begin - first :], row_bytes[stretch.begin - first :]
+    return keys[recorded.begin - first :], row_bytes[recorded.begin - first :]
 
 
-def _keys_of(stream: BatchStream, stretch: Stretch) -> npt.NDArray[np.uint64]:
-    assert isinstance(stream, DataLoader)
-    return np.array([stream.step_digest(step)[0] for step in range(stretch.begin, stretch.end)], np.uint64)
+def _keys_of(stream: BatchStream, recorded: RecordedSteps) -> npt.NDArray[np.uint64]:
+    assert is_addressable(stream)
+    timeline, steps = stream.timeline, range(recorded.begin, recorded.end)
+    return np.concatenate(
+        [np.zeros(0, np.uint64), *(timeline.key_digests(rows) for rows in timeline.rows(steps))]
+    )
 
 
 def _digest(stream: BatchStream) -> Digest:
     digest = stream.digest
     assert isinstance(digest, Digest)
     return digest
-
-
-def _position_at(record: Record, step: int, loader: DataLoader) -> int:
-    """The global row at which `step` begins, by the history: the batch size may have been another before."""
-    entry = max((each for each in record.history if each.from_step <= step), key=lambda each: each.from_step)
-    return position_of(entry) + (step - entry.from_step) * loader.schedule.batch_size
 
 
 def _diverging(result: Replayed, count: int) -> Iterator[str]:
@@ -184,26 +181,31 @@ def _diverging(result: Replayed, count: int) -> Iterator[str]:
 
 
 def _ends(
-    streams: Sequence[BatchStream], stretch: Stretch, starts: Sequence[Digest], *, clean: bool
+    streams: Sequence[BatchStream], recorded: RecordedSteps, starts: Sequence[Digest], *, clean: bool
 ) -> Iterator[str]:
     """Fields of the state at the end, and of the digest, that are not as recorded."""
     for index, (stream, start) in enumerate(zip(streams, starts, strict=True)):
         try:
-            yield from _differing_fields(stream, stretch, index, start)
+            yield from _differing_fields(stream, recorded, index, start)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             yield f"data/record.json: the state of {LOADER_NAME!r} cannot be decoded: {error}"
-    recorded = stretch.item.record.loaders[LOADER_NAME].digest
-    if stretch.whole and clean and len(streams) == 1:
-        yield from _differing_digest(_digest(streams[0]), recorded)
+    if recorded.whole and clean and len(streams) == 1:
+        yield from _differing_digest(_digest(streams[0]), recorded.item.record.loaders[LOADER_NAME].digest)
 
 
-def _ends_of_keys(stream: BatchStream, stretch: Stretch, keys: npt.NDArray[np.uint64]) -> Iterator[str]:
-    """The fields of the state that follow from the schedule and the keys alone."""
-    assert isinstance(stream, DataLoader)
-    before, after = stream.get_state(), stretch.item.state(LOADER_NAME)
-    begin, position = before["position"], stream.position_of(stretch.end)
-    expected = {"idx": stretch.end, "position": position, "epoch": position // stream.order.num_records}
-    if stretch.whole:
+def _ends_of_keys(
+    stream: BatchStream, recorded: RecordedSteps, keys: npt.NDArray[np.uint64]
+) -> Iterator[str]:
+    """The fields of the state that follow from the timeline and the keys alone."""
+    assert is_addressable(stream)
+    before, after = stream.get_state(), recorded.item.state(LOADER_NAME)
+    begin, position = before["position"], stream.timeline.position_of(recorded.end)
+    expected = {
+        "idx": recorded.end,
+        "position": position,
+        "epoch": position // stream.timeline.last.order.num_records,
+    }
+    if recorded.whole:
         expected["digest_rows"] = before["digest_rows"] + position - begin
         expected["digest_keys"] = (before["digest_keys"] + int(keys.sum(dtype=np.uint64))) % (1 << 64)
     for name, value in expected.items():
@@ -211,21 +213,26 @@ def _ends_of_keys(stream: BatchStream, stretch: Stretch, keys: npt.NDArray[np.ui
             yield f"data/record.json: {name} is recorded as {after.get(name)!r}, the keys give {value!r}"
 
 
-def _differing_fields(stream: BatchStream, stretch: Stretch, index: int, start: Digest) -> Iterator[str]:
-    state, now = stretch.item.state(LOADER_NAME, index), stream.get_state()
+def _differing_fields(
+    stream: BatchStream, recorded: RecordedSteps, index: int, start: Digest
+) -> Iterator[str]:
+    state, now = recorded.item.state(LOADER_NAME, index), stream.get_state()
     skipped = set(_STATISTICS)
-    if not stretch.whole:
+    if not recorded.whole:
         # Without the state before, sums since the start of the run are not known; the steps' own digests are.
         skipped |= set(_SUMS)
     if start.bytes is None or state.get("digest_bytes") is None:
         skipped.add("digest_bytes")
-    of_process = f" of process {index}" if stretch.item.scope(LOADER_NAME) == "process" else ""
+    of_process = f" of process {index}" if recorded.item.scope(LOADER_NAME) == "process" else ""
     for name in sorted({*now, *state} - skipped | (now.keys() ^ state.keys())):
         for each in differences(state.get(name, MISSING), now.get(name, MISSING), name, equal=identical):
             yield f"data/record.json: {each.path}{of_process} is recorded as {each.was!r}, the replay gives {each.now!r}"
     if stretch.whole and state.keys() == now.keys():
+        for path, was, is_now in _unequal(name, state.get(name, MISSING), now.get(name, MISSING)):
+            yield f"data/record.json: {path}{of_process} is recorded as {was!r}, the replay gives {is_now!r}"
+    if recorded.whole and state.keys() == now.keys():
         # Nothing but the loader itself changes statistics in a session; a loop of the user's own may begin them anew.
-        by_session = stretch.item.record.config is not None
+        by_session = recorded.item.record.config is not None
         yield from _differing_statistics(state, now, strict=by_session)
 
 
@@ -243,14 +250,20 @@ def _differing_statistics(state: Mapping[str, Any], now: Mapping[str, Any], *, s
         # Sums of many processes round otherwise than those of one.
         if not numbers or not np.allclose(recorded, means, rtol=_MEANS_TOLERANCE, atol=0, equal_nan=True):
             yield f"data/record.json: {each.path} is recorded as {recorded!r}, the replay gives {means!r}"
+    for path, saved, means in _unequal(
+        "_computed_stats", state.get("_computed_stats"), now.get("_computed_stats")
+    ):
+        numbers = isinstance(saved, (float, np.ndarray)) and isinstance(means, (float, np.ndarray))
+        if not numbers or not np.allclose(saved, means, rtol=_MEANS_TOLERANCE, atol=0, equal_nan=True):
+            yield f"data/record.json: {path} is recorded as {saved!r}, the replay gives {means!r}"
 
 
 def _differing_digest(replayed: Digest, recorded: Mapping[str, Any] | None) -> Iterator[str]:
     now = replayed.to_state()
     for each in differences(dict(recorded or {}), dict(now)):
         if each.path == "bytes" and (each.was is None or each.now is None):
-            continue  # a stretch of the run kept no byte digests
+            continue  # a part of the run kept no byte digests
         yield f"data/record.json: digest.{each.path} is recorded as {each.was!r}, the replay gives {each.now!r}"
 
 
-__all__ = ["Replayed", "Stretch", "replay"]
+__all__ = ["RecordedSteps", "Replayed", "replay"]

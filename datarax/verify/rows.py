@@ -1,4 +1,4 @@
-"""Which records the steps of a stretch got: fixed when they are replayed, for the loader moves on to other stretches."""
+"""Which records the steps of a replay got: fixed when they are replayed, for the stream moves on to others."""
 
 from __future__ import annotations
 
@@ -7,31 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from datarax.loader import DataLoader
-from datarax.order import Order, Schedule
+from datarax.order import Timeline
 from datarax.sources import DataSource
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of steps, by the order and the schedule that held for them."""
+    """The rows of steps, by the timeline that held for them."""
 
     source: DataSource
-    order: Order
-    schedule: Schedule
-
-    @staticmethod
-    def of(loader: DataLoader) -> StepRows:
-        """Those of the steps for which a loader stands ready now."""
-        return StepRows(loader.source, loader.order, loader.schedule)
+    timeline: Timeline
 
     def indices(self, steps: range) -> npt.NDArray[np.int64]:
         """int64[steps, batch size]: the record in each row; -1 in padding. All at once, which is what orders are fast at."""
-        slots = np.arange(self.schedule.batch_size)
-        positions = np.empty((len(steps), len(slots)), np.int64)
-        for i, step in enumerate(steps):
-            positions[i] = self.schedule.positions(step, slots)
-        return self.order.keys(positions.reshape(-1)).index.reshape(positions.shape)
+        index = self.timeline.whole_steps(np.arange(steps.start, steps.stop)).keys.index
+        return index.reshape(len(steps), -1)
 
     def changed_records(self, step: int) -> list[str]:
         """The records of a step that are not what the manifest says, with their rows."""

@@ -12,9 +12,8 @@ from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.salvage import DataItem, read_data_item
 from datarax.core.advice import all_advice
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
-from datarax.core.protocols import BatchStream
+from datarax.core.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.core.tree import differences
-from datarax.loader import DataLoader
 from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
 from datarax.verify.explain import explain, name_delivered_changes
@@ -28,7 +27,7 @@ from datarax.verify.recipes import (
     usable_config,
 )
 from datarax.verify.records import contradictions
-from datarax.verify.replay import Replayed, Stretch, replay
+from datarax.verify.replay import RecordedSteps, Replayed, replay
 from datarax.verify.report import Interval, SnapshotReport, VerifyReport
 from datarax.verify.rows import StepRows
 
@@ -141,7 +140,7 @@ class _Verification:
         self._newest_step = list_steps(directory)[-1]
         self._recipes = recipes
         self._fast = fast
-        self._done: list[tuple[SnapshotReport, StepRows, Stretch, Replayed]] = []
+        self._done: list[tuple[SnapshotReport, StepRows, RecordedSteps, Replayed]] = []
 
     def look_at(self, report: SnapshotReport, interval: Interval | None) -> None:
         """One snapshot, or ledger entry: its files, its record, its recipe, its steps."""
@@ -215,34 +214,34 @@ class _Verification:
         still_other = {each.path for each in other}
         return [each for each in found if each.path not in still_other]
 
-    def _samples_left_out(self, stream: BatchStream) -> TypeGuard[DataLoader]:
+    def _samples_left_out(self, stream: BatchStream) -> TypeGuard[AddressableStream]:
         """Whether to compare what is known of the data without reading a record."""
-        return self._fast and isinstance(stream, DataLoader)
+        return self._fast and is_addressable(stream)
 
     def _replay(
         self, report: SnapshotReport, item: DataItem, interval: Interval, streams: Sequence[BatchStream]
     ) -> None:
-        stretch = _stretch(self._directory, item, interval)
-        if stretch is None:
+        recorded = _recorded(self._directory, item, interval)
+        if recorded is None:
             report.problems.append(f"no digests of single steps are recorded for loader {LOADER_NAME!r}")
             return
         stream = streams[0]
         if report.superseded and not _keys_remain(report, stream):
             return
-        keys_only = (self._fast or bool(report.superseded)) and isinstance(stream, DataLoader)
+        keys_only = (self._fast or bool(report.superseded)) and is_addressable(stream)
         report.keys_only = keys_only
         if self._fast and not keys_only:
             raise InputError(
                 f"{self._directory} was delivered by a Grain pipeline, which has no keys to compare: what an element holds "
                 f"shows only when it is read. Leave out --fast"
             )
-        report.replayed = (stretch.begin, stretch.end)
-        result = replay(streams, stretch, keys_only=keys_only, recipe_differs=bool(report.differences))
+        report.replayed = (recorded.begin, recorded.end)
+        result = replay(streams, recorded, keys_only=keys_only, recipe_differs=bool(report.differences))
         report.bytes_compared = result.bytes_compared
         report.problems += result.problems
         report.first_diverging_step = result.first_diverging_step
-        if isinstance(stream, DataLoader):
-            self._done.append((report, StepRows.of(stream), stretch, result))
+        if is_addressable(stream):
+            self._done.append((report, StepRows(stream.source, stream.timeline), recorded, result))
         if result.first_diverging_step is not None:
             explain(report, self._directory, item, stream, result)
 
@@ -257,8 +256,8 @@ class _Verification:
         for source in self._recipes.sources:
             report.data_problems += source.check_content()
         if report.data_problems:
-            for snapshot, rows, stretch, result in self._done:
-                name_delivered_changes(snapshot, rows, stretch, result)
+            for snapshot, rows, recorded, result in self._done:
+                name_delivered_changes(snapshot, rows, recorded, result)
 
     def notes(self, report: VerifyReport) -> list[str]:
         """What was not checked, and why."""
@@ -281,8 +280,8 @@ class _Verification:
         for source in self._recipes.sources:
             if not source.content_recorded:
                 looked_at = [
-                    (range(stretch.begin, stretch.end), rows)
-                    for _, rows, stretch, _ in self._done
+                    (range(recorded.begin, recorded.end), rows)
+                    for _, rows, recorded, _ in self._done
                     if rows.source is source
                 ]
                 notes += notes_of_moved_files(self._directory, source, looked_at)
@@ -297,17 +296,17 @@ class _Verification:
 def _keys_remain(report: SnapshotReport, stream: BatchStream) -> bool:
     """Whether the keys of a snapshot can be computed although its stages were changed later."""
     stages = f"{LOADER_NAME}.pipeline."
-    return isinstance(stream, DataLoader) and all(each.path.startswith(stages) for each in report.superseded)
+    return is_addressable(stream) and all(each.path.startswith(stages) for each in report.superseded)
 
 
-def _stretch(directory: Path, item: DataItem, interval: Interval) -> Stretch | None:
+def _recorded(directory: Path, item: DataItem, interval: Interval) -> RecordedSteps | None:
     """What is recorded of the steps of an interval; None if no digests of single steps are."""
     steps = item.steps(LOADER_NAME)
     if steps is None:
         return None
     first, keys, row_bytes = steps
     begin, end = interval
-    return Stretch(
+    return RecordedSteps(
         begin=begin,
         end=end,
         item=item,

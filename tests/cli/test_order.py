@@ -12,7 +12,7 @@ import signal
 import numpy as np
 import pytest
 
-import datarax.deliveries
+import datarax.order.timeline
 from datarax.checkpoint import Checkpointer, SaveConfig
 from datarax.cli.main import main
 from datarax.loader import DataLoader, DataLoaderConfig
@@ -188,8 +188,8 @@ def test_a_record_is_found_in_a_config_of_10_to_the_12_records(tmp_path, capsys)
 def either_way(request, monkeypatch):
     """Both ways to find: the one that is less work is chosen elsewhere, and must not be seen in the answer."""
     limits = {"inverse": (1 << 60, -(1 << 30)), "scan": (-1, 0)}[request.param]
-    monkeypatch.setattr(datarax.deliveries, "_MOST_INVERTED", limits[0])
-    monkeypatch.setattr(datarax.deliveries, "_EPOCH_COST_ROWS", limits[1])
+    monkeypatch.setattr(datarax.order.timeline, "_MOST_INVERTED", limits[0])
+    monkeypatch.setattr(datarax.order.timeline, "_EPOCH_COST_ROWS", limits[1])
 
 
 def test_finding_is_filtering(either_way, alone, capsys):

@@ -303,38 +303,69 @@ def identity(order, batch_size):
     return {"order": order.identity(), "batch_size": batch_size}
 
 
-def nothing_else(steps):
-    raise AssertionError(f"asked for places within {steps}, though whole batches explain them")
+def whole(history, now):
+    def read(steps):
+        raise AssertionError(f"{steps} read, though whole batches lead to {now}")
+
+    return Timeline.recorded(history, now, read, read)
+
+
+def padded(history, now, places):
+    def position_at(step):
+        reads.append(step)
+        return places[step]
+
+    reads = []
+    recorded = Timeline.recorded(
+        history, now, lambda steps: [step for step in sorted(places) if step in steps], position_at
+    )
+    return recorded, reads
 
 
 def test_a_run_is_told_from_what_it_recorded():
     history = [(0, 0, identity(ORDER, 4)), (3, 12, identity(OTHER, 6)), (5, 24, identity(ORDER, 2))]
-    assert Timeline.recorded(history, (9, 32), nothing_else) == changed()
+    assert whole(history, (9, 32)) == changed()
 
 
 def test_a_run_that_was_changed_twice_before_a_step_was_made_has_the_last_recipe():
     history = [(0, 0, identity(ORDER, 4)), (0, 0, identity(OTHER, 6))]
-    assert [each.order for each in Timeline.recorded(history, (2, 12), nothing_else).segments] == [OTHER]
+    assert [each.order for each in whole(history, (2, 12)).segments] == [OTHER]
 
 
 def test_each_recorded_recipe_has_a_segment_though_its_order_just_goes_on():
     history = [(0, 0, identity(ORDER, 4)), (3, 12, identity(ORDER, 4))]
-    recorded = Timeline.recorded(history, (5, 20), nothing_else)
+    recorded = whole(history, (5, 20))
     assert [(each.first_step, each.first_position) for each in recorded.segments] == [(0, 0), (3, 12)]
     assert delivered(timeline_of(num_rows=20)) == [positions(recorded, step, range(4)) for step in range(5)]
 
 
 def test_a_run_that_was_prolonged_after_a_padded_batch_goes_on_behind_its_rows():
-    places = {2: 7, 4: 15}
-    recorded = Timeline.recorded(
-        [(0, 0, identity(ORDER, 4))], (6, 23), lambda steps: [(s, p) for s, p in places.items() if s in steps]
-    )
+    recorded, _ = padded([(0, 0, identity(ORDER, 4))], (6, 23), {2: 7, 4: 15})
     assert [(each.first_step, each.first_position) for each in recorded.segments] == [(0, 0), (2, 7)]
     assert positions(recorded, 1, range(4)) == [4, 5, 6, -1]
     assert recorded.position_of(6) == 23
+
+
+@given(pads=st.lists(st.integers(0, 3), min_size=1, max_size=60))
+def test_a_run_that_was_prolonged_again_and_again_is_told_as_it_was(pads):
+    """Batches of 4, of which each may have ended the run with as many pad slots."""
+    begins = np.cumsum([0] + [4 - each for each in pads]).tolist()
+    recorded, _ = padded([(0, 0, identity(ORDER, 4))], (len(pads), begins[-1]), dict(enumerate(begins[:-1])))
+    for step, count in enumerate(pads):
+        rows = list(range(begins[step], begins[step + 1]))
+        assert positions(recorded, step, range(4)) == rows + [-1] * count
+
+
+def test_of_thousands_of_records_few_are_read():
+    places = {step: 4 * step - 1 - (step > 7000) for step in range(500, 10_000)}
+    recorded, reads = padded([(0, 0, identity(ORDER, 4))], (10_000, 39_998), places)
+    assert [each.first_step for each in recorded.segments] == [0, 500, 7001]
+    assert len(reads) < 80
 
 
 @pytest.mark.parametrize("now", [(2, 9), (2, 3), (0, 1)])
 def test_records_that_contradict_each_other_are_refused(now):
     with pytest.raises(MismatchError, match=r"not [02] batches of 4"):
         Timeline.recorded([(0, 0, identity(ORDER, 4))], now, lambda steps: [])
+    with pytest.raises(MismatchError, match="not 2 batches of 4|not 0 batches of 4"):
+        padded([(0, 0, identity(ORDER, 4))], now, {})

@@ -1,0 +1,350 @@
+"""Which records were in which steps of a run, and in which steps a record or a file was: blocks of rows, and tables of them.
+
+Reads no record. Steps that were done are computed by the recipe of then (`history.py`) and held against the digests that were
+recorded at delivery, before a row of them is given out. Tables are formatted by whole blocks of columns: a million rows take
+seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import enum
+import itertools
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from datarax.audit.history import History
+from datarax.checkpoint.items import item_steps, read_item
+from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
+from datarax.order import Rows, Segment
+from datarax.sources.durable import flush_to_disk
+from datarax.training import LOADER_NAME
+
+# Rows that are proven at once.
+_BLOCK_ROWS = 1 << 16
+
+
+@dataclass
+class Summary:
+    """What is known of the rows that were given out."""
+
+    rows: int = 0
+    """How many."""
+    steps: tuple[int, int] | None = None
+    """The first and the last step."""
+    epochs: tuple[int, int] | None = None
+    """The least and the greatest epoch of any row but padding."""
+    unknown_files: str | None = None
+    """Why some do not name their file although they lie in one."""
+    agreed: int = 0
+    """Steps whose keys are the ones that were recorded when they were delivered."""
+    unrecorded: int = 0
+    """Steps that were done, but snapshot and ledger entry with their digests are gone or damaged."""
+
+    def add(self, rows: Rows) -> None:
+        """Counts some more rows, of later steps than those before."""
+        self.rows += len(rows)
+        first, last = int(rows.step[0]), int(rows.step[-1])
+        self.steps = (first if self.steps is None else self.steps[0], last)
+        epochs = rows.keys.epoch[rows.keys.epoch >= 0]
+        if len(epochs):
+            ends = [int(epochs.min()), int(epochs.max()), *(self.epochs or ())]
+            self.epochs = min(ends), max(ends)
+
+
+def parse_interval(text: str, num_steps: int | None) -> range:
+    """The steps that `A:B`, `A:`, `:B` or `A` names.
+
+    Args:
+        text: what the user wrote.
+        num_steps: steps of the run; None if it is endless.
+
+    Raises:
+        InputError: if it names none, or some that the run does not have.
+    """
+    first, colon, last = text.partition(":")
+    try:
+        start = int(first or 0)
+        stop = int(last) if last else (num_steps if colon else start + 1)
+    except ValueError:
+        raise InputError(f"--steps needs A:B with whole numbers, got {text!r}") from None
+    if stop is None:
+        raise InputError(f"--steps {text} has no end, and neither has this run; give A:B")
+    if start < 0 or stop <= start:
+        raise InputError(f"--steps {text} holds no step: steps count from 0, and B must be above A")
+    if num_steps is not None and stop > num_steps:
+        raise InputError(f"--steps {text}: this run has only {num_steps} steps")
+    return range(start, stop)
+
+
+def rows_of(history: History, steps: range, wanted: Sequence[str], summary: Summary) -> Iterator[Rows]:
+    """The rows of these steps, in order: every one, or those that hold a wanted record.
+
+    Args:
+        history: of the run.
+        steps: consecutive steps of it.
+        wanted: each a record, `SOURCE:INDEX`, or a file: its name, the end of its name, or a path that ends with it; if
+            there are none, every row is.
+        summary: counts the steps that are held against what was recorded.
+
+    Raises:
+        InputError: if one of `wanted` names nothing, or several files, in any of these steps.
+        MismatchError: before the first step whose records are not the ones that were recorded as delivered.
+    """
+    timeline, proof = history.timeline, _Proof(history, summary)
+    if not wanted:
+        for rows in timeline.rows(steps):
+            proof.check_whole(rows)
+            yield rows
+        return
+    parts = list(timeline.parts(steps))
+    chosen = _chosen(wanted, history, [segment for segment, _ in parts])
+    for (_, part), ranges in zip(parts, chosen, strict=True):
+        for rows in timeline.find(ranges, part):
+            proof.check_steps(rows)
+            yield rows
+
+
+class _Proof:
+    """Holds computed steps against recorded ones."""
+
+    def __init__(self, history: History, summary: Summary) -> None:
+        self._history = history
+        self._ends = [] if history.recorded_in is None else item_steps(history.recorded_in)
+        self._digests_before = lru_cache(maxsize=1)(self._read)
+        self._summary = summary
+        self._next = 0
+
+    def check_steps(self, rows: Rows) -> None:
+        """Checks the steps that rows are of; the one that was checked last is not checked again."""
+        steps = np.unique(rows.step)
+        steps = steps[(steps >= self._next) & (steps < self._history.steps_done)]
+        size = max(1, _BLOCK_ROWS // rows.segment.batch_size)
+        for first in range(0, len(steps), size):
+            self.check_whole(self._history.timeline.whole_steps(steps[first : first + size]))
+
+    def check_whole(self, rows: Rows) -> None:
+        """Checks rows that are whole steps."""
+        steps = rows.step[:: rows.segment.batch_size]
+        if steps[0] >= self._history.steps_done:
+            return
+        for step, digest in zip(
+            steps.tolist(), self._history.timeline.key_digests(rows).tolist(), strict=True
+        ):
+            if step >= self._history.steps_done:
+                break
+            recorded = self._recorded(step)
+            self._summary.agreed += recorded == digest
+            self._summary.unrecorded += recorded is None
+            if recorded is not None and recorded != digest:
+                raise MismatchError(
+                    f"step {step} of {self._history.recorded_in} cannot be told: the recipe that the run recorded gives other "
+                    f"records than were delivered (key digest recorded as {recorded:016x}, computed {digest:016x}), so it is "
+                    f"not the recipe of then; no row of this or a later step was given out. `datarax verify` says what else "
+                    f"differs"
+                )
+        self._next = int(steps[-1]) + 1
+
+    def _recorded(self, step: int) -> int | None:
+        """The recorded sum of key hashes of a step; None if it is not kept, or not as it was written."""
+        place = bisect_right(self._ends, step)
+        if place == len(self._ends):
+            return None
+        first, digests = self._digests_before(self._ends[place])
+        return int(digests[step - first]) if first <= step < first + len(digests) else None
+
+    def _read(self, end: int) -> tuple[int, npt.NDArray[np.uint64]]:
+        """The digests of the steps before a snapshot, and the first of these steps."""
+        assert self._history.recorded_in is not None
+        with contextlib.suppress(SnapshotDamagedError, SnapshotNotFoundError, KeyError):
+            steps = read_item(self._history.recorded_in, end).steps(LOADER_NAME)
+            if steps is not None:
+                return steps[:2]
+        return 0, np.zeros(0, np.uint64)
+
+
+# What is wanted
+
+
+def _chosen(wanted: Sequence[str], history: History, segments: Sequence[Segment]) -> list[list[range]]:
+    """For each segment the ranges of records that are wanted: ascending, apart from each other."""
+    chosen: list[list[range]] = [[] for _ in segments]
+    sources = {name for segment in segments for name in segment.order.source_names}
+    for text in wanted if segments else ():
+        found = [_named(text, history, segment, sources) for segment in segments]
+        if all(isinstance(each, str) for each in found):
+            raise InputError(str(found[-1]))
+        for ranges, each in zip(chosen, found, strict=True):
+            ranges += [] if isinstance(each, str) else [each]
+    return [_merged(ranges) for ranges in chosen]
+
+
+def _named(text: str, history: History, segment: Segment, sources: Collection[str]) -> range | str:
+    """The records of a segment that `text` names, or why it names none; `sources` are those of all segments.
+
+    Raises:
+        InputError: if it is a file, and which files there were is not known, or several are called so.
+    """
+    name, _, index = text.rpartition(":")
+    is_record = name != "" and index.isascii() and index.isdigit()
+    if is_record and name in sources:
+        try:
+            segment.order.check_record(name, int(index))
+        except InputError as error:
+            return str(error)
+        return range(int(index), int(index) + 1)
+    files, path = history.files_of(segment), f"/{text.removeprefix('./')}"
+    called = [file for file in files if f"/{file.name}".endswith(path) or path.endswith(f"/{file.name}")]
+    called = [file for file in called if file.name == text] or called
+    if len(called) == 1:
+        return range(called[0].first_index, called[0].first_index + called[0].num_records)
+    if called:
+        shown = ", ".join(file.name for file in called[:4]) + (", …" if len(called) > 4 else "")
+        raise InputError(f"--find {text}: {len(called)} files are called so ({shown}); give more of the path")
+    if is_record:
+        return f"no source is called {name!r}; this order has {', '.join(segment.order.source_names)}"
+    needs = f"--find needs SOURCE:INDEX, for instance {segment.order.source_names[0]}:17"
+    if not files:
+        return f"{needs}; got {text!r}, and this source has no files"
+    return f"{needs}, or the name of one of {len(files)} files, for instance {files[0].name}; got {text!r}"
+
+
+def _merged(ranges: Sequence[range]) -> list[range]:
+    merged: list[range] = []
+    for each in sorted(ranges, key=lambda each: each.start):
+        if merged and each.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, each.stop))
+        elif each:
+            merged.append(each)
+    return merged
+
+
+# As text
+
+COLUMNS = ("step", "row", "source", "index", "epoch", "file", "index_in_file")
+"""Of CSV and JSON lines. Padding has no source and no file, and index and epoch -1; `file` is empty where a record is in no one
+file, or where which file it was is not known any more."""
+_JSON = "{" + ", ".join(f'"{name}": %s' for name in COLUMNS) + "}\n"
+
+
+class Style(enum.StrEnum):
+    """What a table looks like."""
+
+    LINES = "lines"
+    """A line for people."""
+    JSON = "json"
+    """One JSON object per line."""
+    CSV = "csv"
+    """A header and comma-separated rows."""
+
+
+def write_table(
+    history: History, steps: range, wanted: Sequence[str], style: Style, stream: TextIO
+) -> Summary:
+    """Writes the rows that `rows_of` gives to a stream as they come.
+
+    Raises:
+        InputError: as `rows_of`.
+        MismatchError: as `rows_of`.
+    """
+    summary = Summary()
+    files = _Files(history, summary)
+    write_csv = csv.writer(stream, lineterminator="\n")
+    if style is Style.CSV:
+        write_csv.writerow(COLUMNS)
+    for rows in rows_of(history, steps, wanted, summary):
+        summary.add(rows)
+        if style is Style.CSV:
+            write_csv.writerows(_columns(rows, lambda name: name, files))
+        elif style is Style.JSON:
+            stream.writelines(_JSON % row for row in _columns(rows, json.dumps, files))
+        else:
+            for step, slot, name, index, epoch in _columns(rows, lambda name: name):
+                record = "(padding)" if name is None else f"{name}:{index}"
+                stream.write(f"step {step}  row {slot}  {record}  epoch {epoch}\n")
+    return summary
+
+
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[TextIO]:
+    """A text file that gets its name when all of it is on the disk; one that is there already is never replaced.
+
+    Raises:
+        InputError: if it exists.
+        OSError: if it cannot be written; then nothing is left.
+    """
+    refusal = InputError(f"{path} exists already; a table replaces nothing: remove it or choose another name")
+    if os.path.lexists(path):
+        raise refusal
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        with open(partial, "w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        # A link fails where a rename would replace what another process has written meanwhile.
+        os.link(partial, path)
+    except FileExistsError:
+        raise refusal from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+    flush_to_disk(os.path.dirname(path))
+
+
+_Show = Callable[[str | None], Any]
+
+
+class _Files:
+    """Which file each row's record lies in; keeps the list of the segment that rows came from last."""
+
+    def __init__(self, history: History, summary: Summary) -> None:
+        self._history = history
+        self._summary = summary
+        self._list = lru_cache(maxsize=1)(self._names_and_firsts)
+
+    def columns(self, rows: Rows, show: _Show) -> tuple[Iterable[Any], Iterable[Any]]:
+        """The file of each row and the index in it, names and None as `show` makes them."""
+        names, firsts = self._list(rows.segment)
+        if not names:
+            return itertools.repeat(show(None)), itertools.repeat(show(None))
+        # An empty file begins where the next one does; the last of those that begin there holds the record.
+        number = np.searchsorted(firsts, rows.keys.index, side="right") - 1
+        within = (rows.keys.index - firsts[number]).astype(object)
+        within[number < 0] = show(None)
+        return _picked(names, number, show), within.tolist()
+
+    def _names_and_firsts(self, segment: Segment) -> tuple[list[str], npt.NDArray[np.int64]]:
+        try:
+            files = self._history.files_of(segment)
+        except InputError as error:
+            files, self._summary.unknown_files = (), str(error)
+        return [file.name for file in files], np.array([file.first_index for file in files], np.int64)
+
+
+def _columns(rows: Rows, show: _Show, files: _Files | None = None) -> Iterator[tuple[Any, ...]]:
+    """The columns, as tuples of one row each."""
+    keys = rows.keys
+    step, slot, index, epoch = (column.tolist() for column in (rows.step, rows.slot, keys.index, keys.epoch))
+    source = _picked(rows.segment.order.source_names, keys.source, show)
+    # Not strict: the columns of a source without files go on for ever.
+    return zip(step, slot, source, index, epoch, *(files.columns(rows, show) if files else ()), strict=False)
+
+
+def _picked(names: Sequence[str], number: np.ndarray, show: _Show) -> list[Any]:
+    """The names by number, the last for -1 being None."""
+    shown = np.empty(len(names) + 1, object)
+    shown[:] = [*map(show, names), show(None)]
+    return shown.take(number, mode="wrap").tolist()
+
+
+__all__ = ["COLUMNS", "Style", "Summary", "new_file", "parse_interval", "rows_of", "write_table"]

@@ -1,0 +1,103 @@
+"""The timeline that the records of a run tell: which recipe made which of its steps. No config and no data are needed.
+
+For whoever answers for steps that were done: a restore, `verify`, and the commands that look at a run directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datarax.checkpoint import HistoryEntry, Record, Restored, read_identity
+from datarax.checkpoint.items import item_steps, read_item
+from datarax.checkpoint.salvage import DataItem
+from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
+from datarax.order import Timeline
+
+LOADER_NAME = "train"
+"""Name of the training loader in a snapshot's record."""
+
+
+def recorded_timeline(directory: str | Path, record: Record, history: Sequence[HistoryEntry]) -> Timeline:
+    """The timeline of the steps up to a record, endless from there.
+
+    Args:
+        directory: the run.
+        record: where it stands.
+        history: of the run up to the record, or the later part of it; then the steps before are unknown.
+
+    Raises:
+        InputError: if these steps were not delivered by a loader, or its order cannot be computed.
+        MismatchError: if the records contradict each other.
+        SnapshotDamagedError: if an identity, or a record that is needed, is not as it was written.
+    """
+    now = record.step, _position_in(record)
+    return Timeline.recorded(
+        [
+            (entry.from_step, entry.positions.get(LOADER_NAME) or 0, recorded_recipe(directory, entry))
+            for entry in history
+        ],
+        now,
+        lambda steps: [step for step in item_steps(directory) if step in steps],
+        lambda step: _position_in(read_item(directory, step).record),
+    )
+
+
+def recorded_recipe(directory: str | Path, entry: HistoryEntry) -> Any:
+    """The identity of the loader in an entry of the history.
+
+    Raises:
+        InputError: if it is not that of a loader.
+        SnapshotDamagedError: if it is not as it was written.
+    """
+    tree = read_identity(directory, entry.identity).get(LOADER_NAME, {})
+    missing = {"order", "batch_size", "sources"} - set(tree)
+    if missing:
+        raise InputError(
+            f"the run {directory} was not delivered by a DataLoader called {LOADER_NAME!r} from step {entry.from_step} on: its "
+            f"identity has no {', '.join(sorted(missing))}, so which records were in which step cannot be told"
+        )
+    return tree
+
+
+def _position_in(record: Record) -> int:
+    """The global row that the loader had reached."""
+    loader = record.loaders.get(LOADER_NAME)
+    if loader is not None and loader.scope == "process":
+        raise InputError(
+            f"snapshot {record.step} was delivered by a pipeline whose state belongs to each process (a Grain pipeline): "
+            f"only that knows which records were in which step"
+        )
+    try:
+        position = DataItem(record, b"").state(LOADER_NAME)["position"]
+    except (ValueError, KeyError) as error:
+        raise InputError(f"snapshot {record.step} holds no place of a loader: {error}") from error
+    if type(position) is not int:
+        raise InputError(f"snapshot {record.step} holds no place of a loader: position is {position!r}")
+    return position
+
+
+def check_position(directory: str | Path, restored: Restored) -> None:
+    """Whether a restored loader stands where its steps and batch sizes lead, by the history of the run.
+
+    Raises:
+        MismatchError: if it does not.
+    """
+    entry = restored.history[-1]
+    try:
+        segments = recorded_timeline(directory, restored.record, [entry]).segments
+        if len(segments) == 1 or recorded_recipe(directory, entry).get("row_mask"):
+            return
+        problem = f"its steps are not whole batches of {segments[0].batch_size}, and this run pads none"
+    except MismatchError as error:
+        problem = str(error)
+    except (SnapshotDamagedError, SnapshotNotFoundError):
+        return  # An older snapshot, which tells where the run was prolonged, is gone or damaged: this one is not.
+    raise MismatchError(
+        f"snapshot {restored.step} holds a loader at the global row {_position_in(restored.record)} (position), but {problem}; "
+        f"the state is damaged or belongs to another run"
+    )
+
+
+__all__ = ["LOADER_NAME", "check_position", "recorded_recipe", "recorded_timeline"]
