@@ -12,14 +12,13 @@ PACKAGE = Path(datarax.__file__).parent
 # Each part, and which other parts of datarax it may import. Data flows down this table.
 ALLOWED = {
     "core": set(),
-    "metrics": {"core"},
     "signals": {"core"},
     "order": {"core"},
     "sources": {"core", "order"},
     "transforms": {"core", "order"},
     "multihost": {"core"},
-    "loader": {"core", "order", "sources", "transforms", "metrics", "multihost"},
-    "checkpoint": {"core", "metrics", "multihost"},
+    "loader": {"core", "order", "sources", "transforms", "multihost"},
+    "checkpoint": {"core", "multihost"},
     "training": {
         "core",
         "order",
@@ -27,7 +26,6 @@ ALLOWED = {
         "transforms",
         "loader",
         "checkpoint",
-        "metrics",
         "multihost",
         "signals",
     },
@@ -42,7 +40,7 @@ ALLOWED = {
     "doctor": {"core", "order", "sources", "checkpoint", "training", "multihost", "run_config"},
     "chaos": {"core", "checkpoint", "training", "run_config", "diff", "inspection"},
     "testing": {"core", "order", "sources", "transforms", "loader", "checkpoint", "multihost"},
-    "grain_pipeline": {"core", "order", "sources", "transforms", "metrics"},
+    "grain_pipeline": {"core", "order", "sources", "transforms", "loader"},
     "examples": {"transforms"},
     "cli": {
         *("core", "signals", "sources", "run_config", "audit", "verify", "diff", "plan", "inspection"),

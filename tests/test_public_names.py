@@ -31,9 +31,9 @@ ALL = {
         ROW_MASK DataLoader DataLoaderConfig
     """,
     "datarax.order": """
-        DIGEST_VERSION MAX_POSITION ORDER_VERSION Digest GrainStyle Order OrderConfig OrderPolicy RecordKeys
-        Remainder Schedule changed_algorithms derive_seed id64 key_hashes key_hashes_of_pass mix64 row_hashes
-        row_seeds
+        Block DIGEST_VERSION MAX_POSITION ORDER_VERSION Digest GrainStyle Order OrderConfig OrderPolicy RecordKeys
+        Remainder Rows Segment Timeline changed_algorithms derive_seed id64 key_hashes key_hashes_at
+        key_hashes_of_pass mix64 row_hashes row_seeds
     """,
     "datarax.run_config": """
         AnyRunConfig BaseRunConfig GrainRunConfig MeshSection RunConfig RunSection TaskSection TransformSection

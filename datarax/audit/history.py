@@ -19,7 +19,7 @@ from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.snapshot import run_history
 from datarax.core.advice import all_advice
 from datarax.core.errors import ConfigError, DataraxError, Difference, InputError, SnapshotDamagedError
-from datarax.core.fingerprint import differences
+from datarax.core.tree import differences
 from datarax.loader import DataLoader
 from datarax.order import Segment, Timeline
 from datarax.run_config import RunConfig, parse_stored_config

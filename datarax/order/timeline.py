@@ -202,12 +202,12 @@ class Timeline:
         Raises:
             IndexError: if the step lies beyond the end, or is unknown.
         """
-        step, num_steps = operator.index(step), self.num_steps  # exact, where np.int64 would wrap
-        if num_steps is not None and step == num_steps:
-            last = self.last
-            return min(last.first_position + (step - last.first_step) * last.batch_size, self.num_rows or 0)
-        segment = self.segments[self._number(step)]
-        return segment.first_position + (step - segment.first_step) * segment.batch_size
+        step = operator.index(step)  # exact, where np.int64 would wrap
+        if step < self.segments[0].first_step or (self.num_steps is not None and step > self.num_steps):
+            self._number(step)  # says why
+        segment = self.segments[bisect_right(self.segments, step, key=lambda segment: segment.first_step) - 1]
+        position = segment.first_position + (step - segment.first_step) * segment.batch_size
+        return position if self.num_rows is None else min(position, self.num_rows)
 
     def step_of(self, position: int) -> tuple[int, int]:
         """The step and the slot at which a position is delivered.

@@ -227,9 +227,6 @@ def _differing_fields(
     for name in sorted({*now, *state} - skipped | (now.keys() ^ state.keys())):
         for each in differences(state.get(name, MISSING), now.get(name, MISSING), name, equal=identical):
             yield f"data/record.json: {each.path}{of_process} is recorded as {each.was!r}, the replay gives {each.now!r}"
-    if stretch.whole and state.keys() == now.keys():
-        for path, was, is_now in _unequal(name, state.get(name, MISSING), now.get(name, MISSING)):
-            yield f"data/record.json: {path}{of_process} is recorded as {was!r}, the replay gives {is_now!r}"
     if recorded.whole and state.keys() == now.keys():
         # Nothing but the loader itself changes statistics in a session; a loop of the user's own may begin them anew.
         by_session = recorded.item.record.config is not None
@@ -250,12 +247,6 @@ def _differing_statistics(state: Mapping[str, Any], now: Mapping[str, Any], *, s
         # Sums of many processes round otherwise than those of one.
         if not numbers or not np.allclose(recorded, means, rtol=_MEANS_TOLERANCE, atol=0, equal_nan=True):
             yield f"data/record.json: {each.path} is recorded as {recorded!r}, the replay gives {means!r}"
-    for path, saved, means in _unequal(
-        "_computed_stats", state.get("_computed_stats"), now.get("_computed_stats")
-    ):
-        numbers = isinstance(saved, (float, np.ndarray)) and isinstance(means, (float, np.ndarray))
-        if not numbers or not np.allclose(saved, means, rtol=_MEANS_TOLERANCE, atol=0, equal_nan=True):
-            yield f"data/record.json: {path} is recorded as {saved!r}, the replay gives {means!r}"
 
 
 def _differing_digest(replayed: Digest, recorded: Mapping[str, Any] | None) -> Iterator[str]:
