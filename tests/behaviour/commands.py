@@ -9,7 +9,20 @@ from datarax.cli.main import main
 from tests.support.runs import finish_run
 
 CONFIG, RUN, DATA, PLACE = "{place}/config.toml", "{place}/run", "{place}/data", "{place}"
+GRAIN_CONFIG, GRAIN_RUN = "{place}/grain.toml", "{place}/grain"
 _SET = "--set"
+_GRAIN = """
+[run]
+directory = "{place}/grain"
+steps = 4
+cpu_threads = 2
+[task]
+use = "tests.support.grain_task:task"
+[grain_pipeline]
+use = "tests.support.grain_task:finite"
+[save]
+every_steps = 2
+"""
 
 COMMANDS = {
     # Answers.
@@ -89,6 +102,22 @@ COMMANDS = {
     ],
     "build of a manifest, json": ["build", "manifest", f"{PLACE}/built/*.array_record", "--json"],
     "build of nothing": ["build", "text", f"{PLACE}/nothing.txt", "--output", f"{PLACE}/nothing"],
+    # Of a Grain pipeline.
+    "run of a Grain pipeline, json": ["run", GRAIN_CONFIG, "--json"],
+    "plan of a Grain pipeline, json": ["plan", GRAIN_CONFIG, "--json"],
+    "inspect of a Grain pipeline, json": ["inspect", GRAIN_RUN, "--json"],
+    "verify of a Grain pipeline, json": ["verify", GRAIN_RUN, "--json"],
+    "order of a Grain pipeline": ["order", GRAIN_RUN, "--steps", "0:3"],
+    "run of another Grain pipeline": ["run", GRAIN_CONFIG, _SET, "grain_pipeline.name=other"],
+    "run beyond the end of a Grain pipeline": ["run", GRAIN_CONFIG, _SET, "run.steps=6"],
+    "run of a Grain pipeline that fails": [
+        *("run", GRAIN_CONFIG, _SET, "grain_pipeline.use=tests.support.grain_task:failing"),
+        *(_SET, f"run.directory={PLACE}/failing"),
+    ],
+    "run of a Grain pipeline that cannot resume": [
+        *("run", GRAIN_CONFIG, _SET, "grain_pipeline.use=tests.support.grain_task:repeated_files"),
+        *(_SET, f"run.directory={PLACE}/repeated"),
+    ],
     # Wrong usage and input.
     "no command": [],
     "no such command": ["fly"],
@@ -117,6 +146,7 @@ def facts(place):
     """Command -> exit code and keys of its JSON; command -> first line of what it says on stderr."""
     with contextlib.redirect_stderr(io.StringIO()):
         finish_run(place)
+    (place / "grain.toml").write_text(_GRAIN.replace("{place}", str(place)))
     shutil.copytree(place / "run", place / "copy")
     shutil.copytree(place / "run", place / "damaged")
     steps = place / "damaged" / "12" / "data" / "steps.bin"

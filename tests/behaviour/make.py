@@ -1,13 +1,12 @@
-"""What datarax does today, as files: `python -m tests.behaviour.make` writes those that are missing (also `make golden`).
+"""What datarax does today, as files: `make golden` writes those that are missing.
 
-A file that is there is never overwritten, unless a change of behaviour is wanted and it is named: `--replace deliveries.json`.
+A file that is there is never overwritten, unless a change of behaviour is wanted and it is named:
+`python -m tests.make_golden --replace deliveries.json`.
 Only public names are used here, so that everything behind them may be moved and rewritten.
 """
 
-import argparse
 import functools
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +21,12 @@ def _deliveries(place):
     kinds, messages = modules.refusals(files)
     return {
         "deliveries": found,
-        "states": {"loaders": states, "modules": modules.states(files), "refused": kinds},
+        "states": {
+            "loaders": states,
+            "combined": modules.combined_states(files),
+            "modules": modules.states(files),
+            "refused": kinds,
+        },
         "identities": modules.identities(files),
         "messages": {"refused states": messages},
     }
@@ -31,7 +35,7 @@ def _deliveries(place):
 def _runs(place):
     differences, messages = runs.differences(place / "changes")
     return {
-        "records": runs.records(place / "records"),
+        "records": {**runs.records(place / "records"), "resolved configs": runs.resolved_configs()},
         "differences": differences,
         "messages": {"refused changes": messages},
     }
@@ -77,16 +81,3 @@ def write(directory, replace=()):
     for name in names:
         (directory / name).write_text(spelled(trees()[name]), encoding="utf-8")
     return names
-
-
-def main():
-    """Prints the names of the files that were written; 1 if there are none."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replace", action="append", default=[], metavar="NAME", help="a file that is there")
-    written = write(GOLDEN, parser.parse_args().replace)
-    print("\n".join(written) or "nothing to write: name a file with --replace to overwrite it")
-    return 0 if written else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

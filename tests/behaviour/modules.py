@@ -91,6 +91,25 @@ def states(directory):
     return found
 
 
+def combined_states(directory):
+    """Case -> state and digest of several loaders that each read some slots, as if one had read all."""
+    found = {}
+    for number in range(20):
+        case = settings(number)
+        size, count = case["config"]["batch_size"], 2 + number % 3
+        shares = [list(range(size))[index::count] for index in range(count)]
+        loaders = [open_loader({**case, "rows": rows, "owned": None}, directory) for rows in shares if rows]
+        for loader in loaders:
+            for _ in range(2):
+                next(loader)
+            loader.source.close()
+        state, digest = loaders[0].combined([loader.contribution() for loader in loaders])
+        found[f"{number:03d} by {len(loaders)}"] = {"state": encode(state), "digest": digest}
+        for loader in loaders:
+            loader.close()
+    return found
+
+
 def _with(**changes):
     def change(state):
         return {**state, **changes}

@@ -5,10 +5,10 @@ import dataclasses
 import hashlib
 import json
 
-from datarax import DataraxModuleConfig
+from datarax import CheckpointableIteratorModule, DataraxModuleConfig
 from datarax.checkpoint import Checkpointer, SaveConfig
-from datarax.core.module import CheckpointableIteratorModule
 from datarax.loader import DataLoader, DataLoaderConfig
+from datarax.run_config import parse_any_stored_config
 from datarax.sources import (
     ArrayRecordConfig,
     ArrayRecordSource,
@@ -192,6 +192,65 @@ def _content(name, text):
     else:
         return text
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+_RUN = '[run]\ndirectory = "/behaviour/run"\n'
+_NUMBERS = '[source]\nkind = "range"\nstop = 50\n[loader]\nbatch_size = 4\n'
+CONFIGS = {
+    "as little as can be": (_RUN + _NUMBERS, ()),
+    "overrides": (
+        _RUN + _NUMBERS,
+        (
+            "run.steps=7",
+            "loader.seed=9223372036854775807",
+            "save={every_steps=3}",
+            'resume.allow_changed=["train.seed"]',
+        ),
+    ),
+    "files and transforms": (
+        _RUN
+        + """
+        [task]
+        use = "tests.behaviour.parts:task"
+        parameters = { rate = 1e-3, names = ["a", "b"], deep = { more = true } }
+        [source]
+        kind = "array_record"
+        files = "/behaviour/data"
+        build = { kind = "jsonl", inputs = ["/behaviour/a", "python-stdlib"], compression = "zstd" }
+        [loader]
+        batch_size = 4
+        order = "block"
+        block_size = 3
+        window_blocks = 2
+        remainder = "pad"
+        num_epochs = 2
+        [[transforms]]
+        use = "tests.behaviour.parts:noisy"
+        level = "batch"
+        randomness = "seed"
+        parameters = { scale = 2 }
+        [mesh]
+        axes = { data = -1, model = 2 }
+        """,
+        (),
+    ),
+    "a Grain pipeline": (
+        _RUN + '[grain_pipeline]\nuse = "tests.support.grain_task:finite"\n',
+        ("run.steps=3",),
+    ),
+    "of a version before the order had one": (_RUN + _NUMBERS + 'order = "global"\n', ()),
+}
+
+
+def resolved_configs():
+    """Case -> the config as a run keeps it, with all defaults."""
+    found = {
+        name: parse_any_stored_config(text, overrides, where=name).to_toml()
+        for name, (text, overrides) in CONFIGS.items()
+    }
+    for name, text in found.items():
+        assert parse_any_stored_config(text, where=name).to_toml() == text
+    return found
 
 
 # What a restore refuses.

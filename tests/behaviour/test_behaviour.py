@@ -39,7 +39,7 @@ def test_behaves_as_the_golden_file_says(concern):
     found = first_difference(golden, today)
     assert found is None, (
         f"{concern}: today's behaviour is another one.\n  first at: {found[0]}\n  golden:   {found[1]!r}\n"
-        f"  today:    {found[2]!r}\nIf that is wanted: python -m tests.behaviour.make --replace {name}"
+        f"  today:    {found[2]!r}\nIf that is wanted: python -m tests.make_golden --replace {name}"
     )
 
 
