@@ -15,11 +15,13 @@ import typing
 from pathlib import Path
 
 from datarax.checkpoint import SaveConfig
+from datarax.core.attributes import load_attribute
 from datarax.grain_pipeline import GrainPipelineTable
 from datarax.loader import DataLoaderConfig
 from datarax.multihost import MultihostConfig
 from datarax.run_config import MeshSection, RunConfig, RunSection, TaskSection, TransformSection
-from datarax.sources.open import BuildTable, SourceTable
+from datarax.sources.build import BuildTable
+from datarax.sources.open import KINDS, SourceTable, setting_names
 from datarax.training import LogConfig, ResumeConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -47,6 +49,7 @@ _TOML_WORDS = {
     float: "number",
     bool: "true or false",
     collections.abc.Sequence: "list",
+    tuple: "list",
     collections.abc.Mapping: "table",
 }
 
@@ -66,18 +69,40 @@ def render() -> str:
     """The whole page."""
     parts = [_INTRO]
     for name, kind in _TABLES:
-        parts.append(f"## `[{name}]`\n\n{inspect.cleandoc(kind.__doc__ or '').split('Raises:')[0].strip()}\n")
-        parts.append("| key | kind | default | |\n|---|---|---|---|")
-        texts = field_texts(kind)
-        for field in dataclasses.fields(kind):
-            if field.name in _LEFT_OUT or (kind is SourceTable and field.name == "build"):
-                continue
-            text = " ".join(texts[field.name].split())
-            parts.append(f"| `{field.name}` | {_kind(kind, field)} | {_default(field)} | {text} |")
-        parts.append("")
+        parts.append(f"## `[{name}]`\n\n{_about(kind)}\n")
+        if kind is SourceTable:
+            parts += _source_kinds()
+        else:
+            parts += [*_keys(kind, {each.name for each in dataclasses.fields(kind)} - _LEFT_OUT), ""]
     parts.append("## Top level\n")
     parts.append(f"`batch_stats_fn`: {' '.join(field_texts(RunConfig)['batch_stats_fn'].split())}\n")
     return "\n".join(parts)
+
+
+def _about(kind: type) -> str:
+    return inspect.cleandoc(kind.__doc__ or "").split("Raises:")[0].strip()
+
+
+def _keys(kind: type, shown: collections.abc.Collection[str]) -> list[str]:
+    """A table of these fields of a dataclass."""
+    rows, texts = ["| key | kind | default | |\n|---|---|---|---|"], field_texts(kind)
+    for field in dataclasses.fields(kind):
+        if field.name in shown:
+            text = " ".join(texts[field.name].split())
+            rows.append(f"| `{field.name}` | {_kind(kind, field)} | {_default(field)} | {text} |")
+    return rows
+
+
+def _source_kinds() -> list[str]:
+    """The keys of each kind of source: those of its config."""
+    parts = [
+        f"`kind` (required): one of {', '.join(f'`{name}`' for name in KINDS)}. The other keys are the kind's:\n"
+    ]
+    for name, where in KINDS.items():
+        config = load_attribute(where, "source.kind")
+        shown = [key for key in setting_names(config) if key != "build"]
+        parts += [f'### `kind = "{name}"`\n\n{_about(config)}\n', *_keys(config, shown), ""]
+    return parts
 
 
 def field_texts(kind: type) -> dict[str, str]:

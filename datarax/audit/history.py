@@ -24,7 +24,7 @@ from datarax.loader import DataLoader
 from datarax.order import Segment, Timeline
 from datarax.run_config import RunConfig, parse_stored_config
 from datarax.sources import SourceFile
-from datarax.sources.file_list import listed, recorded_files
+from datarax.sources.files import listed, recorded_files
 from datarax.sources.open import list_files
 from datarax.training import LOADER_NAME
 from datarax.training.recorded import recorded_recipe, recorded_timeline

@@ -19,6 +19,9 @@ from datarax.core.errors import ConfigError
 
 T = TypeVar("T")
 
+REST = {"rest": True}
+"""Metadata of a field that takes all keys which are no field, unchecked, as a mapping."""
+
 
 def decode(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     """Builds the dataclass `kind` from `tree`.
@@ -34,6 +37,9 @@ def decode(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path or 'the config'} must be a table, got {_show(tree)}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    for rest in _rest(kind):
+        others = {key: value for key, value in tree.items() if key not in fields or key == rest}
+        tree = {rest: others, **{key: value for key, value in tree.items() if key not in others}}
     check_keys(tree, fields, path)
     hints = typing.get_type_hints(kind)
     values = {key: _value(hints[key], value, _join(path, key)) for key, value in tree.items()}
@@ -53,6 +59,8 @@ def encode(config: Any) -> Any:
         values = {
             field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init
         }
+        for rest in _rest(config):
+            values |= values.pop(rest)
         return {name: encode(value) for name, value in values.items() if value is not None}
     if isinstance(config, enum.Enum):
         return config.value
@@ -75,6 +83,10 @@ def check_keys(tree: Mapping[str, Any], known: collections.abc.Iterable[str], pa
             near = difflib.get_close_matches(str(key), names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(names))}"
             raise ConfigError(f"unknown key {_join(path, str(key))!r}; {hint}")
+
+
+def _rest(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if "rest" in field.metadata]
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:

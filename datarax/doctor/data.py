@@ -16,10 +16,10 @@ from datarax.core.errors import InputError
 from datarax.doctor.checks import Finding, failure, skipped, warning
 from datarax.order import Order, Segment, Timeline
 from datarax.run_config import RunConfig
-from datarax.sources import ArrayRecordSource, DataSource
+from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, TensorStoreConfig
+from datarax.sources.array_record import DataFile, expected_files
+from datarax.sources.build import BuildTable
 from datarax.sources.build_inputs import find_inputs
-from datarax.sources.inventory import DataFile, expected_files
-from datarax.sources.open import BuildTable, SourceKind, open_source
 
 # Looking waits for the disk, or for a network file system.
 _LOOKING_THREADS = 16
@@ -27,15 +27,17 @@ _LOOKING_THREADS = 16
 
 def opened_source(config: RunConfig, opened: ExitStack) -> Finding:
     """The open source, and how long opening it takes; nothing is built."""
-    table = config.source
-    if table.build is not None and not os.path.exists(str(table.files)):
-        return _not_built(str(table.files), table.build)
+    described = config.source.config()
+    if isinstance(described, ArrayRecordConfig) and described.build is not None:
+        directory = str(described.files)
+        if not os.path.exists(directory):
+            return _not_built(directory, described.build)
     started = time.perf_counter()
-    source = opened.enter_context(open_source(table))
+    source = opened.enter_context(described.open())
     seconds = time.perf_counter() - started
     files = f" in {len(source.files()):,} files" if isinstance(source, ArrayRecordSource) else ""
     return Finding(
-        found=f"{table.kind.value} {source.name!r}: {len(source):,} records{files}",
+        found=f"{config.source.kind} {source.name!r}: {len(source):,} records{files}",
         numbers={"records": len(source), "open_seconds": seconds},
         value=source,
     )
@@ -100,7 +102,7 @@ def files(
         start: the step that a launch begins with, and the global row at which it begins.
         steps: how many steps to look at.
     """
-    if config.source.kind is not SourceKind.ARRAY_RECORD:
+    if config.source.kind != "array_record":
         return _directories(config)
     expected = _expected(config, source, recorded)
     if expected is None:
@@ -119,10 +121,10 @@ def files(
 
 
 def _directories(config: RunConfig) -> Finding:
-    path = config.source.path
-    if path is None:
+    described = config.source.config()
+    if not isinstance(described, TensorStoreConfig):
         return Finding(found="this kind of source has no files of its own")
-    places = [path] if isinstance(path, str) else list(path.values())
+    places = [place for place in described.places.values() if isinstance(place, str)]
     bad = [place for place in places if not os.access(place, os.R_OK | os.X_OK)]
     if bad:
         return failure(f"{', '.join(bad)} cannot be read", "make the arrays readable for this user")
@@ -140,9 +142,7 @@ def _expected(
     ):
         at = source.base_directory
         return [DataFile(os.path.join(at, f.name), f.size, f.num_records) for f in source.files()]
-    names = config.source.files
-    assert names is not None
-    return expected_files(names, recorded)
+    return expected_files(config.source.settings["files"], recorded)
 
 
 def _timeline(config: RunConfig, num_records: int, start: tuple[int, int]) -> Timeline:

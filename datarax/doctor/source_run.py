@@ -37,8 +37,8 @@ class SourceExamination(Examination):
 
     def _named(self) -> Iterator[tuple[str, str]]:
         config = self._config
-        if config.source.use is not None:
-            yield "source.use", config.source.use
+        if "use" in config.source.settings:
+            yield "source.use", config.source.settings["use"]
         for i, section in enumerate(config.transforms):
             yield f"transforms.{i}.use", section.use
         if config.batch_stats_fn is not None:

@@ -18,7 +18,7 @@ import numpy as np
 from datarax.core.errors import ConfigError
 from datarax.grain_pipeline.graph import is_dataset
 from datarax.grain_pipeline.node import FilePart, Node, named_stages
-from datarax.sources.local_files import relative_names
+from datarax.sources.files import relative_names
 from datarax.sources.sampling import SAMPLE_VERSION, records_digest, sample_positions
 from datarax.transforms import function_identity, value_identity
 

@@ -73,7 +73,7 @@ def parse_any_stored_config(text: str, overrides: Sequence[str] = (), *, where: 
     tree = _parsed(text, where)
     if isinstance(loader := tree.get("loader"), dict):
         loader.setdefault("order_version", 1)  # kept since there could be two
-    return _built(tree, overrides, where)
+    return _built(tree, overrides, where, stored=True)
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:
@@ -92,13 +92,16 @@ def _of_a_source(config: AnyRunConfig, where: str) -> RunConfig:
     )
 
 
-def _built(tree: dict[str, Any], overrides: Sequence[str], where: str) -> AnyRunConfig:
+def _built(
+    tree: dict[str, Any], overrides: Sequence[str], where: str, *, stored: bool = False
+) -> AnyRunConfig:
     for override in overrides:
         _apply_override(tree, override)
     try:
         if "grain_pipeline" in tree:
             return _resolved(decode(GrainRunConfig, tree))
-        return _resolved(decode(RunConfig, tree))
+        # A kept config was checked when it was kept; to read it again no kind of source is imported.
+        return _resolved(decode(RunConfig, tree), checked=stored and not overrides)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -133,12 +136,13 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         node = node[index] if not last else None
 
 
-def _resolved(config: AnyRunConfig) -> AnyRunConfig:
-    """With absolute paths."""
+def _resolved(config: AnyRunConfig, *, checked: bool = False) -> AnyRunConfig:
+    """With absolute paths, and a source whose settings are checked."""
     run = dataclasses.replace(config.run, directory=str(local_directory(config.run.directory)))
     if isinstance(config, GrainRunConfig):
         return dataclasses.replace(config, run=run)
-    return dataclasses.replace(config, run=run, source=config.source.resolved())
+    source = config.source if checked else config.source.resolved()
+    return dataclasses.replace(config, run=run, source=source)
 
 
 __all__ = [

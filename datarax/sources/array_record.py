@@ -6,30 +6,39 @@ With a manifest beside the files, counts come from it and no file is opened befo
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
+import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from flax import nnx
 
-from datarax.core.errors import ConfigError, InputError, ReadError
-from datarax.sources.array_record_files import ArrayRecordFiles, Shard, count_records
-from datarax.sources.build_stamp import BUILD_STAMP_NAME
-from datarax.sources.content_check import changed_at, changed_records, file_hashes
-from datarax.sources.file_list import SourceFile, listed, with_first_indices
-from datarax.sources.local_files import find_files, relative_names
+from datarax.core.errors import ConfigError, InputError
+from datarax.sources.array_record_files import ArrayRecordFiles, count_records
+from datarax.sources.build import BuildTable, build_if_missing
+from datarax.sources.files import (
+    SourceFile,
+    file_stats,
+    find_files,
+    listed,
+    relative_names,
+    require_local,
+    with_first_indices,
+)
 from datarax.sources.manifest import (
     MANIFEST_NAME,
-    RECORD_HASHES_NAME,
-    FileEntry,
+    SIDE_FILES,
     Manifest,
-    file_sha256,
+    RecordedFile,
+    hashes_problem,
     load_manifest,
-    load_record_hashes,
 )
-from datarax.sources.sampling import SAMPLE_VERSION, records_digest, sample_positions
+from datarax.sources.records import Records
+from datarax.sources.sampling import records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 
 _NUM_SAMPLED_FILES = 4
@@ -41,13 +50,15 @@ class ArrayRecordConfig(SourceConfig):
     """Which files an `ArrayRecordSource` reads.
 
     Raises:
-        ConfigError: if no file is named, or `max_open_files` is not positive.
+        ConfigError: if no file is named, `max_open_files` is not positive, or files to build are not one directory.
     """
 
     files: str | tuple[str, ...]
     """Paths, globs, or directories with a manifest. The files are ordered by their names, whatever the order here."""
     max_open_files: int = 256
     """Files kept open between reads; more are opened and closed as they are needed."""
+    build: BuildTable | None = None
+    """How `files`, then one directory, is built by `prepare` if it is not there."""
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -58,6 +69,36 @@ class ArrayRecordConfig(SourceConfig):
             raise ConfigError("files of an ArrayRecord source must name at least one path")
         if type(self.max_open_files) is not int or self.max_open_files < 1:
             raise ConfigError(f"max_open_files must be a positive integer, got {self.max_open_files!r}")
+        if self.build is not None and not isinstance(self.files, str):
+            raise ConfigError("with a build table, files must be the one directory that the build makes")
+
+    def resolved(self) -> Self:
+        """With absolute paths."""
+        files = [self.files] if isinstance(self.files, str) else self.files
+        absolute = tuple(require_local(each, "files") for each in files)
+        build = None if self.build is None else self.build.resolved()
+        return dataclasses.replace(
+            self, files=absolute[0] if isinstance(self.files, str) else absolute, build=build
+        )
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """Builds the files if they are missing."""
+        if self.build is not None:
+            build_if_missing(self.build, str(self.files), say)
+
+    def open(self) -> ArrayRecordSource:
+        """The source of these files."""
+        return ArrayRecordSource(self)
+
+    def list_files(self) -> Sequence[SourceFile]:
+        """The files, by the manifest alone where there is one."""
+        directory = str(self.files)
+        manifest = load_manifest(directory) if os.path.isdir(directory) else None
+        if manifest is None:
+            return super().list_files()
+        _, names = relative_names([os.path.join(directory, each.name) for each in manifest.files])
+        facts = zip(names, manifest.files, strict=True)
+        return with_first_indices([(name, each.num_records, each.size) for name, each in facts])
 
 
 class ArrayRecordSource(DataSource):
@@ -77,272 +118,184 @@ class ArrayRecordSource(DataSource):
             local, or not as large as the manifest says.
     """
 
-    columnar = False
-
     def __init__(
         self, config: ArrayRecordConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> None:
         super().__init__(config, rngs=rngs, name=name)
-        self._runtime = _Runtime(_find_dataset(config.files), config.max_open_files)
-        if self._length() == 0:
+        if config.build is not None and not os.path.exists(str(config.files)):
             raise InputError(
-                f"source {self.name!r} is empty: its {len(self._runtime.dataset.files)} files in "
-                f"{self._runtime.dataset.base} hold 0 records"
+                f"the data {config.files} are not built yet; `datarax run` with this config builds them, or `datarax build`"
             )
-
-    def _length(self) -> int:
-        return self._runtime.length
-
-    def _read(self, indices: np.ndarray) -> list[bytes]:
-        return self._runtime.files.__getitems__(indices)
+        records = ArrayRecordRecords(*_find_dataset(config.files), config.max_open_files)
+        if len(records) == 0:
+            raise InputError(
+                f"source {self.name!r} is empty: its {len(records.files())} files in {records.base} hold 0 records"
+            )
+        self._open(records)
 
     @property
     def base_directory(self) -> str:
         """The directory that the files' names are relative to."""
-        return self._runtime.dataset.base
+        return self._runtime.base
 
     @property
     def file_names(self) -> list[str]:
         """The files in the order of their records, relative to `base_directory`."""
-        return [file.name for file in self._runtime.dataset.files]
-
-    def files(self) -> Sequence[SourceFile]:
-        """The files, with what each holds; opens none."""
-        return with_first_indices([(f.name, f.num_records, f.size) for f in self._runtime.dataset.files])
+        return [file.name for file in self.files()]
 
     @property
     def num_open_files(self) -> int:
         """Files that are open at the moment and not being read."""
-        return self._runtime.files.num_open_files
+        return self._runtime.num_open_files
 
-    def identity(self) -> dict[str, Any]:
-        """The outline, and at most 16 sampled records.
 
-        Raises:
-            InputError: if a sampled record cannot be read.
-        """
-        return {**self.outline(), "sample": self._sample_digest()}
+class ArrayRecordRecords(ArrayRecordFiles, Records):
+    """The records of files, and what is recorded of them.
+
+    Args:
+        base: the directory that the names of the files are relative to.
+        files: the files.
+        recorded: what a manifest says of each of them; () without one.
+        max_open_files: files kept open between reads.
+    """
+
+    kind = "array_record"
+
+    def __init__(
+        self,
+        base: str,
+        files: Sequence[SourceFile],
+        recorded: Sequence[RecordedFile],
+        max_open_files: int,
+    ) -> None:
+        self._made_from = base, files, recorded, max_open_files
+        self.base, self._listed, self._recorded = base, files, recorded
+        self._paths = [os.path.join(base, file.name) for file in files]
+        counts = [file.num_records for file in files]
+        super().__init__(zip(self._paths, counts, strict=True), max_open_files=max_open_files)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_from
 
     def outline(self) -> dict[str, Any]:
-        """Kind, name, counts, the files' names and sizes, and the manifest's digest; opens no file."""
-        dataset = self._runtime.dataset
-        return {
-            "kind": "array_record",
-            "name": self.name,
-            "num_records": self._length(),
-            "num_files": len(dataset.files),
-            "files": listed(self.files()),
-            "content": dataset.content_digest(),
-            "sample_version": SAMPLE_VERSION,
-        }
+        """Number of files, their names and sizes, and the manifest's digest; opens no file."""
+        content = self._content_digest()
+        return {"num_files": len(self._listed), "files": listed(self._listed), "content": content}
+
+    def sample(self) -> str:
+        """Of at most 16 records, from files all over."""
+        holding = [file for file in self._listed if file.num_records]
+        sampled = [
+            holding[k].first_index + position
+            for k in sample_positions(len(holding), _NUM_SAMPLED_FILES)
+            for position in sample_positions(holding[k].num_records, _NUM_SAMPLED_RECORDS_PER_FILE)
+        ]
+        return records_digest(self.read(sampled))
+
+    def files(self) -> Sequence[SourceFile]:
+        """The files, with what each holds; opens none."""
+        return self._listed
+
+    def content_fingerprint(self) -> dict[str, Any] | None:
+        """SHA-256 of the manifest's facts about the files; None without a manifest."""
+        content = self._content_digest()
+        return None if content is None else {"num_records": len(self), "sha256": content}
+
+    def content_stamp(self) -> dict[str, Any]:
+        """Size and time of each file."""
+        stats = zip(self._listed, file_stats(self._paths, "ArrayRecord file"), strict=True)
+        return {file.name: [stat.st_size, stat.st_mtime_ns] for file, stat in stats}
 
     @property
     def content_recorded(self) -> bool:
         """Whether a manifest lies beside the files."""
-        return self._runtime.dataset.files[0].recorded is not None
+        return bool(self._recorded)
 
-    def check_content(self) -> list[str]:
-        """Compares size and SHA-256 of every file with the manifest, and in files that differ every record's hash.
+    def check_content(self, names: Sequence[str] | None = None) -> list[str]:
+        """Compares size and SHA-256 of these files with the manifest, and in files that differ every record's hash.
 
-        The side files with those hashes are checked too: they must be good on the day on which they are needed.
+        If all are checked, so are the side files with those hashes: they must be good on the day they are needed.
         """
-        recorded = [file.recorded for file in self._runtime.dataset.files if file.recorded]
-        manifests = {each.directory: each.manifest for each in recorded}
-        checked = [_hashes_problem(manifest, directory) for directory, manifest in manifests.items()]
-        return self.check_files(self.file_names) + [problem for problem in checked if problem is not None]
-
-    def check_files(self, names: Sequence[str]) -> list[str]:
-        """Compares size and SHA-256 of these files with the manifest, and in files that differ every record's hash."""
-        wanted = set(names)
-        files = [file for file in self._runtime.dataset.files if file.recorded and file.name in wanted]
-        checked = [file.problem(self.base_directory) for file in files]
+        known = zip(self._listed, self._recorded, strict=False)
+        checked = [each.problem() for file, each in known if names is None or file.name in names]
+        if names is None:
+            manifests = {each.directory: each.manifest for each in self._recorded}
+            checked += [hashes_problem(manifest, directory) for directory, manifest in manifests.items()]
         return [problem for problem in checked if problem is not None]
 
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:
-        """Compares these records with the hashes beside the manifest: see `DataSource.changed_among`."""
-        files = self._runtime.dataset.files
-        ends = np.cumsum([file.num_records for file in files], dtype=np.int64)  # int64[num_files]
-        wanted = np.unique(indices)
-        found: dict[int, str] = {}
-        for k in np.unique(np.searchsorted(ends, wanted, side="right")).tolist():
-            first = int(ends[k]) - files[k].num_records
-            positions = wanted[(wanted >= first) & (wanted < ends[k])] - first
-            changed = files[k].changed_at(self.base_directory, positions.tolist())
-            found.update((first + position, f"{files[k].name}: {what}") for position, what in changed)
+        """Compares these records with the hashes beside the manifest."""
+        wanted, found = np.unique(indices), dict[int, str]()
+        for file, recorded in zip(self._listed, self._recorded, strict=False):
+            first = file.first_index
+            start, stop = np.searchsorted(wanted, [first, first + file.num_records])
+            if start < stop and hashes_problem(recorded.manifest, recorded.directory) is None:
+                for position, what in recorded.changed((wanted[start:stop] - first).tolist()):
+                    found[first + position] = f"{file.name}: {what}"
         return found
 
-    def content_fingerprint(self) -> dict[str, Any] | None:
-        """SHA-256 of the manifest's facts about the files; None without a manifest."""
-        content = self._runtime.dataset.content_digest()
-        return None if content is None else {"num_records": self._length(), "sha256": content}
-
-    def content_stamp(self) -> dict[str, Any]:
-        """{name: [bytes, mtime in ns]} of each file.
-
-        Raises:
-            InputError: naming a file that is gone.
-        """
-        try:
-            found = [(name, os.stat(os.path.join(self.base_directory, name))) for name in self.file_names]
-        except OSError as error:
-            raise InputError(f"ArrayRecord file {error.filename} cannot be read: {error.strerror}") from error
-        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found}
-
-    def _close(self) -> None:
-        self._runtime.files.close()
-
-    def _reopened(self) -> object:
-        return _Runtime(self._runtime.dataset, self._runtime.max_open_files)
-
-    def _sample_digest(self) -> str:
-        counts = np.array([file.num_records for file in self._runtime.dataset.files], dtype=np.int64)
-        ends = np.cumsum(counts)
-        holding = np.flatnonzero(counts)  # the files that hold records
-        sampled = [
-            int(ends[k] - counts[k]) + position
-            for k in holding[sample_positions(len(holding), _NUM_SAMPLED_FILES)]
-            for position in sample_positions(int(counts[k]), _NUM_SAMPLED_RECORDS_PER_FILE)
-        ]
-        try:
-            return records_digest(self.read(np.array(sampled, dtype=np.int64)))
-        except ReadError as error:
-            raise InputError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """Where a file's content is recorded."""
-
-    directory: str
-    manifest: Manifest
-    entry: FileEntry
-
-
-@dataclass(frozen=True)
-class _File:
-    """What is known of a file before it is opened."""
-
-    name: str
-    size: int
-    num_records: int
-    recorded: _Recorded | None
-
-    def changed_at(self, base: str, positions: list[int]) -> list[tuple[int, str]]:
-        """The positions at which a record is not as recorded, with what is wrong; [] if nothing is recorded."""
-        if self.recorded is None:
-            return []
-        try:
-            hashes = file_hashes(self.recorded.entry, self.recorded.manifest, self.recorded.directory)
-        except InputError:
-            return []  # `check_content` says that the hashes themselves are damaged
-        return list(changed_at(os.path.join(base, self.name), positions, hashes))
-
-    def problem(self, base: str) -> str | None:
-        """What the file has that its manifest does not say; None if all is well."""
-        assert self.recorded is not None
-        path, entry = os.path.join(base, self.name), self.recorded.entry
-        try:
-            size = os.path.getsize(path)
-            if size != entry.size:
-                return f"{path} has {size} bytes, the manifest says {entry.size}"
-            if file_sha256(path) == entry.sha256:
-                return None
-        except OSError as error:
-            return f"{path} cannot be read: {error.strerror or error}"
-        where = changed_records(path, entry, self.recorded.manifest, self.recorded.directory)
-        return f"{path} is not what the manifest says (SHA-256 differs){where}"
-
-
-@dataclass(frozen=True)
-class _Dataset:
-    """The files of a source. Either all of them are recorded in a manifest or none is."""
-
-    base: str
-    files: tuple[_File, ...]
-
-    def content_digest(self) -> str | None:
+    def _content_digest(self) -> str | None:
         """Digest of what is recorded of these files (not of others that a manifest may list)."""
-        recorded = [(file, file.recorded.entry) for file in self.files if file.recorded]
-        entries = tuple(FileEntry(file.name, e.size, e.num_records, e.sha256) for file, e in recorded)
+        known = zip(self._listed, self._recorded, strict=False)
+        entries = tuple(dataclasses.replace(each.entry, name=file.name) for file, each in known)
         return Manifest(entries, "").content_digest() if entries else None
 
 
-class _Runtime:
-    """What an open source holds; compared by identity, and never copied."""
-
-    def __init__(self, dataset: _Dataset, max_open_files: int) -> None:
-        self.dataset = dataset
-        self.max_open_files = max_open_files
-        shards = [Shard(os.path.join(dataset.base, file.name), file.num_records) for file in dataset.files]
-        self.files = ArrayRecordFiles(shards, max_open_files=max_open_files)
-        self.length = len(self.files)
-
-
-def _hashes_problem(manifest: Manifest, directory: str) -> str | None:
-    try:
-        load_record_hashes(manifest, directory)
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def _find_dataset(patterns: str | Sequence[str]) -> _Dataset:
-    paths = find_files(
+def _find_dataset(
+    patterns: str | Sequence[str],
+) -> tuple[str, tuple[SourceFile, ...], list[RecordedFile]]:
+    """Of the files that a config names: their base directory, they in the order of their names, what is recorded."""
+    found = find_files(
         patterns,
         what="ArrayRecord file",
         expand_directory=_files_of_directory,
-        ignored_in_globs=frozenset({MANIFEST_NAME, RECORD_HASHES_NAME, BUILD_STAMP_NAME}),
+        ignored_in_globs=SIDE_FILES,
     )
-    base, names = relative_names(paths)
-    named = sorted(zip(names, paths, strict=True))
-    sizes = [_size(path) for _, path in named]
-    recorded = _recorded(base, [path for _, path in named])
-    if recorded is None:
-        counts = count_records([path for _, path in named])
-        unrecorded = zip(named, sizes, counts, strict=True)
-        return _Dataset(base, tuple(_File(name, size, count, None) for (name, _), size, count in unrecorded))
-    for (_, path), size, found in zip(named, sizes, recorded, strict=True):
-        if size != found.entry.size:
+    base, names = relative_names(found)
+    named = sorted(zip(names, found, strict=True))
+    paths = [path for _, path in named]
+    sizes = [stat.st_size for stat in file_stats(paths, "ArrayRecord file")]
+    recorded = _recorded(base, paths)
+    for size, each in zip(sizes, recorded, strict=False):
+        if size != each.entry.size:
             raise InputError(
-                f"{path} has {size} bytes, its manifest says {found.entry.size}: the file is truncated or was "
+                f"{each.path} has {size} bytes, its manifest says {each.entry.size}: the file is truncated or was "
                 f"replaced; restore it, or build the dataset again"
             )
-    files = zip(named, recorded, strict=True)
-    return _Dataset(base, tuple(_File(name, r.entry.size, r.entry.num_records, r) for (name, _), r in files))
+    counts = [each.entry.num_records for each in recorded] or count_records(paths)
+    facts = zip(named, counts, sizes, strict=True)
+    return base, with_first_indices([(name, count, size) for (name, _), count, size in facts]), recorded
 
 
-def _recorded(base: str, paths: list[str]) -> list[_Recorded] | None:
-    """What the manifest of the common directory, or else of each file's own, says of the files; None without any.
+def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
+    """What the manifest of the common directory, or else of each file's own, says of the files; [] without any.
 
     Raises:
         InputError: if a manifest does not list a file beside it, or only some of the files have a manifest.
     """
-    homes = {os.path.dirname(path): base for path in paths}
-    manifests = {base: load_manifest(base)}
-    if manifests[base] is None:
-        homes = {directory: directory for directory in homes}
-        manifests = {directory: load_manifest(directory) for directory in homes}
+    common = load_manifest(base)
+    homes = [os.path.dirname(path) if common is None else base for path in paths]
+    manifests = {home: load_manifest(home) if common is None else common for home in homes}
     without = sorted(home for home, manifest in manifests.items() if manifest is None)
     if len(without) == len(manifests):
-        return None
+        return []
     if without:
         raise InputError(
             f"some of the files have a manifest, but those in {without[0]} have none; record them with write_manifest"
         )
-    listed = {
-        home: {entry.name: entry for entry in m.files} for home, m in manifests.items() if m is not None
+    known = {
+        RecordedFile(home, manifest, each).path: RecordedFile(home, manifest, each)
+        for home, manifest in manifests.items()
+        if manifest is not None
+        for each in manifest.files
     }
-    found = []
-    for path in paths:
-        home = homes[os.path.dirname(path)]
-        manifest, name = manifests[home], os.path.relpath(path, home).replace(os.sep, "/")
-        if manifest is None or name not in listed[home]:
+    for home, path in zip(homes, paths, strict=True):
+        if path not in known:
             raise InputError(
-                f"{os.path.join(home, MANIFEST_NAME)} does not list {name}; it belongs to other files: write a new "
-                f"manifest that lists all of them, or move the file elsewhere"
+                f"{os.path.join(home, MANIFEST_NAME)} does not list {os.path.relpath(path, home)}; it belongs to other "
+                f"files: write a new manifest that lists all of them, or move the file elsewhere"
             )
-        found.append(_Recorded(home, manifest, listed[home][name]))
-    return found
+    return [known[path] for path in paths]
 
 
 def _files_of_directory(directory: str) -> list[str]:
@@ -355,10 +308,66 @@ def _files_of_directory(directory: str) -> list[str]:
     return [os.path.join(directory, entry.name) for entry in manifest.files]
 
 
-def _size(path: str) -> int:
-    try:
-        if not os.path.isdir(path):
-            return os.stat(path).st_size
-    except OSError as error:
-        raise InputError(f"ArrayRecord file {path} cannot be read: {error.strerror or error}") from error
-    raise InputError(f"{path} is a directory, not an ArrayRecord file")
+# Files that cannot be opened, because one is gone
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a dataset, as it was recorded; whether it is there, and as large, is for the caller to look."""
+
+    path: str
+    """Absolute path."""
+    size: int
+    """Bytes."""
+    num_records: int
+    """Records in it."""
+
+
+def expected_files(
+    files: str | Sequence[str], identity: Mapping[str, Any] | None = None
+) -> list[DataFile] | None:
+    """The files of an ArrayRecord dataset in the order of their records, as a manifest or else an identity lists them.
+
+    Args:
+        files: what a config says: one directory, paths, or globs.
+        identity: of the source, as a snapshot recorded it.
+
+    Returns:
+        None if nothing lists them.
+
+    Raises:
+        InputError: if there is a manifest that cannot be read.
+    """
+    patterns = [os.path.abspath(each) for each in ([files] if isinstance(files, str) else files)]
+    if isinstance(files, str) and os.path.isdir(files):
+        base, patterns = patterns[0], [os.path.join(glob.escape(patterns[0]), "**", "*")]
+    else:
+        base, _ = relative_names([_without_magic(each) for each in patterns])
+    manifest = load_manifest(base)
+    if manifest is not None:
+        entries: Any = [dataclasses.asdict(each) for each in manifest.files]
+    else:
+        entries = (identity or {}).get("files")
+    if not isinstance(entries, list):
+        return None
+    found = [DataFile(os.path.join(base, e["name"]), e["size"], e["num_records"]) for e in entries]
+    # A manifest may list more than a config names.
+    return [
+        f for f in found if any(f.path == p or _matches(f.path.split("/"), p.split("/")) for p in patterns)
+    ]
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """As `glob` with `recursive=True`, for files that need not be there."""
+    if not pattern or not parts:
+        return not pattern and not parts
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _without_magic(pattern: str) -> str:
+    """A path whose directory is the deepest one that the pattern fixes."""
+    while glob.has_magic(os.path.dirname(pattern)):
+        pattern = os.path.dirname(pattern)
+    return pattern

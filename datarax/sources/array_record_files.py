@@ -1,6 +1,7 @@
-"""ArrayRecord files under Grain's data source: opened when first read, closed when too many, read by the batch.
+"""ArrayRecord files: written, opened when first read, closed when too many, read by the batch.
 
-The only file that calls the ArrayRecord library. Knows nothing of modules, manifests or fingerprints.
+The only file that calls the ArrayRecord library, which is slow to import: only when a file is opened. Knows nothing of
+modules, manifests or fingerprints.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from datarax.core.errors import InputError, ReadError
+
+if TYPE_CHECKING:
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 # For random access the library advises no read-ahead; its default buffer of 1 MiB costs 30 us per record, 8 KiB 5 us.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -35,23 +37,6 @@ _LIST_READ_SECONDS_PER_RECORD = 8e-6
 _NUM_PROBES = 8
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One ArrayRecord file, in the form that Grain calls a file instruction (so that Grain need not open it)."""
-
-    filename: str
-    """Absolute path."""
-    take: int
-    """Records in the file."""
-    skip: int = 0
-    """Grain's field; always 0 here, files are read whole."""
-
-    @property
-    def examples_in_shard(self) -> int:
-        """Grain's name for the number of records in the file."""
-        return self.take
-
-
 @dataclass
 class _Reader:
     """An open file. Its position is moved by each read, so one thread has it at a time."""
@@ -63,6 +48,8 @@ class _Reader:
 
 def open_writer(path: str, *, group_size: int, compression: str) -> ArrayRecordWriter:
     """A writer whose bytes depend on the records alone (one thread, no time in the header)."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
     return ArrayRecordWriter(path, f"group_size:{group_size},{compression}")
 
 
@@ -72,14 +59,14 @@ def open_reader(path: str) -> _Reader:
     Raises:
         ReadError: if the file is missing, is a directory, or is no complete ArrayRecord file.
     """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if os.path.isdir(path):
+        raise ReadError(f"{path} is a directory, not an ArrayRecord file")
     try:
-        if os.path.isdir(path):
-            raise ReadError(f"{path} is a directory, not an ArrayRecord file")
         with open(path, "rb"):  # the library reports no cause: a missing file looks like an empty one
             pass
     except OSError as error:
-        if isinstance(error, ReadError):
-            raise
         raise ReadError(f"ArrayRecord file {path} cannot be opened: {error.strerror or error}") from error
     library = ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
     if not library.ok():  # a reader that is not ok says it has 0 records and raises nothing
@@ -98,115 +85,104 @@ def count_records(paths: Sequence[str]) -> list[int]:
     Raises:
         InputError: naming the first file that cannot be read.
     """
-
-    def count(path: str) -> int:
-        return open_reader(path).num_records
-
     with ThreadPoolExecutor(min(_COUNTING_THREADS, len(paths))) as pool:
         try:
-            return list(pool.map(count, paths))
+            return list(pool.map(lambda path: open_reader(path).num_records, paths))
         except ReadError as error:
             raise InputError(str(error)) from error
 
 
-class ArrayRecordFiles(grain.sources.ArrayRecordDataSource):
-    """Grain's ArrayRecord source, with reads by the batch that cost no pass over the file and keep few files open.
+class ArrayRecordFiles:
+    """The records of some files as one sequence, by reads that cost no pass over a file and keep few files open.
 
-    Grain's own `__getitems__` makes a thread pool per call, and reaches the library's list read, whose cost grows
-    with the *file* (0.7 ms per call at 200,000 records, 33 ms at 2 million). Here the records of a batch are taken in
-    the order in which they lie, each by a seek in an index that is in memory; the list read, which waits for many
+    Grain's own source makes a thread pool per call, and reaches the library's list read, whose cost grows with the
+    *file* (0.7 ms per call at 200,000 records, 33 ms at 2 million). Here the records of a batch are taken in the
+    order in which they lie, each by a seek in an index that is in memory; the list read, which waits for many
     records at once, takes over where that is slow: data that is not in the page cache, large compressed groups.
 
-    Thread-safe: a thread that reads has a reader for itself; readers return to a pool of bounded size.
+    Thread-safe: a thread that reads has a reader for itself; readers return to a pool of bounded size. A copy, pickled
+    or not, has a pool of its own.
+
+    Args:
+        files: absolute path and number of records of each.
+        max_open_files: readers that are kept between reads.
     """
 
-    def __init__(self, shards: Sequence[Shard], *, max_open_files: int) -> None:
-        super().__init__(list(shards))
-        self._shards = list(shards)
-        self._ends = np.cumsum([shard.take for shard in shards], dtype=np.int64)  # int64[num_shards]
+    def __init__(self, files: Iterable[tuple[str, int]], *, max_open_files: int) -> None:
+        self._files = list(files)
+        self._ends = np.cumsum([count for _, count in self._files], dtype=np.int64)  # int64[num_files]
         self._max_open_files = max_open_files
-        self._pool: OrderedDict[int, list[_Reader]] = OrderedDict()  # least recently used shard first
-        self._pool_size = 0
-        self._pool_lock = threading.Lock()
+        self._pool: OrderedDict[int, list[_Reader]] = OrderedDict()  # least recently used file first
+        self.num_open_files = 0
+        self._lock = threading.Lock()
         self._closed = False
 
-    def __getitem__(self, record_key: Any) -> bytes:
-        return self.__getitems__(np.asarray([record_key], dtype=np.int64))[0]
+    def __len__(self) -> int:
+        return int(self._ends[-1])
 
-    def __getitems__(self, record_keys: Any) -> list[bytes]:
-        """The records at `record_keys`, int64[n] in [0, len(self)), in their order; repeats are allowed.
+    def read(self, indices: Any) -> list[bytes]:
+        """The records at `indices`, int64[n] in [0, len(self)), in their order; repeats are allowed.
 
         Raises:
             ReadError: naming the file, and the record where it is one record that fails.
         """
-        keys, places = np.unique(np.asarray(record_keys, dtype=np.int64), return_inverse=True)
-        shard_of_key = np.searchsorted(self._ends, keys, side="right")  # int64[k], ascending like the keys
-        borders = [0, *(np.flatnonzero(np.diff(shard_of_key)) + 1).tolist(), len(keys)]
+        wanted, places = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        file_of = np.searchsorted(self._ends, wanted, side="right")  # int64[k], ascending like the indices
+        borders = np.flatnonzero(np.diff(file_of, prepend=-1)).tolist()
         records: list[bytes] = []
-        for start, stop in itertools.pairwise(borders):
-            if stop > start:
-                shard = int(shard_of_key[start])
-                first_key = int(self._ends[shard]) - self._shards[shard].take
-                records += self._read_shard(shard, (keys[start:stop] - first_key).tolist())
+        for start, stop in itertools.pairwise([*borders, len(wanted)]):
+            number = int(file_of[start])
+            first = int(self._ends[number]) - self._files[number][1]
+            records += self._read_file(number, (wanted[start:stop] - first).tolist())
         return list(map(records.__getitem__, places.tolist()))
-
-    def __exit__(self, exc_type: object, exc_value: object, traceback: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the files. A read that is going on in another thread still ends well; later ones are refused."""
-        with self._pool_lock:
+        with self._lock:
             self._closed = True
             self._pool.clear()
-            self._pool_size = 0
+            self.num_open_files = 0
 
-    @property
-    def num_open_files(self) -> int:
-        """Files that are open and idle."""
-        return self._pool_size
-
-    def _read_shard(self, shard: int, positions: list[int]) -> list[bytes]:
-        reader = self._take_reader(shard)
+    def _read_file(self, number: int, positions: list[int]) -> list[bytes]:
+        path, expected = self._files[number]
+        reader = self._taken(number)
+        if reader is None:
+            reader = open_reader(path)
+            if reader.num_records != expected:
+                raise ReadError(
+                    f"{path} has {reader.num_records} records, had {expected} when it was recorded: the file was "
+                    f"replaced; restore it, or build the dataset and its manifest again"
+                )
         try:
             records = _read_sorted(reader, positions)
         except (RuntimeError, IndexError) as error:
             # The reader is not given back: after a failure the library answers every read with the same error.
-            raise ReadError(_describe_failure(self._shards[shard].filename, positions, error)) from error
-        self._give_back(shard, reader)
+            raise ReadError(_describe_failure(path, positions, error)) from error
+        self._give_back(number, reader)
         return records
 
-    def _take_reader(self, shard: int) -> _Reader:
-        with self._pool_lock:
+    def _taken(self, number: int) -> _Reader | None:
+        with self._lock:
             if self._closed:
                 raise ValueError("this ArrayRecord source is closed")
-            if shard in self._pool:
-                self._pool_size -= 1
-                readers = self._pool[shard]
-                reader = readers.pop()
-                if not readers:
-                    del self._pool[shard]
-                return reader
-        reader = open_reader(self._shards[shard].filename)
-        expected = self._shards[shard].take
-        if reader.num_records != expected:
-            raise ReadError(
-                f"{self._shards[shard].filename} has {reader.num_records} records, had {expected} when it was "
-                f"recorded: the file was replaced; restore it, or build the dataset and its manifest again"
-            )
-        return reader
+            if not self._pool.get(number):
+                return None
+            self.num_open_files -= 1
+            return self._pool[number].pop()
 
-    def _give_back(self, shard: int, reader: _Reader) -> None:
-        with self._pool_lock:
+    def _give_back(self, number: int, reader: _Reader) -> None:
+        with self._lock:
             if self._closed:
                 return
-            self._pool.setdefault(shard, []).append(reader)
-            self._pool.move_to_end(shard)
-            self._pool_size += 1
-            while self._pool_size > self._max_open_files:
+            self._pool.setdefault(number, []).append(reader)
+            self._pool.move_to_end(number)
+            self.num_open_files += 1
+            while self.num_open_files > self._max_open_files:
                 oldest, readers = next(iter(self._pool.items()))
-                readers.pop()  # dropping the last reference closes the file
-                self._pool_size -= 1
-                if not readers:
+                if readers:
+                    readers.pop()  # dropping the last reference closes the file
+                    self.num_open_files -= 1
+                else:
                     del self._pool[oldest]
 
 

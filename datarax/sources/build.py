@@ -1,17 +1,25 @@
 """Builds a dataset: raw text or JSONL becomes ArrayRecord shards and a manifest, whole or not at all.
 
 Everything is written into a temporary sibling of the output directory, the manifest last, and renamed when it is on
-the disk. Read next: `build_place.py` (the sibling and the lock), `build_inputs.py` (the records), `manifest.py`.
+the disk. A lock beside the output, a `flock`, is freed by the kernel when its holder dies, however it dies; what a dead
+builder left is removed by the next one that holds it. Read next: `build_inputs.py` (the records), `manifest.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
+import fcntl
+import glob
 import itertools
 import os
+import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from datarax.core.errors import ConfigError, DataraxError, InputError, ReadError
 from datarax.core.tree import differences
@@ -24,21 +32,19 @@ from datarax.sources.build_inputs import (
     find_inputs,
     inputs_digest,
     inputs_stamp,
+    is_standard_library,
     jsonl_records,
     text_records,
 )
-from datarax.sources.build_place import BuildPlace
-from datarax.sources.build_stamp import load_stamp, save_stamp
-from datarax.sources.durable import flush_to_disk
-from datarax.sources.local_files import require_local
-from datarax.sources.manifest import Manifest, load_manifest
-from datarax.sources.manifest_writer import ManifestWriter
+from datarax.sources.files import flush_to_disk, require_local, write_durably
+from datarax.sources.manifest import INPUTS_STAMP_NAME, MANIFEST_NAME, Manifest, ManifestWriter, load_manifest
 
 BUILD_FORMAT = 1
 """Raise this when the same inputs and settings give other records."""
 
 Progress: TypeAlias = Callable[["BuildProgress"], None]
 _MOST_SHARDS = 10**6  # six digits in a name: names must sort like numbers
+_SECONDS_BETWEEN_TRIES = 0.1
 
 
 class BuildError(DataraxError, OSError):
@@ -48,8 +54,8 @@ class BuildError(DataraxError, OSError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig:
-    """What to build a dataset from, and how.
+class BuildTable:
+    """What to build a dataset from, and how: the `[source.build]` table.
 
     Raises:
         ConfigError: if a number is not positive, or settings contradict each other.
@@ -59,8 +65,6 @@ class BuildConfig:
     """What the inputs hold."""
     inputs: str | tuple[str, ...]
     """Paths, globs or directories (all files below them), or "python-stdlib", the standard library's source text."""
-    output: str
-    """The directory to make. Its parent is made too."""
     record_bytes: int | None = None
     """Text: the files, one after the other, are cut into records of this many bytes; what is left at the end is
     dropped. None: one record per file. JSONL is always one record per line."""
@@ -93,6 +97,24 @@ class BuildConfig:
             raise ConfigError("record_bytes is for text; of JSONL each line is a record")
         if self.compression not in ("uncompressed", "zstd"):
             raise ConfigError(f"compression must be 'uncompressed' or 'zstd', got {self.compression!r}")
+
+    def resolved(self) -> Self:
+        """With absolute paths."""
+        inputs = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+        absolute = [each if each == PYTHON_STDLIB else require_local(each, "inputs") for each in inputs]
+        return dataclasses.replace(self, inputs=tuple(absolute))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig(BuildTable):
+    """What to build a dataset from, how, and where.
+
+    Raises:
+        ConfigError: if a number is not positive, or settings contradict each other.
+    """
+
+    output: str
+    """The directory to make. Its parent is made too."""
 
     def identity(self, inputs_sha256: str, num_inputs: int) -> dict[str, Any]:
         """What decides the bytes of the dataset: settings and contents, no paths."""
@@ -154,27 +176,53 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
     report = progress or (lambda _: None)
     output = require_local(config.output, "output directory")
     files = find_inputs(config.inputs)
-    place = BuildPlace(output)
     try:
-        if place.is_finished():  # asked before the lock: a finished dataset may lie where nobody can write
+        if _is_finished(output):  # asked before the lock: a finished dataset may lie where nobody can write
             return _reuse(config, output, files, report)
-        with place.locked(while_waiting=lambda: report(BuildProgress("waiting"))):
-            if place.is_finished():
+        with _locked(output, lambda: report(BuildProgress("waiting"))):
+            if _is_finished(output):
                 return _reuse(config, output, files, report)
-            return _build(config, place, files, report)
+            return _build(config, output, files, report)
     except DataraxError:
         raise
     except OSError as error:
-        raise _cannot_write(output, error) from error
+        message = f"dataset {output} cannot be written: {error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise BuildError(f"{message}; nothing of it is left, make room and build again") from error
+        raise InputError(f"{message}; give another output") from error
+
+
+def build_if_missing(table: BuildTable, output: str, say: Callable[[str], None]) -> None:
+    """Builds `output`; a finished dataset of these settings is used as it is: its inputs may have moved on since.
+
+    Raises:
+        InputError: see `build_dataset`.
+        BuildError: see `build_dataset`.
+    """
+    config = BuildConfig(output=output, **{f.name: getattr(table, f.name) for f in dataclasses.fields(table)})
+    there = load_manifest(output) if os.path.isdir(output) else None
+    if there is not None and there.build is not None:
+        recorded = {**there.build, "inputs": None}
+        if not differences(recorded, {**config.identity("", 0), "inputs": None}):
+            return
+    stages: set[str] = set()
+
+    def report(progress: BuildProgress) -> None:
+        if progress.stage not in stages:
+            stages.add(progress.stage)
+            say(f"building {output}: {progress.stage}")
+
+    result = build_dataset(config, progress=report)
+    if not result.reused:
+        say(f"built {result.manifest.num_records:,} records in {output}")
 
 
 def _reuse(config: BuildConfig, output: str, files: list[InputFile], report: Progress) -> BuildResult:
     manifest = load_manifest(output)
     assert manifest is not None
     recorded = dict(manifest.build or {})
-    stamp = inputs_stamp(files)
-    inputs = recorded.get("inputs")
-    if isinstance(inputs, dict) and load_stamp(output) == stamp:
+    stamp, inputs = inputs_stamp(files), recorded.get("inputs")
+    if isinstance(inputs, dict) and _is_stamped(output, stamp):
         sha256 = inputs.get("sha256", "")
     else:
         report(BuildProgress("reading"))
@@ -185,42 +233,45 @@ def _reuse(config: BuildConfig, output: str, files: list[InputFile], report: Pro
             f"{output} holds a dataset that was built from something else; give another output, or delete it and "
             "build again:\n" + "\n".join(f"  {difference}" for difference in found)
         )
-    save_stamp(output, stamp)
+    _stamp(output, stamp)
     return BuildResult(output, manifest, reused=True)
 
 
-def _build(config: BuildConfig, place: BuildPlace, files: list[InputFile], report: Progress) -> BuildResult:
+def _build(config: BuildConfig, output: str, files: list[InputFile], report: Progress) -> BuildResult:
     report(BuildProgress("reading"))
     stamp = inputs_stamp(files)
     identity = config.identity(inputs_digest(files), len(files))
     leftovers = Leftovers()
-    with place.temporary_directory() as directory:
+    directory = f"{_temporary_prefix(output)}{os.getpid()}-{time.time_ns()}"
+    os.mkdir(directory)
+    try:
         with ManifestWriter(directory, lambda n, size: report(BuildProgress("writing", n, size))) as writer:
-            _write_shards(
-                config, _records(config, files, leftovers), _shard_lengths(config, files), directory, writer
-            )
+            lengths = _shard_lengths(config, files)
+            _write_shards(config, _records(config, files, leftovers), lengths, directory, writer)
             if writer.num_records == 0:
                 raise InputError(_no_records(config, files, leftovers))
             if inputs_stamp(files) != stamp:
                 raise InputError("the input files changed while they were read; build again")
-            save_stamp(directory, stamp)
+            _stamp(directory, stamp)
             manifest = writer.finish(identity)
-        if not place.put_in_place(directory):
-            return _reuse(config, place.output, files, report)  # a process on another machine was faster
-    return BuildResult(
-        place.output,
-        manifest,
-        reused=False,
-        skipped_files=leftovers.skipped_files,
-        dropped_bytes=leftovers.dropped_bytes,
-    )
+        flush_to_disk(directory)
+        try:
+            os.rename(directory, output)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
+                return _reuse(config, output, files, report)  # a process on another machine was faster
+            raise
+        flush_to_disk(os.path.dirname(output))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return BuildResult(output, manifest, reused=False, **vars(leftovers))
 
 
 def _records(config: BuildConfig, files: list[InputFile], leftovers: Leftovers) -> Iterator[bytes]:
     if config.kind is InputKind.JSONL:
         return jsonl_records(files, leftovers)
-    is_library = config.inputs in (PYTHON_STDLIB, (PYTHON_STDLIB,))
-    return text_records(files, config.record_bytes, leftovers, skip_undecodable=is_library)
+    skip_undecodable = is_standard_library(config.inputs)
+    return text_records(files, config.record_bytes, leftovers, skip_undecodable=skip_undecodable)
 
 
 def _shard_lengths(config: BuildConfig, files: list[InputFile]) -> Iterator[int | None]:
@@ -246,17 +297,17 @@ def _write_shards(
     writer: ManifestWriter,
 ) -> None:
     for i, length in enumerate(lengths):
-        first = next(records, None)
+        shard = itertools.islice(records, length)
+        first = next(shard, None)
         if first is None:
             return
         if i == _MOST_SHARDS:
             raise InputError(
                 f"the dataset would have more than {_MOST_SHARDS} files; ask for more records_per_shard"
             )
-        rest = itertools.islice(records, None if length is None else length - 1)
         name = f"records-{i:06d}.array_record"
         before = writer.num_records
-        _write_shard(config, os.path.join(directory, name), itertools.chain([first], rest), writer)
+        _write_shard(config, os.path.join(directory, name), itertools.chain([first], shard), writer)
         writer.add_file(name, writer.num_records - before)
     # Drawn to the end, where what is left over is known.
     if next(records, None) is not None:
@@ -287,8 +338,79 @@ def _no_records(config: BuildConfig, files: list[InputFile], leftovers: Leftover
     return f"the inputs ({len(files)} files, the first is {files[0].path}) hold no record"
 
 
-def _cannot_write(output: str, error: OSError) -> DataraxError:
-    message = f"dataset {output} cannot be written: {error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-        return BuildError(f"{message}; nothing of it is left, make room and build again")
-    return InputError(f"{message}; give another output")
+# The place of a build
+
+
+def _is_finished(output: str) -> bool:
+    """Whether the output is a finished dataset.
+
+    Raises:
+        InputError: if something else is there.
+    """
+    if os.path.exists(os.path.join(output, MANIFEST_NAME)):
+        return True
+    if not os.path.lexists(output) or (os.path.isdir(output) and not os.listdir(output)):
+        return False
+    raise InputError(
+        f"{output} exists and is no finished dataset (it has no {MANIFEST_NAME}); give another output, or move it away"
+    )
+
+
+def _temporary_prefix(output: str) -> str:
+    """The host is in the name because a flock may not reach across machines: each removes only its own leftovers."""
+    parent, name = os.path.split(output)
+    return os.path.join(parent, f".{name}.building-{socket.gethostname()}-")
+
+
+@contextlib.contextmanager
+def _locked(output: str, while_waiting: Callable[[], None]) -> Iterator[None]:
+    """Holds the lock, waiting for it as long as it takes; removes what dead builders left."""
+    parent, name = os.path.split(output)
+    os.makedirs(parent, exist_ok=True)
+    path = os.path.join(parent, f".{name}.build-lock")
+    while True:
+        with open(path, "ab") as file:
+            while not _try_lock(file.fileno()):
+                while_waiting()
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+            # The holder before may have removed the file: then this is the lock of a name that is gone.
+            if not _is_same_file(file.fileno(), path):
+                continue
+            try:
+                for leftover in glob.glob(f"{glob.escape(_temporary_prefix(output))}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                yield
+                return
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_same_file(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_stamped(directory: str, stamp: str) -> bool:
+    """Whether the dataset was last compared with inputs of this stamp, so that they need not be read again."""
+    try:
+        with open(os.path.join(directory, INPUTS_STAMP_NAME), "rb") as file:
+            return file.read() == stamp.encode()
+    except OSError:
+        return False
+
+
+def _stamp(directory: str, stamp: str) -> None:
+    """Records a stamp; a directory that cannot be written to keeps the old one, which only costs time."""
+    with contextlib.suppress(OSError):
+        write_durably(os.path.join(directory, INPUTS_STAMP_NAME), stamp.encode())

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 from datarax.core.errors import InputError
 from datarax.core.tree import digest
-from datarax.sources.local_files import find_files, relative_names
+from datarax.sources.files import file_stats, find_files, relative_names
 
 PYTHON_STDLIB = "python-stdlib"
 """Stands for the source text of the running Python's standard library."""
 
-_BLOCK_BYTES = 1 << 20
+# Directories of the standard library that hold what was installed or compiled later.
+_NOT_OURS = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 class InputKind(enum.StrEnum):
@@ -50,16 +51,27 @@ class Leftovers:
     """Bytes after the last whole record."""
 
 
+def is_standard_library(inputs: str | Sequence[str]) -> bool:
+    """Whether these inputs are the standard library's source text."""
+    return inputs == PYTHON_STDLIB or list(inputs) == [PYTHON_STDLIB]
+
+
 def find_inputs(inputs: str | Sequence[str]) -> list[InputFile]:
     """The files that `inputs` name, sorted by their relative names; a directory stands for all files below it.
 
     Raises:
         InputError: if one is missing, not local, or named twice.
     """
-    if inputs == PYTHON_STDLIB or (not isinstance(inputs, str) and list(inputs) == [PYTHON_STDLIB]):
-        return _standard_library()
-    paths = find_files(inputs, what="input file", expand_directory=_files_below)
-    _, names = relative_names(paths)
+    if is_standard_library(inputs):
+        base = sysconfig.get_path("stdlib")
+        sources = (path for path in _files_below(base) if path.endswith(".py") and os.path.isfile(path))
+        paths = [path for path in sources if not _NOT_OURS & set(os.path.relpath(path, base).split(os.sep))]
+        if not paths:
+            raise InputError(f"the standard library at {base} holds no source files; name other inputs")
+    else:
+        paths = find_files(inputs, what="input file", expand_directory=_files_below)
+        base, _ = relative_names(paths)
+    names = [os.path.relpath(path, base).replace(os.sep, "/") for path in paths]
     return [InputFile(name, path) for name, path in sorted(zip(names, paths, strict=True))]
 
 
@@ -69,11 +81,8 @@ def inputs_stamp(files: Sequence[InputFile]) -> str:
     Raises:
         InputError: if one cannot be read.
     """
-    try:
-        stats = [(file.name, os.stat(file.path)) for file in files]
-    except OSError as error:
-        raise InputError(f"input file {error.filename} cannot be read: {error.strerror or error}") from error
-    return digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+    stats = zip(files, file_stats([file.path for file in files], "input file"), strict=True)
+    return digest([[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats])
 
 
 def inputs_digest(files: Sequence[InputFile]) -> str:
@@ -175,20 +184,3 @@ def _files_below(directory: str) -> list[str]:
     if not found:
         raise InputError(f"input directory {directory} holds no files")
     return found
-
-
-def _standard_library() -> list[InputFile]:
-    """All Python source files of the standard library, without installed packages."""
-    base = sysconfig.get_path("stdlib")
-    files = []
-    for where, directories, names in os.walk(base):
-        directories[:] = [
-            d for d in directories if d not in ("site-packages", "dist-packages", "__pycache__")
-        ]
-        for name in names:
-            path = os.path.join(where, name)
-            if name.endswith(".py") and os.path.isfile(path):
-                files.append(InputFile(os.path.relpath(path, base).replace(os.sep, "/"), path))
-    if not files:
-        raise InputError(f"the standard library at {base} holds no source files; name other inputs")
-    return sorted(files, key=lambda file: file.name)

@@ -5,21 +5,17 @@ Hugging Face and TFDS data sets, PyTorch map-style datasets, Grain's own `MapDat
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import grain
 import numpy as np
 from flax import nnx
 
 from datarax.core.errors import ConfigError, InputError
-from datarax.core.tree import hash_tree
-from datarax.sources.sampling import SAMPLE_VERSION, sample_positions
-from datarax.sources.source import DataSource, SourceConfig
-
-_NUM_SAMPLED_RECORDS = 16
+from datarax.sources.records import Records
+from datarax.sources.sampling import records_digest, sample_positions
+from datarax.sources.source import DataSource, NamedDataConfig, SourceConfig
 
 
 @runtime_checkable
@@ -49,11 +45,21 @@ class GrainConfig(SourceConfig):
             raise ConfigError(f"version must be a non-empty text, got {self.version!r}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedGrainConfig(NamedDataConfig, GrainConfig):
+    """Any object of Grain's random-access protocol."""
+
+    def open(self) -> GrainSource:
+        """A source of the object that `use` names."""
+        return GrainSource(self, self.data())
+
+
 class GrainSource(DataSource):
     """Records of an object with `len(data)` and `data[i]`, read through its `__getitems__` where it has one.
 
     As Grain's protocol demands, the object must give the same record for the same index every time, and to several
-    threads at once. It is not copied, and clones share it; it stays open when the source is closed.
+    threads at once. It is not copied, and clones share it; it stays open when the source is closed. The source pickles
+    if the object does.
 
     Args:
         config: name and version.
@@ -66,106 +72,78 @@ class GrainSource(DataSource):
         InputError: if it has no records.
     """
 
-    columnar = False
-
     def __init__(
         self, config: GrainConfig, data: Any, *, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> None:
         super().__init__(config, rngs=rngs, name=name)
+        self._open(GrainRecords(data, config.version, self.name))
+
+    def _given(self) -> dict[str, Any]:
+        return {"data": self._runtime.data}
+
+
+class GrainRecords(Records):
+    """The user's object."""
+
+    kind = "grain"
+
+    def __init__(self, data: Any, version: str | None, name: str) -> None:
+        import grain  # here, because it is slow to import and other kinds have no use for it
+
         if isinstance(data, type) or not isinstance(data, grain.sources.RandomAccessDataSource):
             raise TypeError(
-                f"the data of source {self.name!r} is a {type(data).__name__}, which has no len() and [index]; give an "
+                f"the data of source {name!r} is a {type(data).__name__}, which has no len() and [index]; give an "
                 f"object that meets Grain's RandomAccessDataSource protocol"
             )
-        self._runtime = _Foreign(data)
-        if self._runtime.length == 0:
-            raise InputError(f"source {self.name!r} is empty: its {type(data).__name__} has 0 records")
+        self.data = data
+        self._version, self._name, self._length = version, name, len(data)
+        if self._length == 0:
+            raise InputError(f"source {name!r} is empty: its {type(data).__name__} has 0 records")
 
-    def _length(self) -> int:
-        return self._runtime.length
+    def __len__(self) -> int:
+        return self._length
 
-    def _read(self, indices: np.ndarray) -> list[Any]:
-        return self._runtime.read(indices.tolist())
+    def read(self, indices: np.ndarray) -> list[Any]:
+        """One call for all records where the object can, else one for each."""
+        wanted = indices.tolist()
+        if not isinstance(self.data, ReadsBatches):
+            return [self.data[i] for i in wanted]
+        if not wanted:
+            return []  # some implementations fail on an empty list
+        records = list(self.data.__getitems__(wanted))
+        if len(records) != len(wanted):
+            raise ValueError(
+                f"{type(self.data).__name__}.__getitems__ gave {len(records)} records for {len(wanted)} indices"
+            )
+        return records
 
-    def identity(self) -> dict[str, Any]:
-        """The outline, and a digest of 16 sampled records, or None if they cannot be hashed.
+    def outline(self) -> dict[str, Any]:
+        """Class of the object, and the declared version.
+
+        Where the class lies counts no more than where a function lies: libraries move their own between versions.
+        """
+        return {"type": type(self.data).__qualname__, "version": self._version}
+
+    def sample(self) -> str | None:
+        """Of 16 records; None if they cannot be hashed.
 
         Raises:
             InputError: if the records cannot be hashed and no version is declared, or if a record is another one
                 when it is read again.
         """
+        at = np.array(sample_positions(self._length, self.num_sampled), dtype=np.int64)
         try:
-            sample = self._sample_digest()
-            if sample != self._sample_digest():
-                raise InputError(
-                    f"source {self.name!r} gives other records when it is read again; a source must be deterministic, "
-                    f"randomness belongs in a random transform"
-                )
+            once, again = (records_digest(self.read(at), at) for _ in range(2))
         except TypeError as error:
             if self._version is None:
                 raise InputError(
-                    f"source {self.name!r} cannot be fingerprinted: {error}; declare a version in its config, and "
+                    f"source {self._name!r} cannot be fingerprinted: {error}; declare a version in its config, and "
                     f"change it whenever the data changes"
                 ) from error
-            sample = None
-        return {**self.outline(), "sample": sample}
-
-    def outline(self) -> dict[str, Any]:
-        """Kind, name, class and length of the object, and the declared version.
-
-        Where the class lies counts no more than where a function lies: libraries move their own between versions.
-        """
-        return {
-            "kind": "grain",
-            "name": self.name,
-            "type": type(self._runtime.data).__qualname__,
-            "num_records": self._length(),
-            "version": self._version,
-            "sample_version": SAMPLE_VERSION,
-        }
-
-    def copy(self, *, config: Any = None, rngs: nnx.Rngs | None = None, name: str | None = None) -> Self:
-        """A new source over the same object, at its beginning: see `DataraxModule.copy`."""
-        return type(self)(
-            cast(GrainConfig, self.config if config is None else config),
-            self._runtime.data,
-            rngs=self.rngs if rngs is None else rngs,
-            name=self.name if name is None else name,
-        )
-
-    @property
-    def _version(self) -> str | None:
-        return cast(GrainConfig, self.config).version
-
-    def _close(self) -> None:
-        pass  # the object is the caller's
-
-    def _reopened(self) -> object:
-        return self._runtime
-
-    def _sample_digest(self) -> str:
-        at = sample_positions(self._length(), _NUM_SAMPLED_RECORDS)
-        hasher = hashlib.sha256()
-        for i, record in zip(at, self._runtime.read(at), strict=True):
-            hash_tree(hasher, record, f"record {i}")
-        return hasher.hexdigest()
-
-
-class _Foreign:
-    """The user's object, which NNX must not look into."""
-
-    def __init__(self, data: Any) -> None:
-        self.data = data
-        self.length = len(data)
-
-    def read(self, indices: list[int]) -> list[Any]:
-        if not isinstance(self.data, ReadsBatches):
-            return [self.data[i] for i in indices]
-        if not indices:
-            return []  # some implementations fail on an empty list
-        records = list(self.data.__getitems__(indices))
-        if len(records) != len(indices):
-            raise ValueError(
-                f"{type(self.data).__name__}.__getitems__ gave {len(records)} records for {len(indices)} indices"
+            return None
+        if once != again:
+            raise InputError(
+                f"source {self._name!r} gives other records when it is read again; a source must be deterministic, "
+                f"randomness belongs in a random transform"
             )
-        return records
+        return once

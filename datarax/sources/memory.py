@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,10 +15,10 @@ from flax import nnx
 
 from datarax.core.errors import InputError
 from datarax.core.tree import dtype_name, hash_tree
-from datarax.sources.sampling import SAMPLE_VERSION, sample_positions
-from datarax.sources.source import DataSource, SourceConfig
+from datarax.sources.records import Records
+from datarax.sources.sampling import records_digest, sample_positions
+from datarax.sources.source import DataSource, NamedDataConfig, SourceConfig
 
-_NUM_SAMPLED_RECORDS = 1024
 # Up to here the quick fingerprint hashes every byte (some 20 ms), so that no change at all escapes it.
 _HASHED_WHOLE_BYTES = 16 << 20
 
@@ -28,6 +28,15 @@ class MemoryConfig(SourceConfig):
     """Settings of a `MemorySource`; the data itself is no setting."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedMemoryConfig(NamedDataConfig, MemoryConfig):
+    """Arrays or a list in memory."""
+
+    def open(self) -> MemorySource:
+        """A source of the data that `use` names."""
+        return MemorySource(self, self.data())
+
+
 class MemorySource(DataSource):
     """Records in memory.
 
@@ -35,7 +44,7 @@ class MemorySource(DataSource):
     into new arrays. A *list* (and only a list, at the top) is a list of records of any kind.
 
     The data is not copied. Changing it while it is read changes the batches, and the fingerprints from then on:
-    give a copy if the original goes on living.
+    give a copy if the original goes on living. A pickle holds all of it.
 
     Args:
         config: name and module settings.
@@ -51,128 +60,102 @@ class MemorySource(DataSource):
         self, config: MemoryConfig, data: Any, *, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> None:
         super().__init__(config, rngs=rngs, name=name)
-        self._runtime: _Records | _Columns = _Records(data) if type(data) is list else _Columns(data)
-        self.columnar = isinstance(self._runtime, _Columns)
-        if self._runtime.length == 0:
-            raise InputError(f"source {self.name!r} is empty: it has 0 records")
+        self._open(ListRecords(data, self.name) if type(data) is list else ColumnRecords(data))
 
-    def _length(self) -> int:
-        return self._runtime.length
-
-    def _read(self, indices: np.ndarray) -> Any:
-        return self._runtime.read(indices)
-
-    def identity(self) -> dict[str, Any]:
-        """The outline, and a digest: of every byte up to 16 MiB, of sampled records beyond.
-
-        Raises:
-            InputError: if a record of a list holds something that has no plain bytes.
-        """
-        return {**self.outline(), "sample": self._digest(whole=False)}
-
-    def outline(self) -> dict[str, Any]:
-        """Kind, name, number of records, and dtypes and shapes of columns."""
-        return {
-            "kind": "memory",
-            "name": self.name,
-            "num_records": self._runtime.length,
-            "layout": self._runtime.layout(),
-            "sample_version": SAMPLE_VERSION,
-        }
-
-    def content_fingerprint(self) -> dict[str, Any]:
-        """SHA-256 of every byte of the data.
-
-        Raises:
-            InputError: if a record of a list holds something that has no plain bytes.
-        """
-        return {"num_records": self._runtime.length, "sha256": self._digest(whole=True)}
-
-    def _close(self) -> None:
-        pass  # the data is the caller's
-
-    def copy(self, *, config: Any = None, rngs: nnx.Rngs | None = None, name: str | None = None) -> Self:
-        """A new source over the same data, at its beginning: see `DataraxModule.copy`."""
-        return type(self)(
-            cast(MemoryConfig, self.config if config is None else config),
-            self._runtime.data,
-            rngs=self.rngs if rngs is None else rngs,
-            name=self.name if name is None else name,
-        )
-
-    def _reopened(self) -> object:
-        return self._runtime  # data that nobody changes needs no second copy
-
-    def _digest(self, *, whole: bool) -> str:
-        try:
-            return self._runtime.digest(whole=whole)
-        except TypeError as error:
-            raise InputError(
-                f"source {self.name!r} cannot be fingerprinted: {error}; use records of numbers, text, bytes, arrays "
-                f"and containers of these, or a GrainSource with a version"
-            ) from error
+    def _given(self) -> dict[str, Any]:
+        return {"data": self._runtime.data}
 
 
-class _Columns:
-    """A PyTree of arrays [length, ...]."""
+class ColumnRecords(Records):
+    """A PyTree of arrays [n, ...]."""
+
+    kind = "memory"
+    columnar = True
+    num_sampled = 1024
 
     def __init__(self, data: Any) -> None:
-        self.data = data
         found, self._structure = jax.tree.flatten_with_path(data)
-        self._names = [jax.tree_util.keystr(path, simple=True, separator=".") or "data" for path, _ in found]
-        self._leaves = [_column(name, leaf) for name, (_, leaf) in zip(self._names, found, strict=True)]
-        if not self._leaves:
+        names = [jax.tree_util.keystr(path, simple=True, separator=".") or "data" for path, _ in found]
+        self._columns = [(name, _column(name, leaf)) for name, (_, leaf) in zip(names, found, strict=True)]
+        if not self._columns:
             raise InputError("the data holds no arrays; give a PyTree of arrays, or a list of records")
-        self.length = len(self._leaves[0])
-        if any(len(leaf) != self.length for leaf in self._leaves):
-            lengths = ", ".join(
-                f"{n}: {len(leaf)}" for n, leaf in zip(self._names, self._leaves, strict=True)
-            )
+        if len({len(column) for _, column in self._columns}) > 1:
+            lengths = ", ".join(f"{name}: {len(column)}" for name, column in self._columns)
             raise InputError(
                 f"the arrays have different numbers of records: {lengths}; row i of each is record i"
             )
+        self.data = jax.tree.unflatten(self._structure, [column for _, column in self._columns])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.data,)  # JAX pickles no structure with nodes of the user's
+
+    def __len__(self) -> int:
+        return len(self._columns[0][1])
 
     def read(self, indices: np.ndarray) -> Any:
+        """Gathers the rows."""
         # The indices are known to be in range; "clip" spares NumPy a second check and a buffer.
-        taken = [np.take(leaf, indices, axis=0, mode="clip") for leaf in self._leaves]
+        taken = [np.take(column, indices, axis=0, mode="clip") for _, column in self._columns]
         return jax.tree.unflatten(self._structure, taken)
 
-    def layout(self) -> dict[str, str]:
+    def outline(self) -> dict[str, Any]:
         """Dtype and shape of a record's part in each array."""
-        named = zip(self._names, self._leaves, strict=True)
-        return {name: f"{dtype_name(leaf.dtype)}{list(leaf.shape[1:])}" for name, leaf in named}
+        return {"layout": {name: f"{dtype_name(c.dtype)}{list(c.shape[1:])}" for name, c in self._columns}}
 
-    def digest(self, *, whole: bool) -> str:
-        if whole or sum(leaf.nbytes for leaf in self._leaves) <= _HASHED_WHOLE_BYTES:
-            picked = self._leaves
-        else:
-            at = sample_positions(self.length, _NUM_SAMPLED_RECORDS)
-            picked = [leaf[at] for leaf in self._leaves]
+    def sample(self) -> str:
+        """Every byte up to 16 MiB, sampled records beyond."""
+        if sum(column.nbytes for _, column in self._columns) <= _HASHED_WHOLE_BYTES:
+            return self._digest(slice(None))
+        return self._digest(sample_positions(len(self), self.num_sampled))
+
+    def content_fingerprint(self) -> dict[str, Any]:
+        """SHA-256 of every byte of the data."""
+        return {"num_records": len(self), "sha256": self._digest(slice(None))}
+
+    def _digest(self, rows: Any) -> str:
         hasher = hashlib.sha256(str(self._structure).encode())
-        for name, leaf in zip(self._names, picked, strict=True):
-            hash_tree(hasher, leaf, name)
+        for name, column in self._columns:
+            hash_tree(hasher, column[rows], name)
         return hasher.hexdigest()
 
 
-class _Records:
+class ListRecords(Records):
     """A list of records of any kind."""
 
-    def __init__(self, data: list[Any]) -> None:
+    kind = "memory"
+    num_sampled = 1024
+
+    def __init__(self, data: list[Any], name: str) -> None:
         self.data = data
-        self.length = len(data)
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self.data)
 
     def read(self, indices: np.ndarray) -> list[Any]:
+        """Looks the records up."""
         return list(map(self.data.__getitem__, indices.tolist()))
 
-    def layout(self) -> str:
-        return "list"
+    def outline(self) -> dict[str, Any]:
+        """That it is a list."""
+        return {"layout": "list"}
 
-    def digest(self, *, whole: bool) -> str:
-        at = range(self.length) if whole else sample_positions(self.length, _NUM_SAMPLED_RECORDS)
-        hasher = hashlib.sha256()
-        for i in at:
-            hash_tree(hasher, self.data[i], f"record {i}")
-        return hasher.hexdigest()
+    def sample(self) -> str:
+        """Of 1,024 records."""
+        return self._digest(sample_positions(len(self), self.num_sampled))
+
+    def content_fingerprint(self) -> dict[str, Any]:
+        """SHA-256 of every record."""
+        return {"num_records": len(self), "sha256": self._digest(range(len(self)))}
+
+    def _digest(self, at: Any) -> str:
+        try:
+            return records_digest(map(self.data.__getitem__, at), at)
+        except TypeError as error:
+            raise InputError(
+                f"source {self._name!r} cannot be fingerprinted: {error}; use records of numbers, text, bytes, arrays "
+                f"and containers of these, or a GrainSource with a version"
+            ) from error
 
 
 def _column(name: str, leaf: Any) -> np.ndarray:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import grain
 import numpy as np
 from flax import nnx
 
 from datarax.core.errors import ConfigError, InputError
+from datarax.sources.records import Records
 from datarax.sources.source import DataSource, SourceConfig
 
 _INT64 = np.iinfo(np.int64)
@@ -44,6 +44,10 @@ class RangeConfig(SourceConfig):
         except OverflowError:
             raise ConfigError(f"a range from {self.start} to {self.stop} is longer than 2**63 - 1") from None
 
+    def open(self) -> RangeSource:
+        """The source of these integers."""
+        return RangeSource(self)
+
 
 class RangeSource(DataSource):
     """Record i is `start + i * step`, an int64; a read is arithmetic, so the length costs nothing.
@@ -57,56 +61,34 @@ class RangeSource(DataSource):
         InputError: if the range is empty.
     """
 
-    columnar = True
-
     def __init__(self, config: RangeConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None) -> None:
         super().__init__(config, rngs=rngs, name=name)
-        numbers = range(config.start, config.stop, config.step)
+        self._open(RangeRecords(range(config.start, config.stop, config.step), self.name))
+
+
+class RangeRecords(Records):
+    """The integers; the outline says all there is."""
+
+    kind = "range"
+    columnar = True
+    num_sampled = 0
+
+    def __init__(self, numbers: range, name: str) -> None:
         if len(numbers) == 0:
-            raise InputError(f"source {self.name!r} is empty: {numbers} holds no integer")
-        self._runtime = _Numbers(numbers)
+            raise InputError(f"source {name!r} is empty: {numbers} holds no integer")
+        self._numbers = numbers
 
-    def _length(self) -> int:
-        return self._runtime.length
+    def __len__(self) -> int:
+        return len(self._numbers)
 
-    def _read(self, indices: np.ndarray) -> np.ndarray:
-        return self._runtime.read(indices)
-
-    def identity(self) -> dict[str, Any]:
-        """Kind, name, first integer, step and number of records."""
-        first, step = self._runtime.start, self._runtime.step
-        return {
-            "kind": "range",
-            "name": self.name,
-            "start": first,
-            "step": step,
-            "num_records": self._length(),
-        }
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Arithmetic."""
+        return self._numbers.start + indices * np.int64(self._numbers.step)
 
     def outline(self) -> dict[str, Any]:
-        """The whole identity: there are no records to read."""
-        return self.identity()
+        """First integer and step."""
+        return {"start": self._numbers.start, "step": self._numbers.step}
 
     def content_fingerprint(self) -> dict[str, Any]:
         """What the numbers are computed from, which is all there is."""
-        return {"start": self._runtime.start, "step": self._runtime.step, "num_records": self._length()}
-
-    def _close(self) -> None:
-        pass  # nothing is open
-
-    def _reopened(self) -> object:
-        return self._runtime
-
-
-class _Numbers(grain.sources.RangeDataSource):
-    """Grain's range source, with exact lengths (its own divides in floating point) and reads by the batch."""
-
-    def __init__(self, numbers: range) -> None:
-        super().__init__(numbers.start, numbers.stop, numbers.step)
-        self.start, self.step, self.length = numbers.start, numbers.step, len(numbers)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        return self.start + indices * np.int64(self.step)
+        return {**self.outline(), "num_records": len(self)}

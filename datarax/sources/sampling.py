@@ -1,12 +1,13 @@
-"""Which records a quick fingerprint samples, and one SHA-256 over them.
+"""Which records a quick fingerprint samples, and their digest.
 
-Knows nothing of where records come from. A change here or of `hash_tree` changes every identity that holds a sample:
-raise `SAMPLE_VERSION` then.
+Knows nothing of where records come from. A change to either changes every identity that holds a sample: raise
+`SAMPLE_VERSION` then.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,13 +24,15 @@ def sample_positions(length: int, count: int) -> list[int]:
     return [i * (length - 1) // (count - 1) for i in range(count)]
 
 
-def records_digest(records: Iterable[Any]) -> str:
-    """SHA-256 over a sequence of records, as hex.
+def records_digest(records: Iterable[Any], indices: Iterable[int] | None = None) -> str:
+    """SHA-256 over a sequence of records, as hex. Their indices in a source are for messages only.
 
     Raises:
         TypeError: if a record holds something that has no plain bytes, naming the place and the type.
     """
     hasher = hashlib.sha256()
-    for i, record in enumerate(records):
-        hash_tree(hasher, record, f"record {i} of the sample")
+    names = itertools.count() if indices is None else indices
+    suffix = " of the sample" if indices is None else ""
+    for i, record in zip(names, records, strict=False):
+        hash_tree(hasher, record, f"record {i}{suffix}")
     return hasher.hexdigest()

@@ -2,15 +2,15 @@
 
 Reading (`read`, `source[i]`) never changes a source and may be done by several threads. Iterating one hands over its
 records once, first to last, and can be stopped and continued like any iterator module. Sources know nothing of
-orders, batches or processes. Read next: `memory.py`, the smallest kind.
+orders, batches or processes, and the module nothing of where records lie: that is `records.py`.
 """
 
 from __future__ import annotations
 
+import copy
 import operator
-from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Self, cast
 
@@ -18,16 +18,19 @@ import jax
 import numpy as np
 from flax import nnx
 
+from datarax.core.attributes import load_attribute
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.errors import ConfigError
+from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.module import CheckpointableIteratorModule
 from datarax.core.variables import IterationCount
-from datarax.sources.file_list import SourceFile
+from datarax.sources.files import SourceFile
+from datarax.sources.records import Records
+from datarax.sources.sampling import SAMPLE_VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig(DataraxModuleConfig):
-    """What every source can be told.
+    """What every source can be told. That of a kind in the `[source]` table describes all of it, and opens it.
 
     Raises:
         ConfigError: if the name is empty.
@@ -42,16 +45,61 @@ class SourceConfig(DataraxModuleConfig):
         if not isinstance(self.name, str) or not self.name:
             raise ConfigError(f"a source's name must be a non-empty text, got {self.name!r}")
 
+    def open(self) -> DataSource:
+        """A new source of these settings.
+
+        Raises:
+            InputError: if data are missing, empty or malformed.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how its source is opened")
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """Makes what is missing and can be made, before `open`; `say` is told, a line at a time."""
+
+    def resolved(self) -> Self:
+        """The same with absolute paths, for a config that is kept.
+
+        Raises:
+            InputError: if a path is empty or not local.
+        """
+        return self
+
+    def list_files(self) -> Sequence[SourceFile]:
+        """The files as they are listed today, reading no record.
+
+        Raises:
+            InputError: if nothing lists them, and they cannot be opened.
+        """
+        with self.open() as source:
+            return source.files()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedDataConfig(SourceConfig):
+    """For kinds around an object: a config file cannot hold it, so it names it."""
+
+    use: str
+    """`module:attribute` of the data, or of a function that returns it."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that function."""
+
+    def data(self) -> Any:
+        """The object; what is callable is called."""
+        found = load_attribute(self.use, "source.use")
+        return found(**self.parameters) if callable(found) else found
+
 
 class DataSource(CheckpointableIteratorModule[Any]):
-    """Base of all sources: `len(source)` records, each a function of its index in [0, len(source)).
+    """`len(source)` records, each a function of its index in [0, len(source)).
 
-    A kind of source defines `_length`, `_read`, `_close`, `_reopened` and `identity`, and what it can of `outline` and
-    the content checks; what it has open lives in one plain object, `_runtime`, that is neither state nor compared by value
-    in NNX. Every source meets Grain's `RandomAccessDataSource` protocol.
+    Where they come from is a `Records` adapter's business, which is neither state nor compared by value in NNX. A
+    subclass may define `_length`, `_read`, `_close`, `_reopened` and `identity` instead, around a `_runtime` of its
+    own. Every source meets Grain's `RandomAccessDataSource` protocol, and every one pickles whose adapter does: like a
+    clone, an unpickled source is at the same place and opens files of its own.
 
     Args:
         config: the source's settings.
+        records: where the records are; None for a subclass that opens them itself.
         rngs: kept and passed on to copies; no source draws from it.
         name: the source's name; `config.name` without it.
 
@@ -60,15 +108,24 @@ class DataSource(CheckpointableIteratorModule[Any]):
         epoch: 1 once all records are handed over, 0 before.
         idx: index of the record handed over last, None at first.
         current: always None; a state never holds data.
+
+    Raises:
+        InputError: if there are no records.
     """
 
     state_scope: ClassVar[str] = "global"
     columnar: bool
     """True: `read` gives a PyTree of arrays [n, ...]. False: it gives a list of n records."""
     name: str
+    _runtime: Any = None
 
     def __init__(
-        self, config: SourceConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
+        self,
+        config: SourceConfig,
+        records: Records | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__(config, rngs=rngs, name=config.name if name is None else name)
         if not self.name:
@@ -78,18 +135,38 @@ class DataSource(CheckpointableIteratorModule[Any]):
         self.position.set_value(0)
         self.epoch.set_value(0)
         self._is_closed = False
+        if records is not None:
+            self._open(records)
 
-    # What each kind defines
+    def _open(self, records: Records) -> None:
+        if len(records) == 0:
+            raise InputError(f"source {self.name!r} is empty: it has 0 records")
+        self._runtime = records
+        self.columnar = records.columnar
 
-    @abstractmethod
+    @property
+    def _records(self) -> Records:
+        """The adapter; of a subclass that has another runtime the one that knows nothing."""
+        return self._runtime if isinstance(self._runtime, Records) else _UNKNOWN
+
+    # What a subclass without an adapter defines
+
     def _length(self) -> int:
         """Number of records, without reading one."""
+        return len(self._records)
 
-    @abstractmethod
     def _read(self, indices: np.ndarray) -> Any:
         """The records at int64[n] indices that lie in [0, len(self)); n may be 0, and indices may repeat."""
+        return self._records.read(indices)
 
-    @abstractmethod
+    def _close(self) -> None:
+        """Frees what is open."""
+        self._records.close()
+
+    def _reopened(self) -> object:
+        """A runtime object of its own for a clone, in place of `_runtime`."""
+        return copy.copy(self._runtime)
+
     def identity(self) -> dict[str, Any]:
         """The quick fingerprint: a JSON-able tree that changes with the kind, the name, and what is in the records.
 
@@ -97,47 +174,50 @@ class DataSource(CheckpointableIteratorModule[Any]):
         reads. Not every changed byte can show in it: see `content_fingerprint`.
 
         Raises:
-            InputError: if a record that it samples cannot be read.
+            InputError: if a record that it samples cannot be read or hashed.
         """
-
-    @abstractmethod
-    def _close(self) -> None:
-        """Frees what is open."""
-
-    @abstractmethod
-    def _reopened(self) -> object:
-        """A runtime object of its own for a clone, in place of `_runtime`."""
-
-    _runtime: Any
-
-    # What some kinds define
+        if not self._records.num_sampled:
+            return self.outline()
+        try:
+            return {**self.outline(), "sample": self._records.sample()}
+        except ReadError as error:
+            raise InputError(str(error)) from error
 
     def outline(self) -> dict[str, Any]:
         """The part of `identity` for which no record is read: all of it but the field `sample`.
 
-        A kind that does not say which part that is reads what its identity reads.
+        A subclass that defines only its identity does not say which part that is; there it is the whole.
         """
-        return self.identity()
+        if type(self).identity is not DataSource.identity:
+            return self.identity()
+        records = self._records
+        version = {"sample_version": SAMPLE_VERSION} if records.num_sampled else {}
+        counted = {"kind": records.kind, "name": self.name, "num_records": len(records)}
+        return {**counted, **records.outline(), **version}
+
+    # What is known of files and contents
 
     def files(self) -> Sequence[SourceFile]:
         """The files that the records lie in, in the order of the records; () where a record is in no one file."""
-        return ()
+        return self._records.files()
 
     @property
     def content_recorded(self) -> bool:
         """Whether something was recorded that `check_content` can hold the data against."""
-        return False
+        return self._records.content_recorded
 
     def check_content(self) -> list[str]:
         """Reads everything and compares it with what was recorded; each problem names the file, and the record if known.
 
         Without a record to hold it against (`content_recorded` is False) nothing is read and nothing is found.
         """
-        return []
+        return self._records.check_content()
 
     def check_files(self, names: Sequence[str]) -> list[str]:
         """What `check_content` finds in some of the files of `content_stamp`; a kind may check more than it is asked for."""
-        return self.check_content()
+        if type(self).check_content is not DataSource.check_content:
+            return self.check_content()
+        return self._records.check_content(names)
 
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:
         """Reads some records and compares them with what was recorded: index -> where it lies and what is wrong with it.
@@ -147,20 +227,28 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Args:
             indices: int64[n], each in [0, len(self)).
         """
-        return {}
+        return self._records.changed_among(indices)
 
     def content_fingerprint(self) -> dict[str, Any] | None:
-        """The full fingerprint, which changes with every byte; None if none can be had without a manifest."""
-        return None
+        """The full fingerprint, which changes with every byte; None if none can be had without a manifest.
+
+        Raises:
+            InputError: if a record holds something that has no plain bytes.
+            ReadError: if something cannot be read.
+        """
+        return self._records.content_fingerprint()
 
     def content_stamp(self) -> dict[str, Any]:
         """What a file system says of the files: {name: [bytes, mtime in ns]}. Never identity.
 
         A stamp that moved since the last look is a reason to call `check_files`; one that did not is no proof.
-        """
-        return {}
 
-    # What all kinds share
+        Raises:
+            InputError: naming a file that is gone.
+        """
+        return self._records.content_stamp()
+
+    # Reading
 
     def __len__(self) -> int:
         return self._length()
@@ -191,7 +279,12 @@ class DataSource(CheckpointableIteratorModule[Any]):
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """A list of the records at `indices`: the protocol of Grain and PyTorch."""
         read = self.read(indices)
-        return rows(read, len(indices)) if self.columnar else read
+        if not self.columnar:
+            return read
+        leaves, structure = jax.tree.flatten(read)
+        return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(len(indices))]
+
+    # Iterating
 
     def __next__(self) -> Any:
         position = cast(int, self.position.get_value())
@@ -211,6 +304,40 @@ class DataSource(CheckpointableIteratorModule[Any]):
         self.position.set_value(0)
         self.epoch.set_value(0)
 
+    def _validate_state(self, state: dict[str, Any]) -> None:
+        length, position = self._length(), state["position"]
+        if position is None or position > length:
+            raise ValueError(
+                f"position of source {self.name!r} is {position}, but it has {length} records; the state belongs to "
+                f"other data"
+            )
+        expected = {"idx": position - 1 if position else None, "epoch": position // length}
+        for key, value in expected.items():
+            if state[key] != value:
+                raise ValueError(
+                    f"{key} of source {self.name!r} is {state[key]!r}, but at position {position} of {length} "
+                    f"records it is {value!r}; the state is damaged or belongs to other data"
+                )
+        if state["current"] is not None:
+            raise ValueError(
+                f"current of source {self.name!r} is not None; the state of a source holds no data"
+            )
+
+    # Copies, and the end
+
+    def copy(self, *, config: Any = None, rngs: nnx.Rngs | None = None, name: str | None = None) -> Self:
+        """A new source over the same data, at its beginning: see `DataraxModule.copy`."""
+        return type(self)(
+            config=cast(SourceConfig, self.config if config is None else config),
+            rngs=self.rngs if rngs is None else rngs,
+            name=self.name if name is None else name,
+            **self._given(),
+        )
+
+    def _given(self) -> dict[str, Any]:
+        """What the constructor takes beside config, rngs and name."""
+        return {"records": self._reopened()} if type(self) is DataSource else {}
+
     def clone(self) -> Self:
         """A source at the same place, with files of its own."""
         return cast(Self, super().clone())
@@ -218,6 +345,9 @@ class DataSource(CheckpointableIteratorModule[Any]):
     def _cloned(self) -> None:
         self._runtime = self._reopened()
         self._is_closed = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_is_closed": False})
 
     def close(self) -> None:
         """Frees what is open. Reading is refused afterwards; closing twice does nothing."""
@@ -236,24 +366,8 @@ class DataSource(CheckpointableIteratorModule[Any]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r}, num_records={self._length()})"
 
-    def _validate_state(self, state: dict[str, Any]) -> None:
-        length, position = self._length(), state["position"]
-        if position is None or position > length:
-            raise ValueError(
-                f"position of source {self.name!r} is {position}, but it has {length} records; the state belongs to "
-                f"other data"
-            )
-        expected = {"idx": position - 1 if position else None, "epoch": position // length}
-        for field, value in expected.items():
-            if state[field] != value:
-                raise ValueError(
-                    f"{field} of source {self.name!r} is {state[field]!r}, but at position {position} of {length} "
-                    f"records it is {value!r}; the state is damaged or belongs to other data"
-                )
-        if state["current"] is not None:
-            raise ValueError(
-                f"current of source {self.name!r} is not None; the state of a source holds no data"
-            )
+
+_UNKNOWN = Records()
 
 
 def checked_indices(indices: Any, length: int, name: str) -> np.ndarray:
@@ -274,9 +388,3 @@ def checked_indices(indices: Any, length: int, name: str) -> np.ndarray:
     if outside.any():
         raise IndexError(f"index {array[outside][0]} is out of range for source {name!r} of {length} records")
     return array.astype(np.int64, copy=False)
-
-
-def rows(columns: Any, count: int) -> list[Any]:
-    """The `count` rows of a PyTree of arrays [count, ...]: a list of PyTrees without the leading axis."""
-    leaves, structure = jax.tree.flatten(columns)
-    return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(count)]

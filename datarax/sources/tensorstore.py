@@ -1,28 +1,29 @@
 """Records from TensorStore arrays (zarr3): the first axis counts records, one read per array and batch.
 
-The only file that calls TensorStore.
+The only file that calls TensorStore, which is slow to import: only when arrays are opened.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import tensorstore as ts
 from flax import nnx
 
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.tree import dtype_name, hash_tree
-from datarax.sources.local_files import require_local
-from datarax.sources.sampling import SAMPLE_VERSION, sample_positions
+from datarax.sources.files import require_local
+from datarax.sources.records import Records
 from datarax.sources.source import DataSource, SourceConfig
 
-# A sampled record costs a whole chunk, which may be large.
-_NUM_SAMPLED_RECORDS = 8
+if TYPE_CHECKING:
+    import tensorstore as ts
+
 _BYTES_PER_READ = 64 << 20
 # The drivers that store chunks, and can tell a missing one from one full of zeros.
 _CHUNKED_DRIVERS = frozenset({"zarr3", "zarr", "n5"})
@@ -55,6 +56,24 @@ class TensorStoreConfig(SourceConfig):
         if type(self.cache_bytes) is not int or self.cache_bytes < 0:
             raise ConfigError(f"cache_bytes must be an integer >= 0, got {self.cache_bytes!r}")
 
+    @property
+    def places(self) -> Mapping[str, Any]:
+        """Path or spec of each array; one without a name is called "data"."""
+        is_single = isinstance(self.path, str) or "driver" in self.path
+        return {"data": self.path} if is_single else self.path  # type: ignore[dict-item, return-value]
+
+    def resolved(self) -> Self:
+        """With absolute paths; specs stay as they are."""
+        path = self.path
+        if isinstance(path, str):
+            return dataclasses.replace(self, path=require_local(path, "path"))
+        absolute = {k: require_local(v, "path") if isinstance(v, str) else v for k, v in self.places.items()}
+        return self if "driver" in path else dataclasses.replace(self, path=absolute)
+
+    def open(self) -> TensorStoreSource:
+        """The source of these arrays."""
+        return TensorStoreSource(self)
+
 
 class TensorStoreSource(DataSource):
     """Record i is row i of an array, or a dict with row i of each of several arrays; columnar.
@@ -69,74 +88,31 @@ class TensorStoreSource(DataSource):
             records than the others.
     """
 
-    columnar = True
-
     def __init__(
         self, config: TensorStoreConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> None:
         super().__init__(config, rngs=rngs, name=name)
-        self._runtime = _Arrays(config, self.name)
-
-    def _length(self) -> int:
-        return self._runtime.length
-
-    def _read(self, indices: np.ndarray) -> Any:
-        return self._runtime.read(_as_slice(indices))
-
-    def identity(self) -> dict[str, Any]:
-        """The outline, and 8 sampled records.
-
-        How the arrays are cut into chunks and compressed is not in it: it changes no record.
-
-        Raises:
-            InputError: if a sampled record cannot be read.
-        """
-        at = np.array(sample_positions(self._length(), _NUM_SAMPLED_RECORDS), dtype=np.int64)
-        hasher = hashlib.sha256()
-        try:
-            hash_tree(hasher, self._runtime.read(at), "the sample")
-        except ReadError as error:
-            raise InputError(str(error)) from error
-        return {**self.outline(), "sample": hasher.hexdigest()}
-
-    def outline(self) -> dict[str, Any]:
-        """Kind, name, number of records, and dtype and shape of each array's part."""
-        return {
-            "kind": "tensorstore",
-            "name": self.name,
-            "num_records": self._length(),
-            "layout": self._runtime.layout(),
-            "sample_version": SAMPLE_VERSION,
-        }
-
-    def content_fingerprint(self) -> dict[str, Any]:
-        """SHA-256 of all values, array after array; reads everything.
-
-        Raises:
-            ReadError: if something cannot be read.
-        """
-        return {"num_records": self._length(), "sha256": self._runtime.sha256()}
-
-    def _close(self) -> None:
-        self._runtime.close()
-
-    def _reopened(self) -> object:
-        assert isinstance(self.config, TensorStoreConfig)
-        return _Arrays(self.config, self.name)
+        self._open(TensorStoreRecords(config, self.name))
 
 
-class _Arrays:
-    """The open arrays."""
+class TensorStoreRecords(Records):
+    """The open arrays. How they are cut into chunks and compressed is no identity: it changes no record."""
+
+    kind = "tensorstore"
+    columnar = True
+    num_sampled = 8  # each costs a whole chunk, which may be large
 
     def __init__(self, config: TensorStoreConfig, source_name: str) -> None:
-        self._is_single = isinstance(config.path, str) or "driver" in config.path
-        named: Mapping[str, Any] = {"data": config.path} if self._is_single else config.path  # type: ignore[assignment]
-        # Opened together: each waits for its metadata to come from the disk.
-        self._places = {name: _spec(name, place, config.missing_chunks) for name, place in named.items()}
+        import tensorstore as ts
+
+        self._made_from = config, source_name
+        self._is_single = config.places is not config.path
+        self._specs = {name: _spec(name, each, config.missing_chunks) for name, each in config.places.items()}
         context = ts.Context({"cache_pool": {"total_bytes_limit": config.cache_bytes}})
+        # Opened together: each waits for its metadata to come from the disk.
         opening = {
             name: ts.open(ts.Spec(spec), open=True, read=True, context=context)
-            for name, spec in self._places.items()
+            for name, spec in self._specs.items()
         }
         self._stores = {name: self._opened(name, future) for name, future in opening.items()}
         lengths = {name: store.shape[0] for name, store in self._stores.items()}
@@ -146,47 +122,59 @@ class _Arrays:
                 f"the arrays of source {source_name!r} have different numbers of records: {listed}; row i of each is "
                 f"record i"
             )
-        self.length = next(iter(lengths.values()))
-        if self.length == 0:
+        self._length = next(iter(lengths.values()))
+        if self._length == 0:
             raise InputError(f"source {source_name!r} is empty: its arrays have 0 records")
 
-    def _opened(self, name: str, future: ts.Future) -> ts.TensorStore:
-        try:
-            store = future.result()
-        except (ValueError, OSError) as error:
-            raise InputError(f"array {self._where(name)} cannot be opened: {_reason(error)}") from error
-        if store.rank == 0:
-            raise InputError(
-                f"array {self._where(name)} is a single number; its first axis must be the records"
-            )
-        if store.domain.origin[0] != 0:
-            raise InputError(
-                f"array {self._where(name)} does not begin at index 0 but at {store.domain.origin[0]}"
-            )
-        return store
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_from
 
-    def read(self, rows: np.ndarray | slice) -> Any:
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, indices: np.ndarray) -> Any:
+        """All arrays at once; a run of indices as a slice, which TensorStore reads 2 to 4 times as fast as a list."""
+        rows: Any = indices
+        if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            rows = slice(int(rows[0]), int(rows[-1]) + 1)
         reading = {name: store[rows].read() for name, store in self._stores.items()}
         columns = {name: self._finished(name, future) for name, future in reading.items()}
         return columns["data"] if self._is_single else columns
 
-    def layout(self) -> dict[str, str]:
+    def outline(self) -> dict[str, Any]:
         """Dtype and shape of a record's part in each array."""
+        stores = sorted(self._stores.items())
         return {
-            name: f"{dtype_name(store.dtype.numpy_dtype)}{list(store.shape[1:])}"
-            for name, store in sorted(self._stores.items())
+            "layout": {n: f"{dtype_name(s.dtype.numpy_dtype)}{list(s.shape[1:])}" for n, s in stores},
         }
 
-    def sha256(self) -> str:
+    def content_fingerprint(self) -> dict[str, Any]:
+        """SHA-256 of all values, array after array, in blocks of a fixed number of bytes: where they end counts."""
         hasher = hashlib.sha256()
         for name, store in sorted(self._stores.items()):
             hasher.update(name.encode() + b"\0")
-            for rows in _blocks(store):
-                hash_tree(hasher, self._finished(name, store[rows].read()), name)
-        return hasher.hexdigest()
+            row_bytes = int(np.prod(store.shape[1:], dtype=np.int64)) * store.dtype.numpy_dtype.itemsize
+            step = max(1, _BYTES_PER_READ // max(1, row_bytes))
+            for start in range(0, self._length, step):
+                block = store[start : min(start + step, self._length)].read()
+                hash_tree(hasher, self._finished(name, block), name)
+        return {"num_records": self._length, "sha256": hasher.hexdigest()}
 
     def close(self) -> None:
+        """Lets go of the arrays and their cache."""
         self._stores = {}
+
+    def _opened(self, name: str, future: ts.Future) -> ts.TensorStore:
+        where = self._where(name)
+        try:
+            store = future.result()
+        except (ValueError, OSError) as error:
+            raise InputError(f"array {where} cannot be opened: {_reason(error)}") from error
+        if store.rank == 0:
+            raise InputError(f"array {where} is a single number; its first axis must be the records")
+        if store.domain.origin[0] != 0:
+            raise InputError(f"array {where} does not begin at index 0 but at {store.domain.origin[0]}")
+        return store
 
     def _finished(self, name: str, future: ts.Future) -> np.ndarray:
         try:
@@ -200,9 +188,9 @@ class _Arrays:
             raise ReadError(f"array {self._where(name)} cannot be read: {_reason(error)}{hint}") from error
 
     def _where(self, name: str) -> str:
-        store = self._places[name].get("kvstore")
+        store = self._specs[name].get("kvstore")
         path = store.get("path") if isinstance(store, Mapping) else None
-        return str(path or json.dumps(self._places[name], default=str))
+        return str(path or json.dumps(self._specs[name], default=str))
 
 
 def _spec(name: str, place: Any, missing_chunks: str) -> dict[str, Any]:
@@ -217,21 +205,6 @@ def _spec(name: str, place: Any, missing_chunks: str) -> dict[str, Any]:
     if spec["driver"] in _CHUNKED_DRIVERS:
         spec.setdefault("fill_missing_data_reads", missing_chunks == "fill")
     return spec
-
-
-def _as_slice(indices: np.ndarray) -> np.ndarray | slice:
-    """A run of consecutive indices as a slice, which TensorStore reads 2 to 4 times as fast as a list of indices."""
-    if len(indices) > 1 and indices[-1] - indices[0] == len(indices) - 1 and (np.diff(indices) == 1).all():
-        return slice(int(indices[0]), int(indices[-1]) + 1)
-    return indices
-
-
-def _blocks(store: ts.TensorStore) -> Iterator[slice]:
-    """Slices of the first axis, a fixed number of bytes each: where they end decides the hash."""
-    row_bytes = max(1, int(np.prod(store.shape[1:], dtype=np.int64)) * store.dtype.numpy_dtype.itemsize)
-    step = max(1, _BYTES_PER_READ // row_bytes)
-    for start in range(0, store.shape[0], step):
-        yield slice(start, min(start + step, store.shape[0]))
 
 
 def _reason(error: Exception) -> str:

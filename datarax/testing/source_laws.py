@@ -5,6 +5,7 @@ Nothing here looks behind the public interface of `DataSource`. Needs pytest.
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 import threading
@@ -43,7 +44,7 @@ class SourceLaws:
 
             def build(self, directory, records):
                 write_my_file(directory / "data.bin", records)
-                return lambda: MySource(MySourceConfig(path=directory / "data.bin"))
+                return lambda: DataSource(SourceConfig(), MyRecords(directory / "data.bin"))
     """
 
     def records(self) -> list[Any]:
@@ -305,6 +306,26 @@ class SourceLaws:
         with copy:
             must_equal(expected, list(copy), "the records of a copy")
             assert copy.identity() == source.identity()
+
+    def test_a_pickled_source_reads_the_same(self, source: DataSource, expected: list[Any]) -> None:
+        """A worker process gets one at the same place, with files of its own."""
+        next(source)
+        try:
+            pickled = pickle.dumps(source)
+        except Exception as error:
+            raise AssertionError(
+                f"source {source.name!r} cannot be pickled, so no other process can read it: {type(error).__name__}: "
+                f"{error}; give it data that pickles, or let its records say in __reduce__ what they are made from"
+            ) from error
+        identity = source.identity()
+        source.close()
+        with pickle.loads(pickled) as other:
+            must_equal(identity, other.identity(), "the identity of a pickled source")
+            must_equal(
+                expected[1:], list(other), "the rest of a pickled source, after the original was closed"
+            )
+        with pickle.loads(pickle.dumps(source)) as other:
+            _check_read(other, [1, 0], expected)
 
     def test_split_and_merge_keep_the_place(self, source: DataSource, expected: list[Any]) -> None:
         """A source may be an argument of an NNX transform."""

@@ -26,7 +26,7 @@ from datarax.core.tree import canonical_json
 from datarax.order import DIGEST_VERSION, ORDER_VERSION
 from datarax.run_config import build_loader, parse_stored_config
 from datarax.sources.build import BuildConfig, build_dataset
-from datarax.sources.build_stamp import BUILD_STAMP_NAME
+from datarax.sources.manifest import INPUTS_STAMP_NAME as BUILD_STAMP_NAME
 from datarax.sources.manifest import MANIFEST_FORMAT as DATASET_FORMAT
 from datarax.sources.open import open_source
 from datarax.sources.sampling import SAMPLE_VERSION
@@ -191,8 +191,8 @@ def _run(place: Path, text: str, steps: int | None = None) -> None:
 
 
 def _open_source(table: Any, place: Path) -> Any:
-    if table.files is not None:
-        table = dataclasses.replace(table, files=str(place / "data"))
+    if "files" in table.settings:
+        table = dataclasses.replace(table, settings={**table.settings, "files": str(place / "data")})
     return open_source(table)
 
 

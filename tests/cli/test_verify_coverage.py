@@ -128,7 +128,7 @@ def test_a_fast_verification_reads_no_record_and_no_model(long, tmp_path, capsys
     def read(self, record_keys):
         raise AssertionError("a record was read")
 
-    monkeypatch.setattr(ArrayRecordFiles, "__getitems__", read)
+    monkeypatch.setattr(ArrayRecordFiles, "read", read)
     shutil.copytree(long / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "60" / "model" / "d")
     code, report = verify(tmp_path, capsys, "--fast")

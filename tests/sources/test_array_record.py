@@ -14,8 +14,8 @@ from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.tree import canonical_json
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
 from datarax.sources import array_record_files as files_module
-from datarax.sources.file_list import listed, recorded_files
-from datarax.sources.open import SourceKind, SourceTable, list_files
+from datarax.sources.files import listed, recorded_files
+from datarax.sources.open import SourceTable, list_files
 
 
 def write(path: Path, records: list[bytes], options: str = "group_size:1,uncompressed") -> Path:
@@ -75,7 +75,7 @@ def test_an_identity_keeps_the_files_or_what_proves_a_list_of_them(tmp_path: Pat
     source = open_source(str(tmp_path / "data"))
     identity = source.identity()
     assert recorded_files(identity) == (tuple(source.files()) if count == 3 else None)
-    table = SourceTable(kind=SourceKind.ARRAY_RECORD, files=str(tmp_path / "data"))
+    table = SourceTable(kind="array_record", settings={"files": str(tmp_path / "data")})
     for path in (tmp_path / "data").glob("*/*.array_record"):
         path.unlink()
     assert list_files(table) == source.files(), "the manifest alone says it"

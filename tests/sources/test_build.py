@@ -24,7 +24,7 @@ from datarax.sources import (
     load_manifest,
 )
 from datarax.sources import build as build_module
-from datarax.sources.build_stamp import BUILD_STAMP_NAME
+from datarax.sources.manifest import INPUTS_STAMP_NAME as BUILD_STAMP_NAME
 from datarax.sources.manifest import RECORD_HASHES_NAME
 
 

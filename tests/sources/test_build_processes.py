@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from datarax.sources import BuildConfig, build_dataset
-from datarax.sources.build_stamp import BUILD_STAMP_NAME
+from datarax.sources.manifest import INPUTS_STAMP_NAME as BUILD_STAMP_NAME
 
 # What stands between a build and the disk. A builder killed before any of these calls must be as good as none.
 _STEPS = ("mkdir", "fsync", "rename", "replace", "unlink")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
-from datarax.sources.inventory import DataFile, expected_files
+from datarax.sources.array_record import DataFile, expected_files
 from tests.sources.test_array_record import records, write
 
 

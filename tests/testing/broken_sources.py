@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 
-from datarax.sources import DataSource, SourceConfig
+from datarax.sources import DataSource, Records, SourceConfig
 from datarax.testing import SourceLaws
 
 RECORDS = [f"line {i}" for i in range(7)]
@@ -67,6 +67,68 @@ class LinesLaws(SourceLaws):
 
 class TestCorrect(LinesLaws):
     pass
+
+
+class LineRecords(Records):
+    """The same, as an adapter."""
+
+    kind = "lines"
+
+    def __init__(self, path):
+        self.path = path
+        self.lines = path.read_text().splitlines()
+
+    def __reduce__(self):
+        return type(self), (self.path,)
+
+    def __len__(self):
+        return len(self.lines)
+
+    def read(self, indices):
+        return [self.lines[i] for i in indices]
+
+    def outline(self):
+        return {}
+
+
+class TestCorrectRecords(LinesLaws):
+    records_of = LineRecords
+
+    def build(self, directory, records):
+        super().build(directory, records)
+        path = directory / "data.txt"
+        return lambda: DataSource(SourceConfig(name="lines"), self.records_of(path))
+
+
+class TestSharesWhatIsOpen(TestCorrectRecords):
+    """A clone loses what the original closes."""
+
+    class records_of(LineRecords):
+        def __init__(self, path):
+            super().__init__(path)
+            self.count = len(self.lines)
+
+        def __copy__(self):
+            return self
+
+        def __len__(self):
+            return self.count
+
+        def close(self):
+            self.lines.clear()
+
+
+class TestCannotBePickled(LinesLaws):
+    class kind(Lines):
+        def __init__(self, config, path):
+            super().__init__(config, path)
+            self._runtime.lock = threading.Lock()
+
+
+class TestLosesItsPlaceInAPickle(LinesLaws):
+    class kind(Lines):
+        def __reduce__(self):
+            return type(self), (self.config, self.path)
 
 
 class TestSortsWhatItReads(LinesLaws):

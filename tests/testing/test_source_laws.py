@@ -84,6 +84,15 @@ FAULTS = {
         "module, at position: expected int 0, got int 1",
     ),
     "TestSharesItsFileWithAClone": ("a_clone_goes_on_alone", "IndexError"),
+    "TestSharesWhatIsOpen": ("a_clone_goes_on_alone", "IndexError"),
+    "TestCannotBePickled": (
+        "a_pickled_source_reads_the_same",
+        "source 'lines' cannot be pickled, so no other process can read it: TypeError: cannot pickle '_thread.lock' object",
+    ),
+    "TestLosesItsPlaceInAPickle": (
+        "a_pickled_source_reads_the_same",
+        "the rest of a pickled source, after the original was closed",
+    ),
     "TestGivesItsOwnArrays": (
         "what_a_reader_does_to_a_batch_stays_in_the_batch",
         "record 2 after a batch with it was overwritten: the whole: expected 2.0, got 0.0",
@@ -110,12 +119,13 @@ def test_a_broken_source_fails_its_law_by_name(outcomes, name):
     assert said in outcomes[name][law]
 
 
-def test_a_correct_source_of_ones_own_passes_all_laws(outcomes):
-    assert outcomes["TestCorrect"] == {}
+@pytest.mark.parametrize("name", ["TestCorrect", "TestCorrectRecords"])
+def test_a_correct_source_of_ones_own_passes_all_laws(outcomes, name):
+    assert outcomes[name] == {}
 
 
 def test_every_broken_source_is_tried(outcomes):
-    assert outcomes.keys() == {*FAULTS, "TestCorrect"}
+    assert outcomes.keys() == {*FAULTS, "TestCorrect", "TestCorrectRecords"}
 
 
 def test_a_plain_assert_in_a_law_shows_its_values(outcomes):

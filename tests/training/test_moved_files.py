@@ -81,7 +81,7 @@ def test_a_rewritten_file_is_refused_with_its_record_until_it_is_put_back(begun,
 def test_only_the_files_that_moved_are_read(begun, monkeypatch):
     read = []
     monkeypatch.setattr(
-        "datarax.sources.array_record.file_sha256", lambda path: read.append(Path(path).name) or "another"
+        "datarax.sources.manifest.file_sha256", lambda path: read.append(Path(path).name) or "another"
     )
     os.utime(shards(begun)[2], ns=(5, 5))
     assert go_on(begun, 6) == 1

@@ -1,0 +1,84 @@
+"""`Records`: what a kind of source implements. Plain Python around whatever holds the data: no NNX, no JAX.
+
+A `DataSource` is the one module around it, and adds all that kinds share: checks, iteration, state, identity. Read
+next: `range.py`, the smallest kind, and `source.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from datarax.sources.files import SourceFile
+from datarax.sources.sampling import records_digest, sample_positions
+
+
+class Records:
+    """Records by index. An adapter defines `kind`, `__len__`, `read` and `outline`, and the rest where it can.
+
+    A copy (`copy.copy` for a clone, `pickle` for another process) must not share what is open: an adapter that
+    holds files defines `__reduce__`, as a rule `return type(self), (what it was made from, ...)`.
+    """
+
+    kind: str
+    """Names the kind in the identity."""
+    columnar: bool = False
+    """True: `read` gives a PyTree of arrays [n, ...]. False: it gives a list of n records."""
+    num_sampled: int = 16
+    """How many records the quick fingerprint reads; 0: none, because the outline says what is in them."""
+
+    def __len__(self) -> int:
+        """Number of records, without reading one."""
+        raise NotImplementedError(f"{type(self).__name__} must define __len__")
+
+    def read(self, indices: np.ndarray) -> Any:
+        """The records at `indices`: int64[n] in [0, len), in any order; n may be 0, and indices may repeat.
+
+        Called by several threads at once. The same index gives the same record every time, in new arrays.
+
+        Raises:
+            ReadError: if the data cannot be read.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define read")
+
+    def outline(self) -> dict[str, Any]:
+        """What tells this data from other data without reading a record, beside kind, name and number of records.
+
+        A JSON-able tree that depends on no path, time or setting that leaves the records as they are.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define outline")
+
+    def sample(self) -> str | None:
+        """A digest of `num_sampled` records, evenly spread: with the outline it is the quick fingerprint."""
+        at = sample_positions(len(self), self.num_sampled)
+        return records_digest([self.read(np.array(at, dtype=np.int64))])
+
+    def files(self) -> Sequence[SourceFile]:
+        """The files that the records lie in, in the order of the records; () where a record is in no one file."""
+        return ()
+
+    def content_fingerprint(self) -> dict[str, Any] | None:
+        """The full fingerprint, which changes with every byte; None if none can be had."""
+        return None
+
+    def content_stamp(self) -> dict[str, Any]:
+        """What a file system says of the files: {name: [bytes, mtime in ns]}."""
+        return {}
+
+    @property
+    def content_recorded(self) -> bool:
+        """Whether something was recorded that `check_content` can hold the data against."""
+        return False
+
+    def check_content(self, names: Sequence[str] | None = None) -> list[str]:
+        """Reads what is in these files, or everything, and tells each difference from what was recorded."""
+        return []
+
+    def changed_among(self, indices: np.ndarray) -> dict[int, str]:
+        """Reads these records; index -> where it lies and how it differs from what was recorded."""
+        return {}
+
+    def close(self) -> None:
+        """Frees what is open; no read follows."""
