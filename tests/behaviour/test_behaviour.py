@@ -29,7 +29,9 @@ def first_difference(golden, today, path=""):
         return None
     if type(golden) is type(today) and golden == today:
         return None
-    return path, golden, today
+    trees_in = [json.loads(text) for text in (golden, today) if isinstance(text, str) and text[:1] == "{"]
+    inner = first_difference(*trees_in, f"{path}:") if len(trees_in) == 2 else None
+    return inner or (path, golden, today)
 
 
 @pytest.mark.parametrize("concern", [*OF_ALL_LINES, f"draws-{line()}"])
