@@ -178,7 +178,10 @@ def put(state, path, value):
         state[last] = value
 
 
-DELETE = object()
+class DELETE:
+    """In place of a value: the key is taken away. A class, because its name is the same in every process of pytest-xdist."""
+
+
 I32, F32 = jnp.int32, jnp.float32
 KIND, SHAPE, DTYPE, RANGE = "kind mismatch", "shape mismatch", "dtype mismatch", "out of range"
 KEYS, NODE, LENGTH = "keys mismatch", "node type mismatch", "length mismatch"
