@@ -1,6 +1,5 @@
 """Real modules and small helpers that the checkpoint tests share."""
 
-import multiprocessing
 import os
 
 import jax
@@ -10,6 +9,7 @@ from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.module import CheckpointableIteratorModule
+from tests.support.processes import fork_server
 
 
 class Counter(CheckpointableIteratorModule):
@@ -138,9 +138,7 @@ def flip_byte(path, at=None):
 
 def start_process(target, *args):
     """A fork of a server that has JAX, Flax and Orbax imported but no backend started."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.checkpoint.modules", "datarax.checkpoint"])
-    process = context.Process(target=target, args=args)
+    process = fork_server().Process(target=target, args=args)
     process.start()
     return process
 

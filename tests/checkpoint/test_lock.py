@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import os
 import signal
 
@@ -10,6 +9,7 @@ from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.lock import RunLock, is_held_on_this_machine
 from datarax.core.errors import RunLockedError
 from tests.checkpoint.modules import Counter, start_process
+from tests.support.processes import fork_server
 
 
 def hold(directory, ready, release):
@@ -21,7 +21,7 @@ def hold(directory, ready, release):
 
 
 def events():
-    context = multiprocessing.get_context("forkserver")
+    context = fork_server()
     return context.Event(), context.Event()
 
 

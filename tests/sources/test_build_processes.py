@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,8 @@ import pytest
 
 from datarax.sources import BuildConfig, build_dataset
 from datarax.sources.manifest import INPUTS_STAMP_NAME as BUILD_STAMP_NAME
+from datarax.sources.build_stamp import BUILD_STAMP_NAME
+from tests.support.processes import fork_server
 
 # What stands between a build and the disk. A builder killed before any of these calls must be as good as none.
 _STEPS = ("mkdir", "fsync", "rename", "replace", "unlink")
@@ -40,10 +41,7 @@ def _builder(config: BuildConfig, die_at: int) -> None:
 
 
 def start(config: BuildConfig, die_at: int = 0) -> BaseProcess:
-    context = multiprocessing.get_context("forkserver")
-    # Imported once for all children; without effect if another test has started the server already.
-    context.set_forkserver_preload(["tests.support.preload", "datarax.sources"])
-    process = context.Process(target=_builder, args=(config, die_at))
+    process = fork_server().Process(target=_builder, args=(config, die_at))
     process.start()
     return process
 

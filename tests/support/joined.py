@@ -6,7 +6,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from tests.support.processes import _server, free_port
+from tests.support.processes import fork_server, free_port
 
 
 class Failed:
@@ -28,7 +28,7 @@ def joined(function, *arguments, count, timeout=120, settings=None):
     port = free_port()
     with tempfile.TemporaryDirectory() as place:
         processes = [
-            _server().Process(
+            fork_server().Process(
                 target=_main, args=(function, arguments, index, count, port, place, settings or {})
             )
             for index in range(count)

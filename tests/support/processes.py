@@ -11,12 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-_PRELOAD = ["tests.support.preload"]
 
-
-def _server():
+def fork_server():
+    """The context whose processes are forks of the one server of this session."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(["tests.support.preload"])
     return context
 
 
@@ -42,7 +41,7 @@ class Command:
     def __init__(self, arguments, *, directory, log, environment=None):
         self.log = Path(log)
         words = [str(argument) for argument in arguments]
-        self.process = _server().Process(
+        self.process = fork_server().Process(
             target=_main, args=(words, str(directory), str(log), environment or {})
         )
         self.process.start()
