@@ -1,26 +1,31 @@
 # Everything a newcomer or CI types. Each target does its own set-up in .venv; only Python 3.11+, pip and make are needed.
 #
-#   make run     the quickstart: train, kill it, type it again
-#   make test    all tests
-#   make check   format, lint, types
-#   make bench   the loader against its ceilings and against Grain, and what digests cost it
-#   make proof   every field, byte and line that counts, changed one at a time: who notices
-#   make golden  the golden files of a raised format or version; overwrites none
-#   make soak    hundreds of signals into runs of many processes (about half an hour)
+#   make run        the quickstart: train, kill it, type it again
+#   make test       every law, every format, one real process per kind of thing (minutes)
+#   make test-all   all tests: `make test`, and fleets, random kills and every case of each long list
+#   make check      format, lint, types
+#   make bench      the loader against its ceilings and against Grain, and what digests cost it
+#   make proof      every field, byte and line that counts, changed one at a time: who notices
+#   make golden     the golden files of a raised format or version; overwrites none
+#   make mutants    one-line faults in the package, one at a time: each must be killed by `make test`
+#   make soak       hundreds of signals into runs of many processes (about half an hour)
 
 SHELL := /bin/sh
 VENV ?= .venv
-# The first of these that is Python 3.11 or newer; override with `make PYTHON=python3.12 …`.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.14; do \
+# The first of these that runs and is Python 3.11 or newer (a version manager's shim may refuse to run); override with
+# `make PYTHON=python3.13 …`. 3.12 is the main line, with the newest jax.
+PYTHON ?= $(shell for p in python3.12 $$HOME/.pyenv/versions/3.12.*/bin/python3 python3.13 python3.14 python3 python3.11; do \
     command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_FLAGS ?= -q
+# Two workers, a file to a worker: what a file makes once is used by all its tests.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
-.PHONY: run test check format bench proof soak golden constraints clean help setup
+.PHONY: run test test-all check format bench proof mutants soak golden constraints clean help setup
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 setup: $(READY)
 
@@ -37,7 +42,10 @@ run: $(READY)
 	$(BIN)/datarax run configs/quickstart.toml
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(PYTEST)
+
+test-all: $(READY)
+	$(PYTEST) -m "" --hypothesis-profile full
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -57,6 +65,9 @@ bench: $(READY)
 
 proof: $(READY)
 	$(BIN)/python -m tests.proof.table
+
+mutants: $(READY)
+	$(BIN)/python -m tests.mutants
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak --kills 300
