@@ -6,13 +6,21 @@ from multiprocessing import resource_tracker
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "2")
 
+import pytest
 from hypothesis import settings
+
+from tests.support.tiers import leave_out
 
 # Tests never depend on timing; a slow example on a busy machine is no failure. Nor do they depend on chance: whoever runs them
 # sees the same examples. `make test-all` takes the second profile.
 settings.register_profile("first", deadline=None, derandomize=True, max_examples=25)
-settings.register_profile("full", deadline=None, derandomize=True, max_examples=200)
+settings.register_profile("full", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("first")
 
 # A garbage collection in the midst of its start, in whatever test that falls, is an error of Python's own.
 resource_tracker.ensure_running()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    leave_out(items, pytest.mark.full)

@@ -430,6 +430,7 @@ def test_kubernetes_scripts_are_bash_and_give_the_signal_to_datarax(path):
 GUIDE = (ROOT / "docs" / "multihost.md").read_text()
 
 
+@pytest.mark.full
 def test_the_program_of_the_guide_is_one_run_in_two_processes_and_goes_on_in_one(tmp_path):
     (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
     endless = code.replace("num_epochs=3", "num_epochs=None")

@@ -19,6 +19,7 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.full
 def test_the_python_block_of_the_readme_runs_and_resumes(tmp_path):
     (code,) = blocks("README.md", "python")
     outputs = []
@@ -36,6 +37,7 @@ def test_the_python_block_of_the_readme_runs_and_resumes(tmp_path):
     assert all("Outcome(step=468, complete=True" in output for output in outputs)
 
 
+@pytest.mark.full
 def test_the_commands_of_the_readme_do_what_it_says(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     code, output = run_command("run", "configs/quickstart.toml", "--set", "run.steps=8", directory=tmp_path)
@@ -54,6 +56,7 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path):
         assert code == expected[words[0]], f"{line}\n{output}"
 
 
+@pytest.mark.full
 def test_the_python_blocks_of_the_testing_guide_are_a_test_file_that_passes(tmp_path):
     guide = tmp_path / "test_guide.py"
     guide.write_text("\n\n".join(blocks("docs/testing.md", "python")))

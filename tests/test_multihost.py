@@ -115,6 +115,7 @@ def starting(index, seconds, port):
 
 
 @pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.few(1)
 def test_a_process_that_waits_for_the_others_says_who_and_for_how_long(index):
     port = free_port()
     process = starting(index, 2, port)
@@ -129,6 +130,7 @@ def test_a_process_that_waits_for_the_others_says_who_and_for_how_long(index):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.few(1)
 def test_a_signal_while_waiting_for_the_others_is_a_stop(number):
     process = starting(1, 300, free_port())
     assert process.stdout.readline() == "waiting\n"
@@ -204,6 +206,7 @@ def test_slurm_tells_processes_their_place():
     assert [out.splitlines()[-1] for out, _, _ in ends] == ["0 2 1", "1 2 1"]
 
 
+@pytest.mark.full
 def test_open_mpi_tells_processes_their_place():
     shared = {
         "OMPI_MCA_orte_hnp_uri": f"{1000 + free_port() % 3000}.0;tcp://127.0.0.1:4321",

@@ -13,8 +13,6 @@ import pytest
 from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, ledger_steps, list_steps
 from tests.checkpoint.modules import Counter, Digesting, model, redirect_output, same, start_process
 
-KILLS = 12
-
 
 def save_for_ever(directory):
     config = SaveConfig(keep_latest=2)
@@ -28,9 +26,10 @@ def save_for_ever(directory):
             checkpointer.save(step, model=model(step) if step % 2 else None, data=counter)
 
 
-def test_a_run_killed_at_random_moments_restores_its_newest_step_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.full)])
+def test_a_run_killed_at_random_moments_restores_its_newest_step_bit_for_bit(kills, tmp_path):
     moments, newest = random.Random(7), 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         process = start_process(save_for_ever, tmp_path)
         before = time.monotonic()
         while not list_steps(tmp_path) or list_steps(tmp_path)[-1] == newest:

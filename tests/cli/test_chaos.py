@@ -78,6 +78,7 @@ def test_a_run_that_keeps_all_in_its_state_survives_and_nothing_is_left_behind(c
     assert left(place(config)) == []
 
 
+@pytest.mark.full
 def test_a_task_that_counts_outside_its_state_is_caught_and_only_its_model_is_blamed(config, capsys):
     code = chaos(config, *ONE_KILL, sets=[f"task.use={FORGETFUL}:counting_task"])
     out = capsys.readouterr().out
@@ -90,6 +91,7 @@ def test_a_task_that_counts_outside_its_state_is_caught_and_only_its_model_is_bl
     assert {path.name for path in Path(kept).iterdir()} == {"undisturbed", "trial-1"}
 
 
+@pytest.mark.full
 def test_rows_from_a_running_stream_are_caught_at_the_first_step_after_the_kill(config, capsys):
     code = chaos(config, "--json", *ONE_KILL, sets=[f"transforms.0.use={FORGETFUL}:stirred"])
     found = json.loads(capsys.readouterr().out)

@@ -199,6 +199,7 @@ def test_build_answers_with_what_it_made_and_reuses_it(tmp_path, capsys):
 # Output.
 
 
+@pytest.mark.full
 def test_a_reader_that_leaves_makes_no_noise(finished):
     """`datarax order … | head -1`"""
     script = f'"{sys.executable}" -m datarax.cli.main order config.toml --steps 0:4000 | head -1'
@@ -215,6 +216,7 @@ def test_a_reader_that_leaves_makes_no_noise(finished):
     assert re.fullmatch(r"step 0  row 0  text:\d+  epoch 0\n", done.stdout)
 
 
+@pytest.mark.full
 def test_a_run_does_not_end_with_whoever_read_its_progress(finished, tmp_path):
     """`datarax run … 2>&1 | head -1` trains to the end."""
     read, write = os.pipe()
@@ -289,6 +291,7 @@ def on_terminal(arguments):
     return seen.decode()
 
 
+@pytest.mark.full
 def test_metrics_are_whole_json_lines_even_after_kills(tmp_path):
     config = write_config(tmp_path, steps=10**6)
     metrics = tmp_path / "run" / "metrics.jsonl"

@@ -123,6 +123,7 @@ def test_data_that_end_before_the_run_are_said_with_what_to_set(tmp_path, capsys
     assert "snapshot 4 is committed" in error
 
 
+@pytest.mark.full
 def test_two_processes_keep_two_states_in_one_snapshot_and_one_verify_replays_both(tmp_path, capsys):
     config = tmp_path / "config.toml"
     text = _CONFIG.format(directory=tmp_path).replace('[task]\nuse = "tests.support.grain_task:task"\n', "")

@@ -162,6 +162,7 @@ def test_children_stop_well_if_the_launcher_dies(tmp_path):
     wait_for(lambda: len(list(tmp_path.glob("stopped-*"))) == 2)
 
 
+@pytest.mark.full
 def test_the_command_line_runs_many_processes_and_keeps_its_output_clean(tmp_path):
     places = [f"run.directory={tmp_path}/run", f"source.files={tmp_path}/data", "run.steps=3"]
     sets = [word for place in places for word in ("--set", place)]
@@ -188,6 +189,7 @@ def test_a_number_of_processes_below_one_is_refused(count, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.few(1)
 def test_a_signal_to_a_launcher_that_has_not_launched_anything_is_a_stop_and_no_error(number, tmp_path):
     config = tmp_path / "config.toml"
     os.mkfifo(config)  # reading it lasts until somebody has written

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from datarax.core.tree import EncodingError, canonical_json, decode, encode
 from tests.checkpoint.modules import same
+from tests.support.tiers import examples
 
 
 def there_and_back(tree):
@@ -52,7 +53,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(trees)
 def test_every_state_tree_comes_back_with_its_types_and_bits(tree):
     assert equal(there_and_back(tree), tree)

@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, struct
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
 from datarax.core.module import CheckpointableIteratorModule, DataraxModule
 from datarax.core.tree import detached
+from datarax.core.restore import detached
+from tests.support.tiers import examples
 
 Point = collections.namedtuple("Point", "x y")
 
@@ -316,7 +318,7 @@ def test_an_empty_state_is_refused_and_an_ordered_dict_is_a_dict():
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_any_leaf_of_another_kind_and_any_lost_key_is_refused(data):
     module = changed()
     state = module.get_state()
@@ -493,7 +495,7 @@ class Built(CheckpointableIteratorModule[int]):
 
 
 @given(blueprints, st.integers(0, 2**80))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_random_modules_go_round_clone_and_come_back(blueprint, position):
     source, target = Built(blueprint), Built(blueprint)
     source.position.set_value(position)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.errors import TraceContextError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datarax.core.variables import HostFlag, HostInt, IterationCount, looked_up
+from tests.support.tiers import examples
 
 INT32_MAX = 2**31 - 1
 BIG = [0, 1, 2**31 - 1, 2**31, 2**32 + 5, 2**40 + 3, 2**53 + 1, 2**63 + 5, 2**64 - 1, 2**64, 2**100 + 7]
@@ -121,7 +122,7 @@ def test_counts_can_be_kept_for_each_lane():
 
 
 @given(st.integers(0, 2**130))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_a_host_int_is_exact_at_any_size_through_split_merge_copy_and_flattening(value):
     holder = Holder(value)
     graphdef, state = nnx.split(holder)

@@ -232,6 +232,7 @@ def processes_over_interleave():
     return interleaved.mp_prefetch(grain.MultiprocessingOptions(num_workers=2))
 
 
+@pytest.mark.full
 def test_processes_that_have_delivered_nothing_are_restored_here_and_not_in_bare_grain(tmp_path):
     with wrap(processes_over_interleave()) as module:
         next(module)

@@ -53,6 +53,7 @@ def test_the_elements_are_those_of_the_bare_pipeline(build):
 
 
 @pytest.mark.parametrize("build", ALL, ids=lambda build: build.__name__)
+@pytest.mark.few(8)
 def test_every_state_goes_on_exactly_in_a_fresh_and_in_a_used_module(build):
     elements, states = run(wrap(build()))
     used = wrap(build())
@@ -66,6 +67,7 @@ def test_every_state_goes_on_exactly_in_a_fresh_and_in_a_used_module(build):
 
 
 @pytest.mark.parametrize("build", ALL, ids=lambda build: build.__name__)
+@pytest.mark.few(8)
 def test_a_state_of_the_second_generation_goes_on_exactly(build):
     elements, states = run(wrap(build()))
     for i in range(0, len(states) - 1, 3):

@@ -278,6 +278,7 @@ def test_a_changed_dataset_pipeline_is_refused_by_name(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", LOADER, ids=lambda case: case.name)
+@pytest.mark.few(6)
 def test_a_changed_data_loader_is_refused_by_name(case, tmp_path):
     save(tmp_path, case.was)
     assert_refused(tmp_path, case.now, case.field)

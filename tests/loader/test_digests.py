@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import datarax.order.timeline as timeline_module
@@ -15,6 +15,7 @@ from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.order import Digest, id64, key_hashes, key_hashes_of_pass, row_hashes
 from datarax.sources import MemoryConfig, MemorySource, RangeConfig, RangeSource
 from datarax.transforms import map_batch, random_map_batch
+from tests.support.tiers import examples
 
 RECORDS = 23
 
@@ -43,7 +44,7 @@ def log_of(loader):
 # Whatever the way
 
 
-@settings(deadline=None, max_examples=30)
+@examples(30)
 @given(
     starts=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.integers(1, 3)), max_size=4),
     remainder=st.sampled_from(["pad", "drop"]),
@@ -65,7 +66,7 @@ def test_read_ahead_threads_and_restores_change_no_digest(starts, remainder):
     assert digest == total
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(data=st.data(), batch_size=st.integers(1, 9))
 def test_the_digests_of_a_step_add_up_over_any_owners(data, batch_size):
     owner = data.draw(st.lists(st.integers(0, 3), min_size=batch_size, max_size=batch_size))

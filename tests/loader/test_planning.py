@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 from tests.support.simulated import check_all, force_devices
 force_devices()
@@ -13,6 +15,7 @@ assert check_all({"data": 1024, "model": 4}, rows_per_shard=3) == 1024
 """
 
 
+@pytest.mark.full
 def test_the_rows_of_all_4096_processes_together_are_the_global_batch():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],

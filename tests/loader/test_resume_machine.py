@@ -12,6 +12,7 @@ from datarax.checkpoint import Checkpointer, SaveConfig, decode, encode
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.sources import RangeConfig, RangeSource
 from datarax.transforms import random_map_batch
+from tests.support.tiers import examples
 
 _RECORDS = 23
 _SOURCE = RangeSource(RangeConfig(stop=_RECORDS))
@@ -99,7 +100,7 @@ class ResumeMachine(RuleBasedStateMachine):
 
 TestResumeMachine = ResumeMachine.TestCase
 TestResumeMachine.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    examples(40), stateful_step_count=30, suppress_health_check=list(HealthCheck)
 )
 
 

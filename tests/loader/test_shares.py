@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datarax.core.errors import ConfigError
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.sources import MemoryConfig, MemorySource, RangeConfig, RangeSource
 from datarax.transforms import map_batch, random_map_batch
+from tests.support.tiers import examples
 
 RECORDS = 23
 
@@ -80,7 +81,7 @@ def plain(state, *, but=()):
     return {name: str(value) for name, value in state.items() if name not in but}
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.data(), st.integers(1, 7), st.sampled_from(["pad", "drop"]), st.booleans())
 def test_the_sum_of_all_processes_is_the_state_of_one(data, batch_size, remainder, stats):
     kinds = {"remainder": remainder, "stats": stats}
@@ -117,7 +118,7 @@ def test_the_sum_of_all_processes_is_the_state_of_one(data, batch_size, remainde
                 each.close()
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(st.data(), st.integers(1, 7))
 def test_every_process_reads_its_rows_of_the_one_batch(data, batch_size):
     split = data.draw(splits(batch_size))

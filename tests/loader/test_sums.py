@@ -4,7 +4,7 @@ import copy
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import datarax.loader.stream as stream_module
@@ -13,6 +13,7 @@ from datarax.loader.step_log import StepLog
 from datarax.order import Digest
 from datarax.sources import RangeConfig, RangeSource
 from datarax.transforms import map_batch
+from tests.support.tiers import examples
 
 RECORDS = 23
 
@@ -84,7 +85,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     actions=st.lists(ACTIONS, max_size=25),
     with_bytes=st.booleans(),

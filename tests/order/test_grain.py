@@ -4,11 +4,12 @@ import grain
 import numpy as np
 import pytest
 from grain._src.python.experimental.index_shuffle.python import index_shuffle_module
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from datarax.order import GrainStyle, Order, OrderConfig, OrderPolicy
 from datarax.order.grain import GrainPermutations, derived_shuffle_seed, num_repeated
+from tests.support.tiers import examples
 
 
 def grain_index(index, n, seed):
@@ -29,7 +30,7 @@ lengths = st.one_of(
 )
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(n=lengths, seed=st.integers(0, 2**32 - 1), data=st.data())
 @example(n=65_536, seed=1, data=None)
 @example(n=65_537, seed=1, data=None)
@@ -103,7 +104,7 @@ def test_other_lengths_are_permuted_without_a_warning(n):
 
 
 @given(st.integers(1, 300), st.integers(0, 2**32 - 1))
-@settings(max_examples=10)
+@examples(10)
 def test_small_lengths_are_permuted_in_every_epoch(n, seed):
     keys = order_of(n, seed).keys(np.arange(6 * n))
     assert all(sorted(row) == list(range(n)) for row in keys.index.reshape(6, n).tolist())

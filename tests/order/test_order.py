@@ -87,6 +87,7 @@ def test_the_inverse_of_many_records_is_that_of_each(config, n, epoch, data):
 
 @any_policy
 @pytest.mark.parametrize("n", [65_537, 2**20 + 1])
+@pytest.mark.few(3)
 def test_the_inverse_of_all_records_is_the_whole_epoch(config, n):
     """Also where Grain delivers a record twice and another one never."""
     order = order_of(config, n)

@@ -96,6 +96,7 @@ def test_a_builder_killed_before_any_step_changes_nothing_for_the_next(
     assert killed >= 10
 
 
+@pytest.mark.full
 def test_builders_killed_at_random_moments_leave_what_the_next_one_finishes(
     numbers: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ):

@@ -47,6 +47,7 @@ def loader(source=None, transforms=(COLUMN, NOISE), rows=None, **settings):
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=lambda order: order["order"])
+@pytest.mark.few(2)
 def test_a_loader_resumes_everywhere_in_each_order_and_however_it_is_split(order):
     settings = {**order, "remainder": "pad", "byte_digest": True}
     assert_resumes_everywhere(
@@ -55,6 +56,7 @@ def test_a_loader_resumes_everywhere_in_each_order_and_however_it_is_split(order
 
 
 @pytest.mark.parametrize("read_ahead", [0, 3])
+@pytest.mark.few(1)
 def test_an_endless_loader_with_statistics_and_random_streams_resumes_everywhere(read_ahead):
     def make(rows=None):
         config = DataLoaderConfig(

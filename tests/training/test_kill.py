@@ -95,6 +95,7 @@ def survive(config, directory, kills, seed, *settings):
     return outcomes
 
 
+@pytest.mark.full
 def test_the_quickstart_killed_at_random_moments_ends_bit_identical(tmp_path):
     config = Path(__file__).parents[2] / "configs" / "quickstart.toml"
     short = ("--set", "run.steps=16", "--set", "save.every_seconds=0.5")
@@ -110,6 +111,7 @@ def test_the_quickstart_killed_at_random_moments_ends_bit_identical(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.full
 def test_a_run_killed_at_random_moments_ends_bit_identical(seed, tmp_path, undisturbed):
     outcomes = survive(write_config(tmp_path), tmp_path, 4, seed)
     code, output = run_command("diff", undisturbed / "run", tmp_path / "run", directory=tmp_path)
@@ -136,6 +138,7 @@ def test_a_signal_while_the_users_modules_are_imported_is_a_stop_and_no_error(tm
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.few(1)
 def test_a_first_signal_saves_after_the_step_and_exits_75(number, tmp_path):
     config = write_config(tmp_path)
     command = Command(

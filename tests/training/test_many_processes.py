@@ -12,6 +12,8 @@ from datarax.checkpoint import Snapshot
 from tests.support.many import LOST, assert_same_run, newest, step_digests, survive, table, write_config
 from tests.support.processes import Fleet, run_command, run_fleet
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):

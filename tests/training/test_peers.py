@@ -108,6 +108,7 @@ def command(place, task, *settings):
     return words
 
 
+@pytest.mark.full
 def test_one_that_fails_alone_says_why_and_the_others_repeat_it(place):
     codes, output = run_fleet(*command(place, "FailsOnOne"), count=3, directory=place)
     assert codes == [75, 70, 75], output
@@ -119,6 +120,7 @@ def test_one_that_fails_alone_says_why_and_the_others_repeat_it(place):
     assert output.count("snapshot 5 is committed; run the same command again to continue after it") == 2
 
 
+@pytest.mark.full
 def test_one_that_fails_alone_does_not_wait_for_its_save_which_needs_the_others(place):
     codes, output = run_fleet(
         *command(place, "FailsOnOne"), "--set", "save.every_steps=1", count=3, directory=place
@@ -127,6 +129,7 @@ def test_one_that_fails_alone_does_not_wait_for_its_save_which_needs_the_others(
     assert output.count("which ended with: ValueError: the batch is odd") == 2
 
 
+@pytest.mark.full
 def test_one_that_lacks_its_data_stops_all_before_they_begin(place):
     (place / "hidden").mkdir()
     elsewhere = {"each": lambda index: ("--set", f"source.files={'hidden' if index == 1 else 'data'}")}
@@ -135,6 +138,7 @@ def test_one_that_lacks_its_data_stops_all_before_they_begin(place):
     assert codes[0] in (1, 2), output
 
 
+@pytest.mark.full
 def test_the_coordinator_that_fails_alone_lets_the_others_end_first(place):
     (place / "odd.py").write_text(TASKS.replace("me == 1:\n            raise", "me == 0:\n            raise"))
     codes, output = run_fleet(*command(place, "FailsOnOne"), count=3, directory=place)
@@ -149,6 +153,7 @@ def test_what_fails_on_all_is_an_error_of_the_task_and_no_loss(place):
     assert "it lost" not in output
 
 
+@pytest.mark.full
 def test_a_killed_process_is_missed_by_name(place):
     fleet = Fleet(command(place, "Odd", "run.steps=100000"), count=3, directory=place)
     fleet.wait_until(lambda: "step 12/" in fleet.output())
@@ -174,6 +179,7 @@ def test_a_killed_process_before_any_snapshot_is_a_failure(place):
     assert fleet.wait()[0] in (74, -signal.SIGABRT)
 
 
+@pytest.mark.full
 def test_processes_whose_init_differs_train_nothing(place):
     codes, output = run_fleet(*command(place, "Differs"), count=2, directory=place)
     assert codes == [1, 1], output
@@ -181,6 +187,7 @@ def test_processes_whose_init_differs_train_nothing(place):
     assert list_steps(place / "run") == [5]
 
 
+@pytest.mark.full
 def test_processes_that_were_told_different_things_train_nothing(place):
     seeds = {"each": lambda index: ("--set", f"loader.seed={5 + index}")}
     codes, output = run_fleet(*command(place, "Odd"), count=2, directory=place, **seeds)
@@ -191,6 +198,7 @@ def test_processes_that_were_told_different_things_train_nothing(place):
     assert "on process 1" in output
 
 
+@pytest.mark.full
 def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused_with_those_that_do(place):
     codes, output = run_fleet(*command(place, "Odd"), count=5, directory=place)
     assert codes == [2] * 5, output
@@ -204,6 +212,7 @@ def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused_with_th
 
 @pytest.mark.parametrize(("task", "mark"), [("SlowInit", "in-init"), ("SlowFirstStep", "in-step")])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.few(1)
 def test_a_signal_while_one_is_busy_waits_for_it_and_is_not_lost(task, mark, number, place):
     fleet = Fleet(command(place, task, "run.steps=100000"), count=2, directory=place)
     fleet.wait_until(lambda: all((place / f"{mark}-{index}").exists() for index in range(2)))
@@ -223,6 +232,7 @@ def test_a_signal_while_one_is_busy_waits_for_it_and_is_not_lost(task, mark, num
     assert codes == [0, 0, 0], output
 
 
+@pytest.mark.full
 def test_a_second_interrupt_leaves_at_once(place):
     fleet = Fleet(command(place, "SlowFirstStep"), count=2, directory=place)
     fleet.wait_until(lambda: all((place / f"in-step-{index}").exists() for index in range(2)))
@@ -234,12 +244,14 @@ def test_a_second_interrupt_leaves_at_once(place):
     assert fleet.wait()[0] in (75, -signal.SIGABRT), fleet.output()
 
 
+@pytest.mark.full
 def test_a_handler_for_sigterm_that_came_later_is_warned_of(place):
     codes, output = run_fleet(*command(place, "TakesSigterm", "run.steps=8"), count=2, directory=place)
     assert codes == [0, 0], output
     assert output.count("warning: process 1 has got another handler for SIGTERM") == 1
 
 
+@pytest.mark.full
 def test_a_save_that_takes_too_long_after_sigterm_is_left(place):
     fleet = Fleet(
         command(place, "SlowSave", "run.steps=100000", "save.preemption_seconds=2"), count=2, directory=place
@@ -255,6 +267,7 @@ def test_a_save_that_takes_too_long_after_sigterm_is_left(place):
     assert list_steps(place / "run") == [5]
 
 
+@pytest.mark.full
 def test_many_processes_go_back_to_an_older_snapshot_and_past_a_damaged_one(place):
     settings = ("save.every_steps=2", "save.keep_latest=10")
     codes, output = run_fleet(*command(place, "Odd", "run.steps=9", *settings), count=2, directory=place)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from datarax.core.errors import ConfigError
@@ -23,6 +23,7 @@ from datarax.transforms import (
     random_map_records,
     random_uniform,
 )
+from tests.support.tiers import examples
 
 
 def run(transforms, rows, index=None, seed=7):
@@ -178,7 +179,7 @@ COLUMNS = {"x": np.arange(40) * 10}
 WHOLE = None
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.lists(st.integers(0, 39), min_size=1, max_size=8))
 def test_a_row_is_the_same_in_every_batch_order_and_slice(index):
     global WHOLE
