@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from datarax import multihost
 from datarax.core import errors
 from datarax.run_config import load_config
 from datarax.signals import StopRequested
+from tests.support.processes import free_port
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "configs" / "deploy"
@@ -440,9 +440,7 @@ def test_the_program_of_the_guide_is_one_run_in_two_processes_and_goes_on_in_one
     metrics = tmp_path / "runs" / "regression" / "metrics.jsonl"
 
     def run(count):
-        with socket.socket() as found:
-            found.bind(("localhost", 0))
-            port = found.getsockname()[1]
+        port = free_port()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
         children = []
         for index in range(count):

@@ -83,13 +83,28 @@ def restore_newest(processes, run):
     return restored.step, counter.idx.get_value(), wrong
 
 
-def test_what_one_number_of_processes_saved_another_restores_bit_for_bit(tmp_path):
-    run = tmp_path / "run"
-    assert joined(save_steps, run, [1, 2], count=2) == [(1, [1, 2])] * 2
-    assert joined(restore_newest, run, count=3) == [(2, 2, [])] * 3
-    assert joined(save_steps, run, [3], count=4) == [(3, [1, 2, 3])] * 4
-    assert joined(restore_newest, run, count=1) == [(3, 3, [])]
-    assert joined(restore_newest, run, count=2) == [(3, 3, [])] * 2
+SAVE, RESTORE = "save", "restore"
+
+
+@pytest.mark.parametrize(
+    "legs",
+    [
+        [(SAVE, 2), (RESTORE, 1)],
+        pytest.param(
+            [(SAVE, 2), (RESTORE, 3), (SAVE, 4), (RESTORE, 1), (RESTORE, 2)], marks=pytest.mark.full
+        ),
+    ],
+    ids=len,
+)
+def test_what_one_number_of_processes_saved_another_restores_bit_for_bit(legs, tmp_path):
+    run, saved = tmp_path / "run", []
+    for start, (what, count) in enumerate(legs, start=1):
+        if what == SAVE:
+            steps = [saved[-1] + 1] if saved else [1, 2]
+            saved += steps
+            assert joined(save_steps, run, steps, count=count) == [(start, saved)] * count
+        else:
+            assert joined(restore_newest, run, count=count) == [(saved[-1], saved[-1], [])] * count
     assert Snapshot.open(run).check() == []
 
 
@@ -122,6 +137,7 @@ def save_otherwise(processes, run, what):
         ("encoding", "PeerError", "it failed on process 1"),
     ],
 )
+@pytest.mark.few(1)
 def test_processes_that_would_save_different_things_save_nothing_and_all_say_the_same(
     tmp_path, what, kind, said
 ):
@@ -164,6 +180,7 @@ def open_another(processes, run, what):
         ("directory", "need one shared directory"),
     ],
 )
+@pytest.mark.few(1)
 def test_processes_that_are_not_of_one_run_stop_before_it_begins(tmp_path, what, said):
     from datarax.checkpoint import checkpointer
 
@@ -257,6 +274,7 @@ def failed_save(checkpointer):
 
 
 @pytest.mark.parametrize("where", ["writing", "sealing", "renaming"])
+@pytest.mark.few(1)
 def test_a_save_that_fails_on_one_process_fails_on_all_at_once_and_the_next_one_works(tmp_path, where):
     run = tmp_path / "run"
     results = joined(save_with_a_failure, run, where, count=3)
@@ -300,6 +318,7 @@ def save_two(processes, run):
         checkpointer.save(1, data={"a": Counter().at(1), "b": Picky().at(1)})
 
 
+@pytest.mark.full
 def test_a_restore_that_one_process_cannot_do_changes_nothing_on_any(tmp_path):
     joined(save_two, tmp_path / "run", count=1)
     results = joined(restore_where_one_cannot, tmp_path / "run", count=3)
@@ -313,6 +332,7 @@ def restore_damaged(processes, run):
         checkpointer.restore(model=model(0), data={"c": Counter()})
 
 
+@pytest.mark.full
 def test_a_damaged_file_is_found_by_whoever_checks_it_and_named_by_all(tmp_path):
     run = tmp_path / "run"
     joined(save_steps, run, [1, 2], count=2)
@@ -340,6 +360,7 @@ def own_state(processes, run, save):
     return mine.position.get_value()
 
 
+@pytest.mark.full
 def test_state_of_single_processes_comes_back_to_each_and_on_their_number_only(tmp_path):
     joined(own_state, tmp_path / "run", True, count=3)
     assert joined(own_state, tmp_path / "run", False, count=3) == [10, 11, 12]
@@ -359,6 +380,7 @@ def save_by_time(processes, run):
         return checkpointer.steps()
 
 
+@pytest.mark.full
 def test_a_save_that_is_due_by_time_is_due_at_one_step_for_all(tmp_path):
     results = joined(save_by_time, tmp_path / "run", count=2)
     assert results[0] == results[1]
@@ -383,6 +405,7 @@ def stop_after_a_late_step(processes, run):
         return before, len(answers), answers[-1], after
 
 
+@pytest.mark.full
 def test_a_notice_is_heard_at_one_question_of_all_whatever_step_was_saved_before(tmp_path):
     results = joined(stop_after_a_late_step, tmp_path / "run", count=3)
     assert len({str(result) for result in results}) == 1, results
@@ -405,6 +428,7 @@ def save_two_runs(processes, first, second):
         return one.steps(), two.steps()
 
 
+@pytest.mark.full
 def test_two_runs_are_saved_at_the_same_time_without_being_mixed(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert joined(save_two_runs, first, second, count=2) == [([1, 2, 3, 4, 5],) * 2] * 2

@@ -63,6 +63,7 @@ def left(path):
     return found
 
 
+@pytest.mark.full
 def test_a_run_that_keeps_all_in_its_state_survives_and_nothing_is_left_behind(config, capsys):
     assert chaos(config, "--kills", "2", "--seed", "2") == 0, capsys.readouterr()
     out = capsys.readouterr().out
@@ -111,6 +112,7 @@ def test_a_run_that_cannot_be_continued_is_shown_with_its_code_and_its_last_line
     assert "RuntimeError: this place was used before" in out
 
 
+@pytest.mark.full
 def test_a_run_that_hangs_is_killed_and_said_to_hang(config, capsys, monkeypatch):
     monkeypatch.setattr(campaign, "_LIMIT_FACTOR", 0.0)
     monkeypatch.setattr(campaign, "_LIMIT_MORE_SECONDS", 1.0)
@@ -123,6 +125,7 @@ def test_a_run_that_hangs_is_killed_and_said_to_hang(config, capsys, monkeypatch
     assert left(place(config)) == []
 
 
+@pytest.mark.full
 def test_a_run_that_does_not_hear_a_signal_is_caught(config, capsys, monkeypatch):
     monkeypatch.setattr(campaign, "_UNHEARD_SECONDS", 0.0)
     # The first kill of seed 15 is a SIGTERM after a step about a quarter of the way.
@@ -133,6 +136,7 @@ def test_a_run_that_does_not_hear_a_signal_is_caught(config, capsys, monkeypatch
     assert "too late" not in out
 
 
+@pytest.mark.full
 def test_a_run_that_starts_over_although_a_snapshot_was_there_is_caught(config, tmp_path):
     program = tmp_path / "start_over.py"
     program.write_text(
@@ -182,6 +186,7 @@ def test_an_undisturbed_run_that_takes_too_long_is_ended_with_advice(config, cap
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.few(1)
 def test_a_signal_to_chaos_itself_ends_all_and_removes_everything(number, code, config):
     words = ["chaos", str(config), "--directory", str(place(config)), "--steps", "100000"]
     process = subprocess.Popen([sys.executable, "-m", "datarax.cli.main", *words], stderr=subprocess.PIPE)

@@ -43,6 +43,7 @@ def accepted(lab, target, *overrides, steps=NEWEST + 1):
     ],
     ids=lambda value: value[0],
 )
+@pytest.mark.few(2)
 def test_settings_that_no_batch_depends_on(overrides, lab, tmp_path):
     accepted(lab, tmp_path / "run", *overrides)
 
@@ -125,6 +126,7 @@ def test_code_with_other_comments_docstrings_and_layout(lab, tmp_path):
         accepted(lab, tmp_path / "run")
 
 
+@pytest.mark.full
 def test_another_number_of_processes(lab, tmp_path):
     target = tmp_path / "run"
     shutil.copytree(lab.run, target)

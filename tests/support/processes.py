@@ -149,10 +149,23 @@ class Fleet:
         return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs if log.exists())
 
 
+_reserved = []
+
+
 def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    """A port that nobody else is given while this process lives, and on which its children may listen.
+
+    It stays bound, with SO_REUSEPORT, as gRPC binds its own; a port that was let go could be another process's by then.
+    """
+    if socket.has_dualstack_ipv6():
+        bound = socket.socket(socket.AF_INET6)
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    else:
+        bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind(("", 0))
+    _reserved.append(bound)
+    return bound.getsockname()[1]
 
 
 def run_fleet(*arguments, count, directory, **settings):

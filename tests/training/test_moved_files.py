@@ -138,6 +138,7 @@ def test_without_a_manifest_a_note_says_once_what_cannot_be_checked(tmp_path, ca
     assert "note:" not in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_two_processes_are_refused_together(tmp_path):
     write_config(tmp_path)
     command = ["run", tmp_path / "config.toml", "--set", "task.use=tests.support.tiny:task"]
