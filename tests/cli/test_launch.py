@@ -26,10 +26,30 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
+CHILD = """
+import os, signal, sys, time
+from pathlib import Path
+me = int(os.environ["JAX_PROCESS_ID"])
+place = Path(__file__).parent
+Path(place, f"{me}.tmp").write_text(str(os.getpid()))
+os.replace(Path(place, f"{me}.tmp"), Path(place, f"{me}.pid"))
+
+def when_gone(*others):
+    # The launcher has taken their ends when their numbers mean no process any more.
+    for other in others:
+        while not Path(place, f"{other}.pid").exists():
+            time.sleep(0.005)
+        while Path("/proc", Path(place, f"{other}.pid").read_text()).exists():
+            time.sleep(0.005)
+"""
+
+
 def children(tmp_path, text):
-    """A program for the children, which know their index as `me`."""
+    """A program for the children, which know their index as `me`, and may wait until others have ended: `when_gone(0, 2)`."""
     path = tmp_path / "child.py"
-    path.write_text(f"import os, signal, sys, time\nme = int(os.environ['JAX_PROCESS_ID'])\n{text}\n")
+    path.write_text(f"{CHILD}\n{text}\n")
+    for left in tmp_path.glob("*.pid"):
+        left.unlink()
     return [sys.executable, str(path)]
 
 
@@ -51,14 +71,14 @@ def test_each_child_knows_its_place_and_gets_the_arguments(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("code", [1, 2, 70, 74])
 def test_a_code_that_says_what_is_wrong_is_the_answer_even_if_others_went_first(code, tmp_path, run, capfd):
-    text = f"time.sleep(0.5) if me == 1 else None\nsys.exit({code} if me == 1 else 75)"
+    text = f"when_gone(0, 2) if me == 1 else None\nsys.exit({code} if me == 1 else 75)"
     assert started(children(tmp_path, text), run) == code
     assert "process 1 (pid " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGABRT"])
 def test_a_lost_process_is_named_and_a_snapshot_makes_it_a_stop(number, tmp_path, run, capfd):
-    text = f"os.kill(os.getpid(), signal.{number}) if me == 2 else time.sleep(1)\nsys.exit(75)"
+    text = f"os.kill(os.getpid(), signal.{number}) if me == 2 else when_gone(2)\nsys.exit(75)"
     assert started(children(tmp_path, text), run) == 75
     said = capfd.readouterr().err
     first = said.split("datarax: ")[1].splitlines()[0]
@@ -68,7 +88,7 @@ def test_a_lost_process_is_named_and_a_snapshot_makes_it_a_stop(number, tmp_path
 
 
 def test_a_lost_process_before_any_snapshot_is_a_failure(tmp_path, capfd):
-    text = "os.kill(os.getpid(), signal.SIGKILL) if me == 2 else time.sleep(0.5)\nsys.exit(74)"
+    text = "os.kill(os.getpid(), signal.SIGKILL) if me == 2 else when_gone(2)\nsys.exit(74)"
     assert started(children(tmp_path, text), tmp_path / "none") == 74
     text = "os.kill(os.getpid(), signal.SIGKILL)"
     assert started(children(tmp_path, text), tmp_path / "none") == 74
