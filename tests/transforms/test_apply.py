@@ -83,6 +83,8 @@ def test_jax_arrays_come_back_as_numpy():
     [
         (lambda b: {"x": b["x"][1:]}, "transform 'bad' was given 3 rows and returned 2", None),
         (lambda b: b["x"].tolist()[:1], "transform 'bad' was given 3 rows and returned 1", None),
+        (lambda b: {"x": np.arange(4)}, "transform 'bad' was given 3 rows and returned 4", None),
+        (lambda b: [*b["x"].tolist(), 9], "transform 'bad' was given 3 rows and returned 4", None),
         (
             lambda b: {"x": b["x"], "y": np.zeros(2)},
             r"y has 2 rows \(shape \(2,\)\), but x has 3",
