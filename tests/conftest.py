@@ -7,14 +7,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("NPROC", "2")
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.tiers import leave_out
 
-# Tests never depend on timing; a slow example on a busy machine is no failure. Nor do they depend on chance: whoever runs them
-# sees the same examples. `make test-all` takes the second profile.
-settings.register_profile("first", deadline=None, derandomize=True, max_examples=25)
-settings.register_profile("full", deadline=None, derandomize=True, max_examples=100)
+# Tests never depend on timing: neither a slow example nor slow drawing of examples, on a busy machine, is a failure. Nor do they
+# depend on chance: whoever runs them sees the same examples. `make test-all` takes the second profile.
+_ALWAYS = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("first", max_examples=25, **_ALWAYS)
+settings.register_profile("full", max_examples=100, **_ALWAYS)
 settings.load_profile("first")
 
 # A garbage collection in the midst of its start, in whatever test that falls, is an error of Python's own.
