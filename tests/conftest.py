@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.tiers import leave_out
 
-# Tests never depend on timing: neither a slow example nor slow drawing of examples, on a busy machine, is a failure. Nor do they
-# depend on chance: whoever runs them sees the same examples. `make test-all` takes the second profile.
+# Tests never depend on timing: on a busy machine a slow example, or slow drawing of examples, is no failure. Nor do they depend
+# on chance: whoever runs them sees the same examples. `make test-all` takes the second profile.
 _ALWAYS = {"deadline": None, "derandomize": True, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("first", max_examples=25, **_ALWAYS)
 settings.register_profile("full", max_examples=100, **_ALWAYS)
