@@ -85,6 +85,14 @@ def test_every_single_byte_of_the_record_and_of_the_manifest_counts(run):
             path.write_bytes(data)
 
 
+def test_a_manifest_of_the_same_values_in_other_bytes_is_damage(run):
+    path = run / "3/manifest.json"
+    data = path.read_bytes()
+    assert json.loads(data.replace(b":", b": ", 1)) == json.loads(data)
+    path.write_bytes(data.replace(b":", b": ", 1))
+    assert refused(run).problems[0].startswith("manifest.json:")
+
+
 @pytest.mark.parametrize("item", ["data", "model"])
 @pytest.mark.parametrize("harm", ["truncate", "empty", "delete", "add"])
 def test_truncated_empty_missing_and_added_files_are_refused_by_name(run, item, harm):
