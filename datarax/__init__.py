@@ -19,9 +19,12 @@ Names here load on first use, so that importing datarax costs nothing.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+# Type checkers take it for True; to import it from typing would take longer than all the rest.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from datarax.checkpoint import Checkpointer as Checkpointer
     from datarax.checkpoint import SaveConfig as SaveConfig
     from datarax.core.config import DataraxModuleConfig as DataraxModuleConfig

@@ -1,6 +1,7 @@
 """Every test runs on CPU with a fixed XLA thread count: bit-identity of parameters needs the latter."""
 
 import os
+import signal
 from multiprocessing import resource_tracker
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -17,6 +18,10 @@ _ALWAYS = {"deadline": None, "derandomize": True, "suppress_health_check": [Heal
 settings.register_profile("first", max_examples=25, **_ALWAYS)
 settings.register_profile("full", max_examples=100, **_ALWAYS)
 settings.load_profile("first")
+
+# As in the foreground of a shell, wherever the tests run: ignored here, SIGINT would be ignored in every process they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A garbage collection in the midst of its start, in whatever test that falls, is an error of Python's own.
 resource_tracker.ensure_running()

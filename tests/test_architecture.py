@@ -13,6 +13,7 @@ PACKAGE = Path(datarax.__file__).parent
 ALLOWED = {
     "core": set(),
     "signals": {"core"},
+    "metrics": {"core"},
     "order": {"core"},
     "sources": {"core", "order"},
     "transforms": {"core", "order"},
@@ -27,7 +28,6 @@ ALLOWED = {
         "loader",
         "checkpoint",
         "multihost",
-        "signals",
     },
     "run_config": {
         *("core", "sources", "transforms", "loader", "grain_pipeline", "checkpoint", "training", "multihost"),
@@ -45,7 +45,10 @@ ALLOWED = {
     "cli": {
         *("core", "signals", "sources", "run_config", "audit", "verify", "diff", "plan", "inspection"),
         *("multihost", "doctor", "chaos"),
+        *("core", "sources", "run_config", "verify", "diff", "plan", "lineage", "inspection"),
+        *("multihost", "doctor", "chaos", "deliveries", "delivery_table"),
     },
+    "__main__": {"cli"},
     "__init__": {
         "checkpoint",
         "core",

@@ -23,7 +23,8 @@ SLURM = DEPLOY / "slurm.sbatch"
 TPU = DEPLOY / "cloud-tpu.sh"
 MANIFESTS = sorted(DEPLOY.glob("*.yaml"))
 
-AGAIN = {StopRequested.exit_code, 128 + signal.SIGABRT, 128 + signal.SIGTERM}
+STOPPED = 75
+AGAIN = {STOPPED, 128 + signal.SIGABRT, 128 + signal.SIGTERM}
 KILLED = 128 + signal.SIGKILL
 FOR_GOOD = {errors.MismatchError.exit_code, errors.ConfigError.exit_code, errors.DataraxError.exit_code}
 
@@ -246,7 +247,7 @@ def cloud_tpu(directory, attempts, slice_state="READY", request="ACTIVE", **envi
 @pytest.mark.parametrize(
     ("attempts", "end"),
     [
-        (["75 75", "134 137", "- 75", "- -", "0 -", "0 0"], 0),
+        (["75 75", "134 137", "143 75", "- 75", "- -", "0 -", "0 0"], 0),
         (["75", "1"], 1),
         (["75 70 75"], 70),
         (["- 2"], 2),

@@ -30,11 +30,11 @@ _UNDISTURBED = "undisturbed"
 # How much longer than the undisturbed run one process may take before it counts as hanging.
 _LIMIT_FACTOR, _LIMIT_MORE_SECONDS = 4.0, 30.0
 
-# What the documentation promises of a process that got these signals; -N where one came before our handlers, or has none.
+# What the documentation promises of a process that got these signals; -N where one came before the session, or has no handler.
 _PROMISED: dict[tuple[str, ...], set[int]] = {
     ("SIGKILL",): {-9},
     ("SIGTERM",): {75, -15},
-    ("SIGINT",): {75, 130, -2},
+    ("SIGINT",): {75, -2},
 }
 _PROMISED_OF_TWO = {75, 130, 143, -15, -2}
 # A launcher that lost one of its processes: there is a snapshot; or there is none, or the others missed it at the start.
@@ -375,7 +375,7 @@ def _run_of(trial: Trial) -> Path:
 
 
 def _interrupted_before_datarax(planned: PlannedKill, start: Start, code: int | None) -> bool:
-    """Whether Python itself ended with 1 by a SIGINT: while it starts, or in an import that makes another error of it."""
+    """Whether Python itself ended with 1 by a SIGINT while it starts."""
     if code != 1 or "SIGINT" not in planned.signals or start.first_step is not None:
         return False
     return not any(line.startswith("datarax:") for line in start.last_lines(1000))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from datarax.cli.arguments import add_json, print_json
-from datarax.signals import StopRequested, StopSignals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Builds, or finds it built; a signal leaves nothing half done."""
-    signals = StopSignals(raising=True)
-    try:
-        with signals:
-            return _record(arguments) if arguments.kind == "manifest" else _build(arguments)
-    except BaseException as error:
-        if not signals.explains(error):
-            raise
-        print(f"datarax: {signals.name} received; nothing was left behind, run again", file=sys.stderr)
-        return StopRequested.exit_code
+    """Builds, or finds it built."""
+    return _record(arguments) if arguments.kind == "manifest" else _build(arguments)
 
 
 def _build(arguments: argparse.Namespace) -> int:

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.steps is not None:
         overrides.append(f"run.steps={arguments.steps}")
     config = load_any_config(arguments.config, overrides)
-    command = [sys.executable, "-m", "datarax.cli.main", "run", arguments.config]
+    command = [sys.executable, "-m", "datarax", "run", arguments.config]
     command += [word for override in overrides for word in ("--set", override)]
     if arguments.processes != 1:
         command += ["--processes", str(arguments.processes)]
@@ -124,7 +124,7 @@ def _place(parent: str | None) -> Iterator[_Place]:
 
 
 class _StopSignals:
-    """The first SIGINT or SIGTERM is noted: all processes are killed and the directory is removed. A second one breaks off.
+    """The first SIGINT or SIGTERM is noted: all processes are killed and the directory is removed. A second one ends this.
 
     Handlers also let the processes begin with the system's own: where this runs in the background of a shell SIGINT is
     ignored, and they would inherit that.
@@ -145,9 +145,9 @@ class _StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
-            raise SystemExit(128 + number)
         self.received = number
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
 
 
 def _say(text: str) -> None:

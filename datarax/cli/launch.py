@@ -64,7 +64,7 @@ def launch(
     processes: int,
     run_directory: str,
     heartbeat_seconds: float,
-    command: Sequence[str] = (sys.executable, "-m", "datarax.cli.main"),
+    command: Sequence[str] = (sys.executable, "-m", "datarax"),
 ) -> int:
     """Runs one command in several processes that are one run, until all have ended.
 
@@ -76,7 +76,7 @@ def launch(
         command: the program.
 
     Returns:
-        0 if all are complete; the code of a process that says what is wrong; 75 if the run stopped or lost a process and can
+        0 if all are complete; the code of a process that says what is wrong; 75 if the run stopped, or lost a process and can
         be continued from a snapshot, 74 if there is none; 128 + the signal's number after a second signal.
     """
     launcher = _Launcher(heartbeat_seconds)
@@ -108,11 +108,14 @@ def _result(ended: Sequence[_Ended], run_directory: str) -> int:
     from datarax.inspection import committed_steps
 
     steps = committed_steps(run_directory)
-    if not steps:
-        _say([*lines, "  no snapshot was committed yet; run the same command again to start over"])
-        return 74
-    _say([*lines, f"  snapshot {steps[-1]} is committed; run the same command again to continue after it"])
-    return 75
+    if steps:
+        _say(
+            [*lines, f"  snapshot {steps[-1]} is committed; run the same command again to continue after it"]
+        )
+        return 75
+    _say([*lines, "  no snapshot was committed yet; run the same command again to start over"])
+    # SIGTERM ends a process only before it has anything to save.
+    return 75 if codes <= {75, -signal.SIGTERM} else 74
 
 
 def follow_launcher() -> None:

@@ -52,9 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output left (`| head`): that is its right, and no failure of the command.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("datarax: interrupted", file=sys.stderr)
-        return 130
     except Exception as error:
         return report(error, debug=arguments.debug)
 
@@ -86,4 +83,4 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(importlib.import_module("datarax.__main__").main())  # which sets SIGINT first

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from datarax.cli.arguments import UserCodeError, add_config, add_json, print_json, report
 from datarax.cli.launch import follow_launcher, launch
-from datarax.signals import StopRequested, StopSignals
 
 if TYPE_CHECKING:
     from datarax.multihost import Processes
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 # A dead process is noticed by its heartbeat long before.
 _A_BUILD_SECONDS = 7 * 24 * 3600
 _AN_OPENING_SECONDS = 3600
+
+_STOPPED = 75
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,20 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs to the last step or to a signal."""
-    # From the first moment: a signal during imports or the building of data must leave nothing half done.
-    signals = StopSignals(raising=True)
-    try:
-        with signals:
-            follow_launcher()
-            if arguments.processes is not None:
-                return _launch(arguments)
-            return _run(arguments, signals)
-    except BaseException as error:
-        if not signals.explains(error):
-            raise
-        name = signals.name or "SIGTERM to a process of the run"
-        _say(f"datarax: {name} received; nothing was running yet, run again to continue")
-        return StopRequested.exit_code
+    follow_launcher()
+    return _run(arguments) if arguments.processes is None else _launch(arguments)
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -74,7 +63,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     )
 
 
-def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     from datarax import multihost
     from datarax.run_config import apply_environment, load_any_config
 
@@ -82,27 +71,21 @@ def _run(arguments: argparse.Namespace, signals: StopSignals) -> int:
     apply_environment(config)
     processes = multihost.start(config.multihost)
     if processes.count == 1:
-        return _train(arguments, signals, config, processes)
+        return _train(arguments, config, processes)
     _keep_stdout()
-    signals.hand_over()
     try:
-        code = _train(arguments, signals, config, processes)
+        code = _train(arguments, config, processes)
     except Exception as error:
         if processes.broken:
             # The others cannot be waited for, and no exit hook may try.
             multihost.leave_at_once(report(error, debug=arguments.debug))
         multihost.finish()
         raise
-    except StopRequested:
-        multihost.finish()
-        raise
     multihost.finish()
     return code
 
 
-def _train(
-    arguments: argparse.Namespace, signals: StopSignals, config: AnyRunConfig, processes: Processes
-) -> int:
+def _train(arguments: argparse.Namespace, config: AnyRunConfig, processes: Processes) -> int:
     from datarax.run_config import build_mesh, build_session
 
     started = time.monotonic()
@@ -118,7 +101,7 @@ def _train(
 
         session = _all_or_none(processes, prepare)
         try:
-            outcome = session.run(from_step=arguments.step, signals=signals)
+            outcome = session.run(from_step=arguments.step)
         except Exception as error:
             if session.task_failed:
                 raise UserCodeError(error) from error
@@ -137,7 +120,7 @@ def _train(
                 "seconds": round(time.monotonic() - started, 3),
             }
         )
-    return 0 if outcome.complete else StopRequested.exit_code
+    return 0 if outcome.complete else _STOPPED
 
 
 def _stream(

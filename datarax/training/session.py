@@ -31,11 +31,17 @@ from datarax.core.protocols import BatchStream, is_addressable
 from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
 from datarax.signals import StopRequested, StopSignals
 from datarax.training.contract import Pace, TaskContract, state_and_metrics
+from datarax.multihost import Processes
+from datarax.core.protocols import BatchStream
+from datarax.loader import DataLoader
+from datarax.multihost import check_slots, current, notice_replaced
+from datarax.training.contract import Pace, TaskContract, check_position, state_and_metrics
 from datarax.training.moved_files import check_moved_files
 from datarax.training.peers import Peers, deadline, warn_of_replaced_notice
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
 from datarax.training.recorded import LOADER_NAME, check_position
+from datarax.training.signals import StopSignals
 from datarax.training.task import Iterate, Task
 
 
@@ -85,7 +91,7 @@ class Outcome:
     complete: bool
     """Whether that is all of them; False after a signal."""
     state: Any = field(repr=False)
-    """The task's state after `step` steps."""
+    """The task's state after `step` steps; None if a signal came before it was made."""
     ran: int = 0
     """Steps done by this start."""
 
@@ -155,12 +161,13 @@ class TrainingSession:
         self._save_failures = 0
         self.task_failed = False
 
-    def run(self, *, from_step: int | None = None, signals: StopSignals | None = None) -> Outcome:
+    def run(self, *, from_step: int | None = None) -> Outcome:
         """Runs to the last step, or until a signal.
+
+        While this runs SIGTERM and SIGINT are taken, each unless it is ignored or has a handler of yours.
 
         Args:
             from_step: go back to this step instead of the newest; the newer ones are set aside.
-            signals: already installed signal handling; by default SIGTERM and SIGINT are taken while this runs.
 
         Raises:
             MismatchError: the newest snapshot does not belong to this loader or task, or data files were rewritten since an
@@ -171,20 +178,13 @@ class TrainingSession:
             InputError: the run starts at step 0, but the loader has handed over batches before.
             RunLockedError: another process is writing to the directory.
             SaveError: saving failed `save.max_failures` times in a row.
-            StopRequested: a signal came before the first step.
             PeerError: something failed on some of many processes; all raise this.
             DisagreementError: the processes do not hold the same; all raise this.
             Exception: what the task or a read raised; the newest snapshot stays what it is.
         """
-        many = self._processes.count > 1
-        if signals is None:
-            with StopSignals(handed_over=many) as own:
-                return self.run(from_step=from_step, signals=own)
-        if not many:
-            signals.defer()
         try:
             peers = Peers(self._processes, self._directory)
-            with peers.listening():
+            with StopSignals(many=self._processes.count > 1) as signals, peers.listening():
                 return self._run(from_step, signals, peers)
         except Exception as error:
             if self.task_failed or isinstance(error, _DataEndedError):
@@ -195,6 +195,11 @@ class TrainingSession:
         self._stream = sys.stderr if self._asked_stream == "stderr" else self._asked_stream
         if not self._processes.first:
             self._stream = None
+        if signals.foreign:
+            names = " and ".join(signals.foreign)
+            self._say(
+                f"warning: {names} has a handler already, which stays: this run will not save and stop on it"
+            )
         self._save_failures, self.task_failed = 0, False
         checkpointer = Checkpointer(
             self._directory,
@@ -213,9 +218,10 @@ class TrainingSession:
             self._check_slots()
             if self._resume.check_moved_files and is_addressable(self._loader):
                 check_moved_files(self._loader.source, checkpointer, self._processes, self._say)
-            self._stop_if_agreed(checkpointer)
+            if checkpointer.agreed_to_stop():
+                self._say(f"stopped by {signals.name}; nothing was running yet, run again to continue")
+                return Outcome(checkpointer.latest_step() or 0, False, None)
             start, state = self._start(checkpointer, from_step)
-            self._stop_if_agreed(checkpointer)
             with RunProgress(
                 Path(self._directory) / "metrics.jsonl" if self._processes.first else None,
                 total=self._total,
@@ -235,10 +241,6 @@ class TrainingSession:
         ranges = [[int(part[0]), int(part[-1]) + 1] for part in np.split(owned, cuts) if len(part)]
         size, about = self._loader.timeline.last.batch_size, "the slots of the global batch"
         self._processes.exchange("slots", lambda: ranges, lambda parts: check_slots(parts, size), about=about)
-
-    def _stop_if_agreed(self, checkpointer: Checkpointer) -> None:
-        if checkpointer.agreed_to_stop():
-            raise StopRequested("SIGTERM received by a process of the run")
 
     # Restore.
 
@@ -368,8 +370,7 @@ class TrainingSession:
             self._poll(checkpointer, progress)
             progress.step(step, metrics, last=insist)
         if step < self._total:
-            by = signals.name or "SIGTERM to a process of the run"
-            progress.say(f"stopped by {by} after step {step}; run again to continue exactly here")
+            progress.say(f"stopped by {signals.name} after step {step}; run again to continue exactly here")
         return Outcome(step, step == self._total, state, step - start)
 
     def _next(self, step: int) -> Any:

@@ -189,7 +189,7 @@ def test_an_undisturbed_run_that_takes_too_long_is_ended_with_advice(config, cap
 @pytest.mark.few(1)
 def test_a_signal_to_chaos_itself_ends_all_and_removes_everything(number, code, config):
     words = ["chaos", str(config), "--directory", str(place(config)), "--steps", "100000"]
-    process = subprocess.Popen([sys.executable, "-m", "datarax.cli.main", *words], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "datarax", *words], stderr=subprocess.PIPE)
     until = time.monotonic() + 60
     while not list(place(config).glob("*/undisturbed/output.log")):
         assert process.poll() is None

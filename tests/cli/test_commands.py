@@ -202,7 +202,7 @@ def test_build_answers_with_what_it_made_and_reuses_it(tmp_path, capsys):
 @pytest.mark.full
 def test_a_reader_that_leaves_makes_no_noise(finished):
     """`datarax order … | head -1`"""
-    script = f'"{sys.executable}" -m datarax.cli.main order config.toml --steps 0:4000 | head -1'
+    script = f'"{sys.executable}" -m datarax order config.toml --steps 0:4000 | head -1'
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {script}"],
         cwd=finished,
@@ -222,7 +222,7 @@ def test_a_run_does_not_end_with_whoever_read_its_progress(finished, tmp_path):
     read, write = os.pipe()
     overrides = ["--set", f"run.directory={tmp_path}/run", "--set", "log.every_seconds=0"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "datarax.cli.main", "run", "config.toml", *overrides],
+        [sys.executable, "-m", "datarax", "run", "config.toml", *overrides],
         cwd=finished,
         env={**os.environ, "PYTHONPATH": _ROOT},
         stderr=write,
@@ -270,7 +270,7 @@ def on_terminal(arguments):
     """What a command writes to a terminal of 160 columns."""
     terminal, inside = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "datarax.cli.main", *arguments],
+        [sys.executable, "-m", "datarax", *arguments],
         env={**os.environ, "PYTHONPATH": _ROOT, "COLUMNS": "160", "TERM": "xterm-256color"},
         stdin=inside,
         stdout=inside,

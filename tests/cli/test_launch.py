@@ -95,6 +95,16 @@ def test_a_lost_process_before_any_snapshot_is_a_failure(tmp_path, capfd):
     assert "no snapshot was committed yet" in capfd.readouterr().err
 
 
+def test_all_ended_by_sigterm_before_they_had_anything_to_save_is_a_stop(tmp_path, run, capfd):
+    text = "os.kill(os.getpid(), signal.SIGTERM)"
+    assert started(children(tmp_path, text), tmp_path / "none") == 75
+    assert started(children(tmp_path, f"if me: {text}\nsys.exit(75)"), tmp_path / "none") == 75
+    said = capfd.readouterr().err
+    assert said.count("no snapshot was committed yet; run the same command again to start over") == 2
+    killed = f"{text} if me else os.kill(os.getpid(), signal.SIGKILL)"
+    assert started(children(tmp_path, killed), tmp_path / "none") == 74
+
+
 def test_all_stopped_well_needs_no_words(tmp_path, run, capfd):
     assert started(children(tmp_path, "sys.exit(75)"), run) == 75
     assert capfd.readouterr().err == ""
@@ -188,7 +198,7 @@ def test_the_command_line_runs_many_processes_and_keeps_its_output_clean(tmp_pat
     sets = [word for place in places for word in ("--set", place)]
     many = ["--processes", "2", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "datarax.cli.main", "run", ROOT / "configs" / "multihost.toml", *sets, *many],
+        [sys.executable, "-m", "datarax", "run", ROOT / "configs" / "multihost.toml", *sets, *many],
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
@@ -210,11 +220,11 @@ def test_a_number_of_processes_below_one_is_refused(count, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.few(1)
-def test_a_signal_to_a_launcher_that_has_not_launched_anything_is_a_stop_and_no_error(number, tmp_path):
+def test_a_signal_to_a_launcher_that_has_not_launched_anything_ends_it_without_a_word(number, tmp_path):
     config = tmp_path / "config.toml"
     os.mkfifo(config)  # reading it lasts until somebody has written
     process = subprocess.Popen(
-        [sys.executable, "-m", "datarax.cli.main", "run", str(config), "--processes", "2"],
+        [sys.executable, "-m", "datarax", "run", str(config), "--processes", "2"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
@@ -222,5 +232,5 @@ def test_a_signal_to_a_launcher_that_has_not_launched_anything_is_a_stop_and_no_
     with config.open("w"):
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 75, said
-    assert f"{number.name} received; nothing was running yet" in said
+    assert process.returncode == -number, said
+    assert said == ""

@@ -16,7 +16,6 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
 from datarax.core.module import CheckpointableIteratorModule, DataraxModule
 from datarax.core.tree import detached
-from datarax.core.restore import detached
 from tests.support.tiers import examples
 
 Point = collections.namedtuple("Point", "x y")

@@ -13,7 +13,6 @@ import pytest
 
 from datarax.sources import BuildConfig, build_dataset
 from datarax.sources.manifest import INPUTS_STAMP_NAME as BUILD_STAMP_NAME
-from datarax.sources.build_stamp import BUILD_STAMP_NAME
 from tests.support.processes import fork_server
 
 # What stands between a build and the disk. A builder killed before any of these calls must be as good as none.

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,10 @@ def fork_server():
     return context
 
 
-def _main(arguments, directory, log, environment):
+def _main(arguments, directory, log, environment, begun):
+    from datarax.__main__ import main
+
+    begun.close()
     os.environ.update(environment)
     os.chdir(directory)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -27,8 +31,6 @@ def _main(arguments, directory, log, environment):
     os.dup2(out, 2)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False)
-    from datarax.cli.main import main
-
     code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -43,8 +45,14 @@ class Command:
         words = [str(argument) for argument in arguments]
         self.process = fork_server().Process(
             target=_main, args=(words, str(directory), str(log), environment or {})
+        has_begun, begun = multiprocessing.Pipe(duplex=False)
+        self.process = _server().Process(
+            target=_main, args=(words, str(directory), str(log), environment or {}, begun)
         )
         self.process.start()
+        begun.close()
+        # Before that a SIGINT would meet the handler of Python, which is not the command's.
+        assert has_begun.poll(120)
 
     def wait(self, timeout=120):
         self.process.join(timeout)
@@ -73,6 +81,47 @@ class Command:
 
     def output(self):
         return self.log.read_text() if self.log.exists() else ""
+
+
+# What the console script is, and a mark at the first line of `main`.
+_SCRIPT = """
+import sys
+from datarax.__main__ import main
+open(sys.argv.pop(1), "w").close()
+sys.exit(main())
+"""
+
+
+class FreshCommand:
+    """One `datarax` command in an interpreter that has imported nothing yet, as a shell starts it."""
+
+    def __init__(self, arguments, *, directory, log):
+        self.log = Path(log)
+        self._mark = Path(directory) / f"began-{time.monotonic_ns()}"
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _SCRIPT, str(self._mark), *map(str, arguments)],
+                cwd=directory,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+                stdout=output,
+                stderr=output,
+            )
+        deadline = time.monotonic() + 60
+        while not self._mark.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        self._mark.unlink()
+
+    def kill_after(self, seconds, number):
+        """Sends a signal so long after the first line of `main`; returns the exit code (negative: ended by that signal)."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(number)
+            return self._process.wait(120)
+
+    def output(self):
+        return self.log.read_text()
 
 
 def run_command(*arguments, directory, log=None):

@@ -120,7 +120,7 @@ def datarax(*arguments, directory=None, **options):
     """The command line in a fresh interpreter; for what must be seen from outside. Returns the completed process."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(
-        [sys.executable, "-m", "datarax.cli.main", *map(str, arguments)],
+        [sys.executable, "-m", "datarax", *map(str, arguments)],
         cwd=directory,
         env=environment,
         capture_output=True,

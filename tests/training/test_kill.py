@@ -3,57 +3,14 @@
 Real processes, real signals, the real command line. Where a kill lands is random; what must come out is not.
 """
 
-import random
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import SIGNALS, Command, run_command
-
-_CONFIG = """
-[run]
-directory = "run"
-steps = 60
-cpu_threads = 2
-
-[task]
-use = "tests.support.tiny:task"
-parameters = {{ pause = 0.01 }}
-
-[source]
-kind = "array_record"
-name = "text"
-files = "data"
-
-[source.build]
-kind = "text"
-inputs = ["{text}"]
-record_bytes = 32
-num_shards = 3
-
-[loader]
-batch_size = 16
-seed = 5
-byte_digest = true
-num_threads = 2
-
-[[transforms]]
-use = "tests.support.tiny:to_rows"
-
-[[transforms]]
-use = "tests.support.tiny:add_noise"
-
-[save]
-every_steps = 4
-keep_latest = 2
-
-[log]
-every_seconds = 0.2
-"""
-
-_LEFT_WELL = {75}  # the first signal: saved (or nothing to save), run me again
-_KILLED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130, 143}  # before or beyond our handlers
+from tests.support.kills import survive, survive_starts, write_config
+from tests.support.processes import Command, run_command
 
 
 @pytest.fixture(scope="module")
@@ -63,36 +20,6 @@ def undisturbed(tmp_path_factory):
     code, output = run_command("run", config, directory=directory)
     assert code == 0, output
     return directory
-
-
-def write_config(directory):
-    # About 800 KB of text: enough that building takes long enough to be hit.
-    text = directory / "text.txt"
-    line = "".join(chr(32 + i % 95) for i in range(997))
-    text.write_text("".join(f"{i} {line}\n" for i in range(800)))
-    config = directory / "config.toml"
-    config.write_text(_CONFIG.format(text=text))
-    return config
-
-
-def survive(config, directory, kills, seed, *settings):
-    """Runs to the end through some kills; returns what became of each."""
-    arguments = ["run", config, *settings]
-    rng = random.Random(seed)
-    outcomes = []
-    for _ in range(kills):
-        number = rng.choice(SIGNALS)
-        # A start takes about 2 s here and elsewhere something else: any moment is as good as another.
-        delay = rng.choice((rng.uniform(0, 0.5), rng.uniform(0, 4)))
-        command = Command(arguments, directory=directory, log=directory / "output.log")
-        code = command.kill_after(delay, number)
-        assert code in {0} | _LEFT_WELL | _KILLED, f"exit code {code} after {number!r}:\n{command.output()}"
-        outcomes.append((signal.Signals(number).name, round(delay, 2), code))
-        if code == 0:
-            break
-    code, output = run_command(*arguments, directory=directory)
-    assert code == 0, f"after {outcomes}:\n{output}"
-    return outcomes
 
 
 @pytest.mark.full
@@ -122,19 +49,46 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(seed, tmp_path, undis
     assert leftovers == [], "a finished run leaves no temporary files"
 
 
-def test_a_signal_while_the_users_modules_are_imported_is_a_stop_and_no_error(tmp_path):
+# Together with those of `make soak`: at any moment of a start.
+@pytest.mark.full
+def test_fresh_interpreters_signalled_from_the_first_line_of_main_on_end_bit_identical(tmp_path):
+    outcomes = survive_starts(tmp_path, 20, 0)
+    print(outcomes)
+    assert any(code < 0 for *_, code in outcomes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_an_import_ends_the_process_without_a_word(number, tmp_path):
     config = write_config(tmp_path)
     (tmp_path / "slow_task.py").write_text(
-        "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nfrom tests.support.tiny import task\n"
+        f"import os\nos.kill(os.getpid(), {int(number)})\nfrom tests.support.tiny import task\n"
     )
     arguments = ["run", config, "--set", "task.use=slow_task:task", "--set", "run.steps=3"]
     code, output = run_command(*arguments, directory=tmp_path)
-    assert code == 75, output
-    assert "SIGTERM received; nothing was running yet" in output
+    assert code == -number, output
+    assert all(line.startswith("buil") for line in output.splitlines())
     # What lies where the user stands can be named in a config.
     (tmp_path / "slow_task.py").write_text("from tests.support.tiny import task\n")
     code, output = run_command(*arguments, directory=tmp_path)
     assert code == 0, output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.few(1)
+def test_a_signal_in_a_build_ends_it_and_the_next_start_builds(number, tmp_path):
+    arguments = ["run", write_config(tmp_path, lines=4000), "--set", "run.steps=3"]
+    command = Command(arguments, directory=tmp_path, log=tmp_path / "output.log")
+    command.wait_until(lambda: list(tmp_path.glob(".data.building-*/records-*")))
+    os.kill(command.process.pid, signal.SIGSTOP)  # so that it has not ended when the signal comes
+    left = list(tmp_path.glob(".data.building-*"))
+    assert left
+    os.kill(command.process.pid, number)
+    os.kill(command.process.pid, signal.SIGCONT)
+    assert command.wait() == -number, command.output()
+    assert list(tmp_path.glob(".data.building-*")) == left
+    code, output = run_command(*arguments, directory=tmp_path)
+    assert code == 0, output
+    assert {path.name for path in tmp_path.glob(".data*")} == set()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -156,7 +110,6 @@ def test_a_second_signal_leaves_at_once_and_loses_nothing(tmp_path, undisturbed)
     arguments = ["run", config, "--set", "task.parameters.pause=2.0"]
     command = Command(arguments, directory=tmp_path, log=tmp_path / "output.log")
     wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), command)
-    import os
     import time
 
     os.kill(command.process.pid, signal.SIGINT)

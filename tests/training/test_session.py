@@ -16,7 +16,6 @@ from datarax.cli.main import main
 from datarax.core.errors import ConfigError, InputError, MismatchError, SnapshotDamagedError
 from datarax.diff import diff_runs
 from datarax.loader import DataLoader, DataLoaderConfig
-from datarax.signals import StopRequested, StopSignals
 from datarax.sources import MemoryConfig, MemorySource
 from datarax.training import LogConfig, Outcome, ResumeConfig, TrainingSession, load_task
 from tests.support.tiny import TinyTask
@@ -257,13 +256,38 @@ def test_handlers_of_signals_are_put_back(tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+class StoppedInInit(TinyTask):
+    """Sends itself a signal before the first step."""
+
+    def init(self, config, mesh):
+        signal.raise_signal(signal.SIGTERM)
+        return super().init(config, mesh)
+
+
 def test_a_signal_before_the_first_step_stops_before_anything_ran(tmp_path):
-    with StopSignals(raising=True) as signals:
-        with pytest.raises(StopRequested):
-            signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(StopRequested):
-            session(tmp_path / "run").run(signals=signals)
+    outcome = session(tmp_path / "run", task=StoppedInInit()).run()
+    assert (outcome.step, outcome.complete, outcome.ran) == (0, False, 0)
     assert list_steps(tmp_path / "run") == []
+
+
+def test_a_handler_of_the_callers_own_stays_and_the_run_says_so(tmp_path, monkeypatch):
+    heard, said = [], io.StringIO()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        outcome = session(tmp_path / "run", task=Stopping(3), stream=said).run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert outcome.complete
+    assert heard == [signal.SIGTERM]
+    assert "warning: SIGTERM has a handler already" in said.getvalue()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert session(tmp_path / "run", task=Stopping(3)).run().complete
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_run_from_python_verifies_with_a_config_and_says_so_without(tmp_path, whole, capsys):
