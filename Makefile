@@ -8,7 +8,7 @@
 #   make proof      every field, byte and line that counts, changed one at a time: who notices
 #   make golden     the golden files of a raised format or version; overwrites none
 #   make mutants    one-line faults in the package, one at a time: each must be killed by `make test`
-#   make soak       hundreds of signals into runs of many processes (about half an hour)
+#   make soak       hundreds of signals into starts of one process and runs of many (about an hour)
 
 SHELL := /bin/sh
 VENV ?= .venv
@@ -70,7 +70,7 @@ mutants: $(READY)
 	$(BIN)/python -m tests.mutants
 
 soak: $(READY)
-	$(BIN)/python -m tests.soak --kills 300
+	$(BIN)/python -m tests.soak --starts 300 --kills 300
 
 # Adds the golden orders and snapshots of versions and formats that were raised; never writes one that is there.
 golden: $(READY)

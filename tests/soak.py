@@ -1,13 +1,16 @@
-"""Hundreds of signals at random moments into runs of many processes; prints what came of them. `make soak`
+"""Hundreds of signals at random moments, to one process and to runs of many; prints what came of them. `make soak`
 
-python -m tests.soak --kills 300 --seed 0
+python -m tests.soak --starts 300 --kills 300 --seed 0
 """
 
 import argparse
 import multiprocessing
+import signal
 import tempfile
+from collections import Counter
 from pathlib import Path
 
+from tests.support.kills import survive_starts
 from tests.support.many import assert_same_run, survive, table, write_config
 from tests.support.processes import run_command
 
@@ -16,9 +19,21 @@ _KILLS_PER_RUN = 20
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument(
+        "--starts", type=int, default=300, help="signals to one process, at any moment from its start on"
+    )
+    parser.add_argument("--kills", type=int, default=300, help="signals to runs of many processes")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    # As in the foreground of a shell: what is ignored here would be ignored in every process.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with tempfile.TemporaryDirectory() as place:
+        ends = Counter(
+            (name, code) for name, _, code in survive_starts(Path(place), arguments.starts, arguments.seed)
+        )
+    for (name, code), times in sorted(ends.items()):
+        print(f"{name:8} {code:4} {times:5}")
+    print(f"{arguments.starts} signals to one process: each run ended as the undisturbed one", flush=True)
     done = []
     with tempfile.TemporaryDirectory() as place:
         undisturbed = Path(place, "undisturbed")

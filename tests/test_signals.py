@@ -106,15 +106,15 @@ DEFAULT = ["default", "default"]
     ("how", "imported"), [("script", []), ("datarax", []), ("datarax.cli.main", ["argparse"])]
 )
 def test_sigint_has_its_default_action_before_anything_large_is_imported(how, imported):
-    seen = watched(how, ["plan", "no-such-file"])
+    seen = watched(how, ["--version"])
     assert seen["points"]["imported before"] == imported
     assert seen["points"]["main call"] == DEFAULT
     assert seen["changes"] == [["default", "raises"], DEFAULT]
-    assert seen["code"] == 2
+    assert seen["code"] == 0
 
 
 def test_a_sigint_that_is_ignored_stays_so():
-    seen = watched("datarax", ["plan", "no-such-file"], ignored=True)
+    seen = watched("datarax", ["--version"], ignored=True)
     assert seen["changes"] == [["default", "ignored"]]
 
 

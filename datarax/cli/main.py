@@ -32,7 +32,7 @@ exit codes:
   0 yes, done           1 the answer is no: mismatch, damage, divergence
   2 wrong usage/input   70 internal error, or an exception of your own code
   74 read/write failed  75 stopped; run the same command again to continue exactly
-  130, 143 left at once on a second signal
+  130, 143 ended by a signal with nothing to save yet, or left at once on a second one
 """
 
 

@@ -206,8 +206,8 @@ def finish() -> None:
 class _Watch:
     """Ends the process with a clear message if joining takes too long or a signal comes meanwhile.
 
-    JAX waits in C++, where Python runs no signal handlers, and aborts with a stack trace at its own deadline. A thread sees
-    both: the deadline by its clock, signals by the descriptor that Python's C handler writes to.
+    JAX waits in C++, where Python runs no signal handlers (a script has one for Ctrl-C), and aborts with a stack trace at its
+    own deadline. A thread sees both: the deadline by its clock, signals by the descriptor that Python's C handler writes to.
     """
 
     def __init__(self, seconds: float, where: str) -> None:

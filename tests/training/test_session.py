@@ -283,11 +283,12 @@ def test_a_handler_of_the_callers_own_stays_and_the_run_says_so(tmp_path, monkey
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    said, before = io.StringIO(), signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        assert session(tmp_path / "run", task=Stopping(3)).run().complete
+        assert session(tmp_path / "run", task=Stopping(3), stream=said).run().complete
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert "warning" not in said.getvalue()
 
 
 def test_a_run_from_python_verifies_with_a_config_and_says_so_without(tmp_path, whole, capsys):
