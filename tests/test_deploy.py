@@ -14,7 +14,6 @@ import yaml
 from datarax import multihost
 from datarax.core import errors
 from datarax.run_config import load_config
-from datarax.signals import StopRequested
 from tests.support.processes import free_port
 
 ROOT = Path(__file__).parents[1]

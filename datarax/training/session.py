@@ -29,13 +29,7 @@ from datarax.checkpoint import (
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
 from datarax.core.protocols import BatchStream, is_addressable
 from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
-from datarax.signals import StopRequested, StopSignals
 from datarax.training.contract import Pace, TaskContract, state_and_metrics
-from datarax.multihost import Processes
-from datarax.core.protocols import BatchStream
-from datarax.loader import DataLoader
-from datarax.multihost import check_slots, current, notice_replaced
-from datarax.training.contract import Pace, TaskContract, check_position, state_and_metrics
 from datarax.training.moved_files import check_moved_files
 from datarax.training.peers import Peers, deadline, warn_of_replaced_notice
 from datarax.training.progress import RunProgress

@@ -43,10 +43,8 @@ class Command:
     def __init__(self, arguments, *, directory, log, environment=None):
         self.log = Path(log)
         words = [str(argument) for argument in arguments]
-        self.process = fork_server().Process(
-            target=_main, args=(words, str(directory), str(log), environment or {})
         has_begun, begun = multiprocessing.Pipe(duplex=False)
-        self.process = _server().Process(
+        self.process = fork_server().Process(
             target=_main, args=(words, str(directory), str(log), environment or {}, begun)
         )
         self.process.start()
