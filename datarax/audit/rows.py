@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import enum
-import itertools
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +25,8 @@ from datarax.checkpoint.items import item_steps, read_item
 from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
 from datarax.order import Rows, Segment
 from datarax.sources.files import flush_to_disk
+from datarax.sources import SourceFile
+from datarax.sources.durable import flush_to_disk
 from datarax.training import LOADER_NAME
 
 # Rows that are proven at once.
@@ -236,15 +236,8 @@ file, or where which file it was is not known any more."""
 _JSON = "{" + ", ".join(f'"{name}": %s' for name in COLUMNS) + "}\n"
 
 
-class Style(enum.StrEnum):
-    """What a table looks like."""
-
-    LINES = "lines"
-    """A line for people."""
-    JSON = "json"
-    """One JSON object per line."""
-    CSV = "csv"
-    """A header and comma-separated rows."""
+Style = Literal["lines", "json", "csv"]
+"""A line for people; one JSON object per line; a header and comma-separated rows."""
 
 
 def write_table(
@@ -256,17 +249,25 @@ def write_table(
         InputError: as `rows_of`.
         MismatchError: as `rows_of`.
     """
-    summary = Summary()
-    files = _Files(history, summary)
-    write_csv = csv.writer(stream, lineterminator="\n")
-    if style is Style.CSV:
+    summary, write_csv = Summary(), csv.writer(stream, lineterminator="\n")
+
+    @lru_cache(maxsize=1)
+    def files_of(segment: Segment) -> tuple[Sequence[SourceFile], npt.NDArray[np.int64]]:
+        files: Sequence[SourceFile] = ()
+        try:
+            files = history.files_of(segment)
+        except InputError as error:
+            summary.unknown_files = str(error)
+        return files, np.array([file.first_index for file in files] or [0], np.int64)
+
+    if style == "csv":
         write_csv.writerow(COLUMNS)
     for rows in rows_of(history, steps, wanted, summary):
         summary.add(rows)
-        if style is Style.CSV:
-            write_csv.writerows(_columns(rows, lambda name: name, files))
-        elif style is Style.JSON:
-            stream.writelines(_JSON % row for row in _columns(rows, json.dumps, files))
+        if style == "csv":
+            write_csv.writerows(_columns(rows, lambda name: name, files_of))
+        elif style == "json":
+            stream.writelines(_JSON % row for row in _columns(rows, json.dumps, files_of))
         else:
             for step, slot, name, index, epoch in _columns(rows, lambda name: name):
                 record = "(padding)" if name is None else f"{name}:{index}"
@@ -301,50 +302,31 @@ def new_file(path: str) -> Iterator[TextIO]:
     flush_to_disk(os.path.dirname(path))
 
 
-_Show = Callable[[str | None], Any]
-
-
-class _Files:
-    """Which file each row's record lies in; keeps the list of the segment that rows came from last."""
-
-    def __init__(self, history: History, summary: Summary) -> None:
-        self._history = history
-        self._summary = summary
-        self._list = lru_cache(maxsize=1)(self._names_and_firsts)
-
-    def columns(self, rows: Rows, show: _Show) -> tuple[Iterable[Any], Iterable[Any]]:
-        """The file of each row and the index in it, names and None as `show` makes them."""
-        names, firsts = self._list(rows.segment)
-        if not names:
-            return itertools.repeat(show(None)), itertools.repeat(show(None))
-        # An empty file begins where the next one does; the last of those that begin there holds the record.
-        number = np.searchsorted(firsts, rows.keys.index, side="right") - 1
-        within = (rows.keys.index - firsts[number]).astype(object)
-        within[number < 0] = show(None)
-        return _picked(names, number, show), within.tolist()
-
-    def _names_and_firsts(self, segment: Segment) -> tuple[list[str], npt.NDArray[np.int64]]:
-        try:
-            files = self._history.files_of(segment)
-        except InputError as error:
-            files, self._summary.unknown_files = (), str(error)
-        return [file.name for file in files], np.array([file.first_index for file in files], np.int64)
-
-
-def _columns(rows: Rows, show: _Show, files: _Files | None = None) -> Iterator[tuple[Any, ...]]:
-    """The columns, as tuples of one row each."""
+def _columns(
+    rows: Rows,
+    show: Callable[[str | None], Any],
+    files_of: Callable[[Segment], tuple[Sequence[SourceFile], npt.NDArray[np.int64]]] | None = None,
+) -> Iterator[tuple[Any, ...]]:
+    """The columns, with files if they are asked for, as tuples of one row each; names and None as `show` makes them."""
     keys = rows.keys
-    step, slot, index, epoch = (column.tolist() for column in (rows.step, rows.slot, keys.index, keys.epoch))
-    source = _picked(rows.segment.order.source_names, keys.source, show)
-    # Not strict: the columns of a source without files go on for ever.
-    return zip(step, slot, source, index, epoch, *(files.columns(rows, show) if files else ()), strict=False)
+    columns = [column.tolist() for column in (rows.step, rows.slot, keys.index, keys.epoch)]
+    columns.insert(2, _picked(rows.segment.order.source_names, keys.source, show))
+    if files_of is None:
+        return zip(*columns, strict=True)
+    files, firsts = files_of(rows.segment)
+    # An empty file begins where the next one does; the last of those that begin there holds the record.
+    number = np.searchsorted(firsts, keys.index, side="right") - 1 if files else np.full(len(rows), -1)
+    within = (keys.index - firsts[number]).astype(object)
+    within[number < 0] = show(None)
+    return zip(*columns, _picked([file.name for file in files], number, show), within.tolist(), strict=True)
 
 
-def _picked(names: Sequence[str], number: np.ndarray, show: _Show) -> list[Any]:
-    """The names by number, the last for -1 being None."""
-    shown = np.empty(len(names) + 1, object)
-    shown[:] = [*map(show, names), show(None)]
-    return shown.take(number, mode="wrap").tolist()
+def _picked(names: Sequence[str], number: np.ndarray, show: Callable[[str | None], Any]) -> list[Any]:
+    """The names by number; -1 is None."""
+    used, place = np.unique(number, return_inverse=True)
+    shown = np.empty(len(used), object)
+    shown[:] = [show(names[each] if each >= 0 else None) for each in used.tolist()]
+    return shown[place].tolist()
 
 
 __all__ = ["COLUMNS", "Style", "Summary", "new_file", "parse_interval", "rows_of", "write_table"]

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.misused("--output needs --json or --csv")
     from datarax.audit.rows import Style, new_file, write_table
 
-    style = Style.JSON if arguments.json else Style.CSV if arguments.csv else Style.LINES
+    style: Style = "json" if arguments.json else "csv" if arguments.csv else "lines"
     with ExitStack() as opened:
         stream = opened.enter_context(new_file(arguments.output)) if arguments.output else sys.stdout
         history = _history(arguments, opened)

@@ -107,6 +107,22 @@ def test_a_gap_in_the_ledger_is_a_no_to_the_whole_history_and_to_nothing_else(lo
     assert verify(tmp_path, capsys)[0] == 0
 
 
+def test_steps_whose_beginning_is_kept_nowhere_are_replayed_from_where_their_recipe_began(
+    long, changed, tmp_path
+):
+    """Of the run of three batch sizes the last steps begin at row 156, at step 12, which no batch size alone leads to."""
+    for run, step in ((long / "run", 24), (changed / "run", 12)):
+        copy = shutil.copytree(run, tmp_path / run.parent.name)
+        for place in (copy / str(step), copy / "ledger" / str(step)):
+            shutil.rmtree(place, ignore_errors=True)
+        for fast in (False, True):
+            after = next(
+                each for each in verify_run(copy, whole_history=True, fast=fast).snapshots if each.step > step
+            )
+            assert after.replayed == (step, after.step)
+            assert not after.problems, after.problems
+
+
 def test_a_snapshot_that_retention_takes_meanwhile_is_replayed_from_the_ledger(long, tmp_path):
     shutil.copytree(long / "run", tmp_path / "run")
     layout = RunLayout(tmp_path / "run")
