@@ -67,6 +67,7 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
         ConfigError: if nothing says when the run ends.
         SnapshotDamagedError: if the newest snapshot of the existing run cannot be read.
         InputError: if the recorded recipe of an earlier step of the existing run cannot be computed.
+        MismatchError: if the records of the existing run contradict each other.
     """
     history = history_by_config(config, loader)
     schedule, records = loader.timeline.last, loader.order.num_records

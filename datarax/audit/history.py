@@ -103,6 +103,7 @@ def history_by_config(config: RunConfig, loader: DataLoader) -> History:
     Raises:
         SnapshotDamagedError: if the newest snapshot of the run, or an identity of its history, cannot be read.
         InputError: if the recorded recipe of an earlier step cannot be computed.
+        MismatchError: if the records of the run contradict each other.
     """
     directory, own = Path(config.run.directory), loader.timeline
     policy, now = config.resume.policy(), {LOADER_NAME: loader.identity()}
@@ -158,7 +159,8 @@ def history_of_run(directory: str | Path, overrides: Sequence[str] = ()) -> Hist
 
     Raises:
         InputError: if there is no run, its data module is no loader, or an override is about something else.
-        SnapshotDamagedError: if the newest record, or an identity that it names, cannot be read, or they contradict each other.
+        SnapshotDamagedError: if the newest record, or an identity that it names, cannot be read.
+        MismatchError: if the records contradict each other.
     """
     directory = local_directory(directory)
     for override in overrides:

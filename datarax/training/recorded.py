@@ -33,15 +33,21 @@ def recorded_timeline(directory: str | Path, record: Record, history: Sequence[H
         SnapshotDamagedError: if an identity, or a record that is needed, is not as it was written.
     """
     now = record.step, _position_in(record)
-    return Timeline.recorded(
-        [
-            (entry.from_step, entry.positions.get(LOADER_NAME) or 0, recorded_recipe(directory, entry))
-            for entry in history
-        ],
-        now,
-        lambda steps: [step for step in item_steps(directory) if step in steps],
-        lambda step: _position_in(read_item(directory, step).record),
-    )
+    recipes = [
+        (entry.from_step, entry.positions.get(LOADER_NAME) or 0, recorded_recipe(directory, entry))
+        for entry in history
+    ]
+    try:
+        return Timeline.recorded(
+            recipes,
+            now,
+            lambda steps: [step for step in item_steps(directory) if step in steps],
+            lambda step: _position_in(read_item(directory, step).record),
+        )
+    except MismatchError as error:
+        raise MismatchError(
+            f"the records of the run {directory} contradict each other; run `datarax verify` on it\n  {error}"
+        ) from error
 
 
 def recorded_recipe(directory: str | Path, entry: HistoryEntry) -> Any:
@@ -91,7 +97,7 @@ def check_position(directory: str | Path, restored: Restored) -> None:
             return
         problem = f"its steps are not whole batches of {segments[0].batch_size}, and this run pads none"
     except MismatchError as error:
-        problem = str(error)
+        problem = str(error.__cause__)
     except (SnapshotDamagedError, SnapshotNotFoundError):
         return  # An older snapshot, which tells where the run was prolonged, is gone or damaged: this one is not.
     raise MismatchError(
