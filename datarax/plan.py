@@ -5,14 +5,20 @@ Reads no record and writes nothing. Which records are in which steps is for `aud
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from datarax.audit.history import History, history_by_config
 from datarax.checkpoint import list_steps
 from datarax.core.tree import digest
+import numpy as np
+
+from datarax.core.errors import ConfigError
+from datarax.core.tree import digest
+from datarax.lineage import Lineage, trace
 from datarax.loader import DataLoader
 from datarax.order import changed_algorithms
-from datarax.run_config import RunConfig
+from datarax.run_config import MeshSection, RunConfig, mesh_sizes
 from datarax.training import LOADER_NAME, total_steps
 
 
@@ -40,8 +46,10 @@ class Plan:
     """Records of the source: one epoch."""
     batch_size: int
     """Rows of a global batch."""
+    processes: int
+    """Of how many processes."""
     rows_per_process: int
-    """Rows of it that one process reads."""
+    """Rows of a global batch that one of them reads; the most, where some read fewer."""
     steps_per_epoch: float
     """Batches in one pass over the records."""
     steps: int
@@ -60,11 +68,19 @@ class Plan:
     """For each of `mismatches` the nearest thing to do; "" where that was said already."""
 
 
-def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
+def plan_run(
+    config: RunConfig, loader: DataLoader, *, processes: int = 1, devices: int | None = None
+) -> Plan:
     """What `config` will do; `loader` is its loader.
 
+    Args:
+        config: the run.
+        loader: its loader.
+        processes: how many it will have.
+        devices: of all of them together; by default as many as the mesh says, or one for each process.
+
     Raises:
-        ConfigError: if nothing says when the run ends.
+        ConfigError: if nothing says when the run ends, or processes, devices, mesh and batch do not fit each other.
         SnapshotDamagedError: if the newest snapshot of the existing run cannot be read.
         InputError: if the recorded recipe of an earlier step of the existing run cannot be computed.
         MismatchError: if the records of the existing run contradict each other.
@@ -77,7 +93,8 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
         directory=config.run.directory,
         records=records,
         batch_size=schedule.batch_size,
-        rows_per_process=schedule.batch_size,
+        processes=processes,
+        rows_per_process=rows_per_process(config.mesh, schedule.batch_size, processes, devices),
         steps_per_epoch=records / schedule.batch_size,
         steps=steps,
         epochs=history.timeline.position_of(steps) / records,
@@ -87,6 +104,39 @@ def plan_run(config: RunConfig, loader: DataLoader) -> Plan:
         mismatches=mismatches,
         advice=advice,
     )
+
+
+def rows_per_process(
+    section: MeshSection | None, batch_size: int, processes: int, devices: int | None = None
+) -> int:
+    """The rows that one of many processes holds of a batch, computed without their devices; see `plan_run`.
+
+    Processes have equally many devices each, in the order of the mesh. What `multihost.slots_of` says of real ones is the same.
+    """
+    if processes < 1:
+        raise ConfigError(f"there must be at least 1 process, got {processes}")
+    if processes == 1 and devices is None:
+        return batch_size
+    section = section or MeshSection()
+    sizes = list(section.axes.values())
+    if devices is None:
+        devices = processes if -1 in sizes else math.prod(sizes)
+    if devices < 1 or devices % processes:
+        raise ConfigError(f"{devices} devices are not {processes} processes with equally many devices each")
+    axes = mesh_sizes(section, devices)
+    device, stride, place = np.arange(devices), devices, {}
+    for axis, size in axes.items():  # the slowest first
+        stride //= size
+        place[axis] = device // stride % size
+    row_shard, shards = np.zeros(devices, np.int64), 1
+    for axis in section.batch_axes:
+        row_shard, shards = row_shard * axes[axis] + place[axis], shards * axes[axis]
+    if batch_size % shards:
+        raise ConfigError(
+            f"a batch of {batch_size} rows cannot be split into {shards} row shards (mesh axes "
+            f"{', '.join(section.batch_axes)}); `datarax doctor --devices {devices}` lists the numbers of devices that fit"
+        )
+    return batch_size // shards * max(len(np.unique(held)) for held in row_shard.reshape(processes, -1))
 
 
 def _existing(
@@ -108,4 +158,4 @@ def _existing(
     return existing, mismatches, advice
 
 
-__all__ = ["ExistingRun", "Plan", "plan_run"]
+__all__ = ["ExistingRun", "Plan", "plan_run", "rows_per_process"]

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
     add_config(parser)
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="processes of the run (default: 1)"
+    )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        metavar="M",
+        help="devices of all processes together (default: as many as the mesh says, or one for each process)",
+    )
     add_json(parser)
 
 
@@ -26,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     apply_environment(config)
     with open_loader(config) as loader:
-        plan = plan_run(config, loader)
+        plan = plan_run(config, loader, processes=arguments.processes, devices=arguments.devices)
     if arguments.json:
         print_json(dataclasses.asdict(plan))
     else:
@@ -39,7 +48,10 @@ def _show(plan: Plan) -> None:
 
     print(f"run directory     {plan.directory}")
     print(f"records           {plan.records:,}")
-    print(f"batch             {plan.batch_size:,} rows, {plan.rows_per_process:,} on this process")
+    processes = f"{plan.processes:,} process{'es' * (plan.processes > 1)}"
+    print(
+        f"batch             {plan.batch_size:,} rows; {plan.rows_per_process:,} rows per process ({processes})"
+    )
     print(f"steps             {plan.steps:,} ({plan.epochs:.3g} epochs of {plan.steps_per_epoch:.1f} steps)")
     print(f"identity          {plan.identity[:16]}…")
     for warning in plan.warnings:

@@ -126,6 +126,19 @@ def test_plan_tells_lengths_and_whether_the_run_fits(finished, tmp_path, capsys)
     assert "continues after step 12" in capsys.readouterr().out
 
 
+def test_plan_tells_the_rows_of_each_process(finished, capsys):
+    config = finished / "config.toml"
+    alone, two = json_of(capsys, "plan", config), json_of(capsys, "plan", config, "--processes", "2")
+    assert (alone["processes"], alone["rows_per_process"]) == (1, 16)
+    assert (two["processes"], two["rows_per_process"]) == (2, 8)
+    model = ["--set", "mesh.axes={data=-1, model=2}", "--processes", "4", "--devices", "8"]
+    assert main(["plan", str(config), *model]) == 0
+    assert "16 rows; 4 rows per process (4 processes)" in capsys.readouterr().out
+    assert main(["plan", str(config)]) == 0
+    assert "16 rows; 16 rows per process (1 process)" in capsys.readouterr().out
+    assert main(["plan", str(config), "--processes", "3"]) == 2
+
+
 def test_inspect_shows_state_digest_identity_and_model(finished, capsys):
     run = finished / "run"
     facts = json_of(capsys, "inspect", run)
