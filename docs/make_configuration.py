@@ -121,17 +121,21 @@ def field_texts(kind: type) -> dict[str, str]:
 
 def _kind(kind: type, field: dataclasses.Field) -> str:
     """What may stand there, in TOML's words; the members of closed families."""
-    shown = []
-    hint = typing.get_type_hints(kind)[field.name]
-    for choice in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        if isinstance(choice, type) and issubclass(choice, enum.Enum):
-            shown += [f'`"{member.value}"`' for member in choice]
-        elif typing.get_origin(choice) is typing.Literal:
-            shown += [f'`"{value}"`' for value in typing.get_args(choice)]
-        elif choice is not type(None):
-            origin = typing.get_origin(choice) or choice
-            shown.append(_TOML_WORDS.get(origin, str(origin)))
-    return ", ".join(shown)
+    hint = typing.get_type_hints(kind, include_extras=True)[field.name]
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    choices = typing.get_args(hint) if union else (hint,)
+    return ", ".join(_words(choice) for choice in choices if choice is not type(None))
+
+
+def _words(choice: typing.Any) -> str:
+    origin, arguments = typing.get_origin(choice), typing.get_args(choice)
+    if origin is typing.Annotated:
+        return f"{_words(arguments[0])} {arguments[1].text}".rstrip()
+    if isinstance(choice, type) and issubclass(choice, enum.Enum):
+        return ", ".join(f'`"{member.value}"`' for member in choice)
+    if origin is typing.Literal:
+        return ", ".join(f'`"{value}"`' for value in arguments)
+    return _TOML_WORDS.get(origin or choice, str(origin or choice))
 
 
 def _default(field: dataclasses.Field) -> str:

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exits 0 if everything is as recorded, else 1."""
-    from datarax.core.attributes import load_attribute
+    from datarax.core.config import load_attribute
     from datarax.run_config import load_any_config
     from datarax.verify import verify_run
 

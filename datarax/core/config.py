@@ -1,23 +1,99 @@
-"""The configs of modules: frozen dataclasses that check themselves when they are made.
+"""Configs: frozen dataclasses that check themselves when they are made, and are read from plain trees.
 
-Knows nothing of modules. A config is static metadata of the module that holds it: NNX compares and hashes it
-each time the module is an argument of a transformed function, so equality and hash are defined here for every
-config class, arrays in `precomputed_stats` included. Read next: `datarax.core.module`.
+What a field may hold stands in its annotation (`batch_size: Positive`), and one check holds configs to it, whether they are
+made in Python (`check_fields`) or of a table of a TOML file (`from_tree`). Knows nothing of modules. A module's config is
+static metadata of it: NNX compares and hashes it each time the module is an argument of a transformed function, so equality
+and hash are defined here for every config class, arrays in `precomputed_stats` included. Read next: `datarax.core.module`.
 """
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import difflib
+import enum
+import functools
+import importlib
+import types
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import FrozenInstanceError, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from flax import nnx
 
 from datarax.core.errors import ConfigError
-from datarax.core.tree import ARRAYS, identical
+from datarax.core.tree import ARRAYS, identical, joined
 
 __all__ = ["DataraxModuleConfig", "FrozenInstanceError", "OperatorConfig", "StructuralConfig"]
+
+T = TypeVar("T")
+
+
+# What a field may hold
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Metadata of an `Annotated` field: which values of its kind are allowed. Fields with one are checked."""
+
+    allows: Callable[[Any], bool]
+    """Whether a value is allowed."""
+    text: str
+    """Follows the words for the kind in messages: "an integer" + "of at least 1"."""
+
+
+def at_least(least: float) -> Limit:
+    """Numbers from `least` on; integers must fit into 64 bits."""
+    return Limit(
+        lambda value: least <= value and (value < 2**63 or type(value) is float), f"of at least {least}"
+    )
+
+
+Checked = Annotated[T, Limit(lambda _: True, "")]
+"""Any value of the kind."""
+Positive = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]
+Text = Annotated[str, Limit(bool, "that is not empty")]
+
+
+def check_fields(config: object, what: str | None = None) -> None:
+    """Checks every field of a config that has a `Limit`, and puts enum members in the place of their values.
+
+    Every `DataraxModuleConfig` does this; other dataclasses have it as their `__post_init__`, or call it there.
+
+    Args:
+        config: the config.
+        what: what it is called in messages, where its class says too little.
+
+    Raises:
+        ConfigError: naming the field, what is allowed, and the value.
+    """
+    for name, hint in _limited_fields(type(config)).items():  # type: ignore[arg-type]
+        path = f"{name} of {what}" if what else f"{type(config).__name__}.{name}"
+        object.__setattr__(config, name, _value(hint, getattr(config, name), path))
+
+
+@functools.cache
+def _limited_fields(kind: type) -> dict[str, Any]:
+    try:
+        hints = typing.get_type_hints(kind, include_extras=True)
+    except (
+        Exception
+    ):  # annotations of a user's class may be any text, or name what only a function around it knows
+        return {}
+    return {name: hint for name, hint in hints.items() if _has_limit(hint)}
+
+
+def _has_limit(hint: Any) -> bool:
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is Annotated:
+        return isinstance(parts[1], Limit)
+    return typing.get_origin(hint) in _UNIONS and any(map(_has_limit, parts))
+
+
+# Configs of modules
 
 
 @dataclass(frozen=True)
@@ -25,8 +101,8 @@ class DataraxModuleConfig:
     """What every datarax module can be told.
 
     Equality is by class and value, arrays by dtype, shape and bytes; every config is hashable. Subclasses are
-    frozen dataclasses that add fields and may add checks in `__post_init__` after calling
-    `super().__post_init__()`.
+    frozen dataclasses that add fields; those annotated with a limit (`size: Positive`) are checked, and other checks may
+    follow in `__post_init__` after calling `super().__post_init__()`.
 
     Raises:
         ConfigError: (a ValueError) if both `batch_stats_fn` and `precomputed_stats` are given.
@@ -57,6 +133,7 @@ class DataraxModuleConfig:
             raise TypeError(f"batch_stats_fn must be callable, an nnx.Module or None, got {stats_fn!r}")
         if self.precomputed_stats is not None and not isinstance(self.precomputed_stats, dict):
             raise TypeError(f"precomputed_stats must be a dict or None, got {self.precomputed_stats!r}")
+        check_fields(self)
         if self.batch_stats_fn is not None and self.precomputed_stats is not None:
             raise ConfigError(
                 "Cannot specify both batch_stats_fn and precomputed_stats. "
@@ -145,3 +222,166 @@ def _outline(value: Any) -> Any:
     except TypeError:
         return type(value)
     return (type(value), value)
+
+
+# Trees
+
+
+def from_tree(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
+    """Builds the dataclass `kind` from a plain tree, strictly: nothing is converted but an int where a float is wanted.
+
+    Args:
+        kind: a dataclass.
+        tree: its fields by name.
+        path: dotted path of `tree` in the whole, for messages.
+
+    Raises:
+        ConfigError: naming the path of what is unknown (and the nearest known key), missing, or not allowed.
+    """
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path or 'the config'} must be a table, got {tree!r}")
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(fields))}"
+            raise ConfigError(f"unknown key {joined(path, key)!r}; {hint}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    values = {key: _value(hints[key], value, joined(path, key)) for key, value in tree.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"{joined(path, name)} is required and missing")
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"[{path}] {error}" if path else str(error)) from None
+
+
+def to_tree(config: Any) -> Any:
+    """The plain tree of a config, such that `from_tree` gives an equal one. Fields that are None are left out."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = {
+            field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init
+        }
+    if isinstance(config, enum.Enum):
+        return config.value
+    if isinstance(config, Mapping):
+        return {key: to_tree(value) for key, value in config.items() if value is not None}
+    if isinstance(config, (list, tuple)):
+        return [to_tree(value) for value in config]
+    return config
+
+
+class _NotTaken(Exception):
+    """A value is of another kind than an annotation, or not allowed."""
+
+
+_UNIONS = (typing.Union, types.UnionType)
+_LISTS = (list, tuple, collections.abc.Sequence)
+_TABLES = (dict, collections.abc.Mapping)
+_SCALARS = {
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    types.NoneType: "nothing",
+}
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    """`value` as its annotation wants it.
+
+    Raises:
+        ConfigError: naming `path`, if it is of another kind or not allowed.
+    """
+    try:
+        return _taken(hint, value, path)
+    except _NotTaken:
+        raise ConfigError(f"{path} must be {_described(hint)}, got {value!r}") from None
+
+
+def _taken(hint: Any, value: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if (
+        hint is Any
+        or (type(value) is hint and hint in _SCALARS)
+        or (origin is Literal and value in arguments)
+    ):
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if origin is Annotated:
+        value = _taken(arguments[0], value, path)
+        if arguments[1].allows(value):
+            return value
+    if origin in _UNIONS:
+        for choice in arguments:
+            with contextlib.suppress(_NotTaken):
+                return _taken(choice, value, path)
+    if origin in _LISTS and isinstance(value, (list, tuple)):
+        return tuple(_value(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin in _TABLES and isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(hint, enum.EnumType):
+        with contextlib.suppress(ValueError):
+            return hint(value)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_tree(hint, value, path)
+    raise _NotTaken
+
+
+def _described(hint: Any) -> str:
+    """What an annotation allows, in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return f"{_described(arguments[0])} {arguments[1].text}".rstrip()
+    if origin in _UNIONS:
+        return " or ".join(
+            dict.fromkeys(_described(each) for each in arguments if each is not types.NoneType)
+        )
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if isinstance(hint, enum.EnumType):
+        return f"one of {', '.join(repr(member.value) for member in list[enum.Enum](hint))}"
+    if origin in _LISTS or origin in _TABLES:
+        return "a list" if origin in _LISTS else "a table"
+    return _SCALARS.get(hint, "an object, which no config file can hold")
+
+
+# Objects that a config names
+
+
+def load_attribute(use: str, key: str) -> Any:
+    """The object named `module:attribute` (dots go deeper); `key` names the config key in messages.
+
+    Raises:
+        ConfigError: if the text has another form, the module's import raises anything, or it has no such attribute;
+            then it says what there is.
+    """
+    module_name, _, path = use.partition(":") if isinstance(use, str) else ("", "", "")
+    if not module_name or not path:
+        raise ConfigError(f"{key} must be 'module:attribute', got {use!r}")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # the module's own code runs here and may raise anything
+        raise ConfigError(
+            f"{key} = {use!r}: importing {module_name!r} raised {type(error).__name__}: {error}"
+        ) from error
+    at = module_name
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ConfigError(
+                f"{key} = {use!r}: {at!r} has no attribute {part!r}; {_what_is_there(found, part)}"
+            )
+        found, at = getattr(found, part), f"{at}.{part}"
+    return found
+
+
+def _what_is_there(owner: Any, missing: str) -> str:
+    names = sorted(name for name in dir(owner) if not name.startswith("_"))
+    if not names:
+        return "it has no public names"
+    near = difflib.get_close_matches(missing, names, n=1)
+    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return f"did you mean {near[0]!r}? It has {listed}" if near else f"it has {listed}"

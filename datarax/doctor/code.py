@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from datarax.core.attributes import load_attribute
+from datarax.core.config import load_attribute
 from datarax.core.errors import ConfigError
 from datarax.doctor.checks import Finding, failure, warning
 from datarax.training import load_task

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from datarax.core.config import DataraxModuleConfig
+from datarax.core.config import DataraxModuleConfig, Positive, Text, check_fields
 from datarax.core.errors import ConfigError
 
 
@@ -20,21 +20,13 @@ class GrainPipelineConfig(DataraxModuleConfig):
         ConfigError: if a field has the wrong kind or range.
     """
 
-    name: str = "grain"
+    name: Text = "grain"
     """The pipeline's name: part of the identity and of every digest."""
-    version: str | int | None = None
+    version: Text | int | None = None
     """Stands for what cannot be read of the pipeline (functions without source text, sources without plain records, stages
     that are not Grain's own); raise it whenever that changes. Functions are then not read at all."""
-    num_steps: int | None = None
+    num_steps: Positive | None = None
     """Elements of the whole run; None for as many as the pipeline has. Never identity."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name(self.name)
-        check_version(self.version)
-        steps = self.num_steps
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise ConfigError(f"num_steps must be an integer of at least 1 or None, got {steps!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +42,13 @@ class GrainPipelineTable:
     named `process_index` and `process_count`, it is told them."""
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the function, by name."""
-    name: str = "grain"
+    name: Text = "grain"
     """See `GrainPipelineConfig.name`."""
-    version: str | int | None = None
+    version: Text | int | None = None
     """See `GrainPipelineConfig.version`."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.use, str) or ":" not in self.use:
             raise ConfigError(f"grain_pipeline.use must be 'module:function', got {self.use!r}")
         if not isinstance(self.parameters, Mapping) or not all(
@@ -64,32 +57,6 @@ class GrainPipelineTable:
             raise ConfigError(
                 f"grain_pipeline.parameters must be a table of arguments, got {self.parameters!r}"
             )
-        check_name(self.name)
-        check_version(self.version)
-
-
-def check_name(name: object) -> None:
-    """Refuses what is no name.
-
-    Raises:
-        ConfigError: unless it is a text that is not empty.
-    """
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"the name of a Grain pipeline must be a non-empty text, got {name!r}")
-
-
-def check_version(version: object) -> None:
-    """Refuses what is no version.
-
-    Raises:
-        ConfigError: unless it is None, an integer or a text that is not empty.
-    """
-    if version is None or (isinstance(version, int) and not isinstance(version, bool)):
-        return
-    if not isinstance(version, str) or not version:
-        raise ConfigError(
-            f"the version of a Grain pipeline must be an integer or a non-empty text, got {version!r}"
-        )
 
 
 def arguments_for(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from datarax.core.attributes import load_attribute
+from datarax.core.config import load_attribute
 from datarax.core.errors import ConfigError
 from datarax.grain_pipeline.config import GrainPipelineConfig, arguments_for
 from datarax.grain_pipeline.pipeline import GrainPipeline

@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 
-from datarax.core.attributes import load_attribute
-from datarax.core.decode import encode
+from datarax.core.config import load_attribute, to_tree
 from datarax.core.errors import ConfigError
 from datarax.core.protocols import BatchStream
 from datarax.grain_pipeline import GrainPipeline, load_grain_pipeline
@@ -124,7 +123,7 @@ def open_loader(
 def _transforms(config: RunConfig) -> list[Transform]:
     stages = []
     for section in config.transforms:
-        given = {key: value for key, value in encode(section).items() if key not in ("use", "parameters")}
+        given = {key: value for key, value in to_tree(section).items() if key not in ("use", "parameters")}
         stages.append(load_transform(section.use, parameters=dict(section.parameters), **given))
     return stages
 

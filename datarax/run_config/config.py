@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from datarax.checkpoint import SaveConfig
-from datarax.core.decode import encode
+from datarax.core.config import Positive, check_fields, to_tree
 from datarax.core.errors import ConfigError
 from datarax.grain_pipeline import GrainPipelineTable
 from datarax.loader import DataLoaderConfig
@@ -24,16 +24,13 @@ class RunSection:
 
     directory: str
     """The run's directory; run again in it = continue."""
-    steps: int | None = None
+    steps: Positive | None = None
     """Steps of the whole run; with `loader.num_epochs` as well, whichever ends first. None: as many as the loader has."""
-    cpu_threads: int | None = None
+    cpu_threads: Positive | None = None
     """XLA's CPU thread count (NPROC). Bit-identical parameters need the same number at every start."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "cpu_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"run.{name} must be an integer of at least 1, got {value}")
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +106,7 @@ class BaseRunConfig:
 
     def to_toml(self) -> str:
         """The resolved config, such that parsing it gives an equal one."""
-        return tomli_w.dumps(encode(self))
+        return tomli_w.dumps(to_tree(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint.layout import local_directory
-from datarax.core.decode import decode
+from datarax.core.config import from_tree
 from datarax.core.errors import ConfigError, InputError
 from datarax.run_config.config import GrainRunConfig, RunConfig
 
@@ -102,6 +102,8 @@ def _built(
             return _resolved(decode(GrainRunConfig, tree))
         # A kept config was checked when it was kept; to read it again no kind of source is imported.
         return _resolved(decode(RunConfig, tree), checked=stored and not overrides)
+            return _resolved(from_tree(GrainRunConfig, tree))
+        return _resolved(from_tree(RunConfig, tree))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

@@ -17,6 +17,18 @@ from datarax.core.decode import REST, decode, encode
 from datarax.core.errors import ConfigError
 from datarax.sources.files import SourceFile
 from datarax.sources.source import DataSource, SourceConfig
+from datarax.core.config import load_attribute
+from datarax.core.errors import ConfigError, InputError
+from datarax.core.tree import differences
+from datarax.sources.array_record import ArrayRecordConfig, ArrayRecordSource
+from datarax.sources.build import BuildConfig, BuildProgress, build_dataset
+from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind
+from datarax.sources.file_list import SourceFile, with_first_indices
+from datarax.sources.local_files import relative_names, require_local
+from datarax.sources.manifest import load_manifest
+from datarax.sources.memory import MemoryConfig, MemorySource
+from datarax.sources.range import RangeConfig, RangeSource
+from datarax.sources.source import DataSource
 
 KINDS = {
     "array_record": "datarax.sources.array_record:ArrayRecordConfig",

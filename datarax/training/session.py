@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NoReturn, TextIO
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from datarax.checkpoint import (
     list_steps,
     make_global,
 )
+from datarax.core.config import Checked, at_least, check_fields
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
 from datarax.core.protocols import BatchStream, is_addressable
 from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
@@ -47,13 +48,14 @@ class ResumeConfig:
     """Identity fields (dotted, a prefix covers all below it) whose change is accepted and recorded in the history."""
     warn_changed: Sequence[str] = ()
     """Likewise, but each change is also shown as a warning. Where both lists fit a field, the longer path decides."""
-    on_damage: Literal["stop", "previous"] = "stop"
+    on_damage: Checked[Literal["stop", "previous"]] = "stop"
     """When the newest snapshot fails its checks: stop and say so, or go back to the newest good one (unattended jobs)."""
-    check_moved_files: bool = True
+    check_moved_files: Checked[bool] = True
     """Whether a start reads data files whole whose size or time has changed since the last one, and holds them against the
     manifest. Turn it off where a dataset is too large for that."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         try:
             self.policy()
         except ConfigError as error:
@@ -68,12 +70,11 @@ class ResumeConfig:
 class LogConfig:
     """How often a run reports."""
 
-    every_seconds: float = 1.0
+    every_seconds: Annotated[float, at_least(0)] = 1.0
     """Time between two reports, in seconds; 0 reports every step."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.every_seconds, bool) or not self.every_seconds >= 0:
-            raise ConfigError(f"log.every_seconds must be at least 0, got {self.every_seconds!r}")
+        check_fields(self)
 
 
 @dataclass(frozen=True)

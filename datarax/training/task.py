@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from datarax.core.attributes import load_attribute
+from datarax.core.config import load_attribute
 from datarax.core.errors import ConfigError
 
 

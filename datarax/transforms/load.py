@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datarax.core.attributes import load_attribute
+from datarax.core.config import load_attribute
 from datarax.core.errors import ConfigError
 from datarax.transforms.transform import Level, Randomness, Transform, function_name
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from datarax.core.config import Checked, Text, check_fields
 from datarax.core.errors import ConfigError
 from datarax.transforms.dependencies import checked_dependencies
 
@@ -58,15 +59,15 @@ class Transform:
 
     fn: Callable[..., Any]
     """`fn(rows, **parameters)` or, with randomness, `fn(rows, randomness, **parameters)`."""
-    name: str
+    name: Text
     """Keys the randomness and names the transform in errors and identity. Unique in a pipeline."""
-    level: Level
+    level: Checked[Level]
     """Called per record or per batch."""
-    randomness: Randomness = Randomness.NONE
+    randomness: Checked[Randomness] = Randomness.NONE
     """What the second argument is."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of every call; part of the identity."""
-    version: str | int | None = None
+    version: Checked[str | int | None] = None
     """Stands for the function in the identity *instead of* its source: a promise that is raised by hand. For
     what has no readable source, and for code whose text changes more often than its meaning."""
     depends_on: Sequence[str] = ()
@@ -74,11 +75,8 @@ class Transform:
     `xla_cpu_threads`. What is not declared here may change between two starts without a word."""
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
-        object.__setattr__(self, "level", _member(Level, self.level, "level", self.name))
-        object.__setattr__(self, "randomness", _member(Randomness, self.randomness, "randomness", self.name))
+        check_fields(self, f"transform {self.name!r}")
         object.__setattr__(self, "parameters", _checked_parameters(self.parameters, self.name))
-        _check_version(self.version, self.name)
         object.__setattr__(self, "depends_on", checked_dependencies(self.depends_on, self.name))
         if self.level is Level.BATCH and self.randomness is Randomness.GENERATOR:
             raise ConfigError(
@@ -145,7 +143,7 @@ def random_map_records(
     fn: Callable[..., Any],
     *,
     name: str | None = None,
-    randomness: Randomness = Randomness.GENERATOR,
+    randomness: Checked[Randomness] = Randomness.GENERATOR,
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
     depends_on: Sequence[str] = (),
@@ -170,7 +168,7 @@ def random_map_batch(
     fn: Callable[..., Any],
     *,
     name: str | None = None,
-    randomness: Randomness = Randomness.SEED,
+    randomness: Checked[Randomness] = Randomness.SEED,
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
     depends_on: Sequence[str] = (),
@@ -254,28 +252,6 @@ def _random(randomness: Randomness) -> Randomness:
     if randomness == Randomness.NONE:
         raise ConfigError("a random transform cannot have randomness 'none'; use map_records or map_batch")
     return randomness
-
-
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"a transform's name must be text that is not empty, is {name!r}")
-
-
-def _check_version(version: Any, name: str) -> None:
-    if isinstance(version, bool) or not isinstance(version, (str, int, type(None))):
-        raise ConfigError(
-            f"the version of transform {name!r} must be text, a whole number or None, is {version!r}"
-        )
-
-
-def _member(family: type[enum.StrEnum], value: Any, what: str, name: str) -> enum.StrEnum:
-    try:
-        return family(value)
-    except ValueError:
-        choices = ", ".join(repr(str(member)) for member in family)
-        raise ConfigError(
-            f"the {what} of transform {name!r} must be one of {choices}, is {value!r}"
-        ) from None
 
 
 def _checked_parameters(parameters: Any, name: str) -> Mapping[str, Any]:

@@ -140,7 +140,9 @@ def test_a_file_in_the_place_of_the_directory_is_one_clear_error(tmp_path):
     ],
 )
 def test_save_settings_out_of_range_are_refused(settings):
-    with pytest.raises(ConfigError, match=f"save.{next(iter(settings))} must be"):
+    with pytest.raises(
+        ConfigError, match=rf"SaveConfig\.{next(iter(settings))} must be an integer of at least 1, got"
+    ):
         SaveConfig(**settings)
 
 

@@ -1,7 +1,11 @@
 """Configs check themselves, cannot change, and are safe as static metadata of NNX."""
 
 import dataclasses
+import enum
+import math
 import pickle
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +13,19 @@ import pytest
 from flax import nnx
 
 from datarax.core import config as config_module
-from datarax.core.config import DataraxModuleConfig, OperatorConfig, StructuralConfig
+from datarax.core.config import (
+    Checked,
+    DataraxModuleConfig,
+    Natural,
+    OperatorConfig,
+    Positive,
+    StructuralConfig,
+    Text,
+    at_least,
+    from_tree,
+    to_tree,
+)
+from datarax.core.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,3 +146,111 @@ def test_an_unknown_batch_strategy_is_refused_with_the_known_ones():
     assert OperatorConfig(batch_strategy="scan").batch_strategy == "scan"
     with pytest.raises(ValueError, match="'vmap' or 'scan', got 'pmap'"):
         OperatorConfig(batch_strategy="pmap")
+
+
+# What a field may hold
+
+
+class Shape(enum.StrEnum):
+    ROUND = "round"
+    FLAT = "flat"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Box(DataraxModuleConfig):
+    size: Positive
+    depth: Natural = 0
+    weight: Annotated[float, at_least(0.5)] | None = None
+    label: Text | int | None = None
+    shape: Checked[Shape] = Shape.FLAT
+    side: Checked[Literal["left", "right"]] = "left"
+    lid: Checked[bool | None] = None
+    parts: Sequence[int] = ()
+    notes: int = 0
+    """Without a limit: the annotation is the user's own affair."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shelf:
+    box: Box
+    more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+GOOD = {"size": 3, "weight": 2, "label": "x", "shape": "round", "side": "right", "lid": True}
+WRONG = [
+    ({"size": 0}, "size must be an integer of at least 1, got 0"),
+    ({"size": True}, "size must be an integer of at least 1, got True"),
+    ({"size": 2.0}, "size must be an integer of at least 1, got 2.0"),
+    ({"size": 2**63}, "size must be an integer of at least 1, got 9223372036854775808"),
+    ({"size": "3"}, "size must be an integer of at least 1, got '3'"),
+    ({"depth": -1}, "depth must be an integer of at least 0, got -1"),
+    ({"weight": 0.1}, "weight must be a number of at least 0.5, got 0.1"),
+    ({"weight": float("nan")}, "weight must be a number of at least 0.5, got nan"),
+    ({"label": ""}, "label must be a string that is not empty or an integer, got ''"),
+    ({"label": 1.5}, "label must be a string that is not empty or an integer, got 1.5"),
+    ({"shape": "square"}, "shape must be one of 'round', 'flat', got 'square'"),
+    ({"side": "top"}, "side must be one of 'left', 'right', got 'top'"),
+    ({"lid": 1}, "lid must be true or false, got 1"),
+]
+
+
+def test_fields_with_a_limit_are_checked_and_enum_members_made_of_their_values():
+    box = Box(**GOOD)
+    assert box.shape is Shape.ROUND
+    assert type(box.weight) is float
+    assert Box(size=1, weight=math.inf, label=3).label == 3
+    assert Box(size=1, notes="any").notes == "any"
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG)
+def test_a_value_that_is_not_allowed_is_named_with_what_is(values, message):
+    with pytest.raises(ConfigError) as caught:
+        Box(**{"size": 1, **values})
+    assert str(caught.value) == f"Box.{message}"
+    with pytest.raises(ConfigError) as caught:
+        from_tree(Shelf, {"box": {"size": 1, **values}})
+    assert str(caught.value) == f"box.{message}"
+
+
+def test_a_tree_is_read_strictly_and_comes_back_from_the_config():
+    tree = {"box": {**GOOD, "parts": [1, 2]}, "more": {"a": 1}}
+    shelf = from_tree(Shelf, tree)
+    assert shelf.box == Box(**GOOD, parts=(1, 2))
+    assert from_tree(Shelf, to_tree(shelf)) == shelf
+    assert to_tree(shelf)["box"] == {
+        **{"cacheable": False, "depth": 0, "notes": 0},
+        **{**GOOD, "weight": 2.0, "parts": [1, 2]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"box": {}}, "box.size is required and missing"),
+        ({"box": 3}, "box must be a table, got 3"),
+        ({"box": {"size": 1, "lable": 2}}, "unknown key 'box.lable'; did you mean 'label'?"),
+        ({"box": {"size": 1, "parts": 2}}, "box.parts must be a list, got 2"),
+        ({"box": {"size": 1, "parts": [2, "x"]}}, "box.parts[1] must be an integer, got 'x'"),
+        ({"box": {"size": 1, "notes": "x"}}, "box.notes must be an integer, got 'x'"),
+        ({"box": {"size": 1}, "more": []}, "more must be a table, got []"),
+        (
+            {"box": {"size": 1, "batch_stats_fn": "x"}},
+            "box.batch_stats_fn must be an object, which no config file can hold, got 'x'",
+        ),
+        (
+            {"box": {"size": 1, "batch_stats_fn": None, "precomputed_stats": 3}},
+            "box.precomputed_stats must be a table, got 3",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_tree_is_named_by_its_path(tree, message):
+    with pytest.raises(ConfigError) as caught:
+        from_tree(Shelf, tree)
+    assert str(caught.value) == message
+
+
+def test_a_class_whose_annotations_cannot_be_read_is_as_good_as_without_limits():
+    Odd = dataclasses.make_dataclass(
+        "Odd", [("a", "no such name", 3)], bases=(DataraxModuleConfig,), frozen=True, kw_only=True
+    )
+    assert Odd(a="x").a == "x"

@@ -65,7 +65,7 @@ def test_a_ready_transform_keeps_what_the_config_does_not_give(module):
         (
             "{}:clean",
             {"level": "row"},
-            "level of transform 'clean' must be one of 'record', 'batch', is 'row'",
+            "level of transform 'clean' must be one of 'record', 'batch', got 'row'",
         ),
         (
             "{}:ready",
