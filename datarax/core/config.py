@@ -156,55 +156,49 @@ class DataraxModuleConfig:
 
 
 @dataclass(frozen=True)
-class OperatorConfig(DataraxModuleConfig):
+class _WithStream(DataraxModuleConfig):
+    stochastic: bool = False
+    """Whether the module draws random numbers."""
+    stream_name: str | None = None
+    """The RNG stream it draws from: required if stochastic, refused if not."""
+
+    def __post_init__(self) -> None:
+        """Checks the fields; subclasses call this first."""
+        super().__post_init__()
+        if self.stochastic and self.stream_name is None:
+            raise ConfigError("Stochastic modules require stream_name (stochastic=True, stream_name=None)")
+        if not self.stochastic and self.stream_name is not None:
+            raise ConfigError(
+                f"Deterministic modules should not specify stream_name (got {self.stream_name!r}). "
+                "Remove stream_name or set stochastic=True"
+            )
+
+
+@dataclass(frozen=True)
+class OperatorConfig(_WithStream):
     """The config of a module that transforms batches and may hold learnable state.
 
     Raises:
         ConfigError: if `stochastic` and `stream_name` contradict each other or `batch_strategy` is unknown.
     """
 
-    stochastic: bool = False
-    """Whether the module draws random numbers."""
-    stream_name: str | None = None
-    """The RNG stream it draws from: required if stochastic, refused if not."""
     batch_strategy: str = "vmap"
     """"vmap" (all rows at once) or "scan" (one after the other, less memory)."""
 
     def __post_init__(self) -> None:
         """Checks the fields; subclasses call this first."""
         super().__post_init__()
-        _check_stochastic(self.stochastic, self.stream_name)
         if self.batch_strategy not in ("vmap", "scan"):
             raise ConfigError(f"batch_strategy must be 'vmap' or 'scan', got {self.batch_strategy!r}")
 
 
 @dataclass(frozen=True)
-class StructuralConfig(DataraxModuleConfig):
+class StructuralConfig(_WithStream):
     """The config of a module whose behaviour is fixed when it is made.
 
     Raises:
         ConfigError: if `stochastic` and `stream_name` contradict each other.
     """
-
-    stochastic: bool = False
-    """Whether the module draws random numbers."""
-    stream_name: str | None = None
-    """The RNG stream it draws from: required if stochastic, refused if not."""
-
-    def __post_init__(self) -> None:
-        """Checks the fields; subclasses call this first."""
-        super().__post_init__()
-        _check_stochastic(self.stochastic, self.stream_name)
-
-
-def _check_stochastic(stochastic: bool, stream_name: str | None) -> None:
-    if stochastic and stream_name is None:
-        raise ConfigError("Stochastic modules require stream_name (stochastic=True, stream_name=None)")
-    if not stochastic and stream_name is not None:
-        raise ConfigError(
-            f"Deterministic modules should not specify stream_name (got {stream_name!r}). "
-            "Remove stream_name or set stochastic=True"
-        )
 
 
 def _compared(config: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 `DataraxModule` is an `nnx.Module` whose Variables are its state: `get_state` takes them out as plain values
 and `set_state` puts them back, all or nothing. `CheckpointableIteratorModule` adds a place in an iteration.
-Knows nothing of files, orders or batches. Read next: `datarax.core.restore` (what a state must look like) and
+Knows nothing of files, orders or batches. Read next: `datarax.core.state` (what a state must look like) and
 `datarax.core.variables` (what counts and positions are made of).
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
+import operator
 import weakref
 from collections.abc import Iterator
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -21,7 +23,7 @@ from flax import nnx
 from datarax.core.cache_key import cache_key
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
-from datarax.core.restore import Path, Variables, match_state, read_state, variables_below, write
+from datarax.core.state import Path, Variables, match_state, read_state, variables_below, write
 from datarax.core.tree import detached
 from datarax.core.variables import HostFlag, HostInt, IterationCount
 
@@ -234,7 +236,7 @@ class DataraxModule(nnx.Module):
 
         Args:
             state: A state with the same keys, kinds, shapes and dtypes at every depth: see
-            `restore.match_state`.
+            `state.match_state`.
 
         Raises:
             TypeError: if `state` is not a dict.
@@ -254,7 +256,7 @@ class DataraxModule(nnx.Module):
                 "Regenerate checkpoints after architecture/config changes."
             ) from error
         for path, module in modules:
-            module._validate_state(_at(state, path))
+            module._validate_state(functools.reduce(operator.getitem, path, state))
         for variable, value in changes:
             write(variable, value)
         for _, module in modules:
@@ -382,12 +384,6 @@ def _modules_among(module: DataraxModule, variables: Variables) -> list[tuple[Pa
 def _named(modules: list[tuple[Path, DataraxModule]], which: str) -> list[nnx.Variable[Any]]:
     """The Variables that the class attribute `which` of the modules names."""
     return [vars(module)[name] for _, module in modules for name in getattr(module, which)]
-
-
-def _at(state: dict[Any, Any], path: Path) -> Any:
-    for key in path:
-        state = state[key]
-    return state
 
 
 _CONTAINERS = (list, tuple, dict, set, bytearray, collections.deque)

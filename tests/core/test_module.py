@@ -608,6 +608,6 @@ def test_the_package_lists_what_it_exports():
 def test_core_needs_neither_orbax_nor_grain():
     code = (
         "import sys; sys.modules['orbax'] = sys.modules['grain'] = None; "
-        "import datarax.core.module, datarax.core.config, datarax.core.restore"
+        "import datarax.core.module, datarax.core.config, datarax.core.state"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

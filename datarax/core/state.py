@@ -39,13 +39,14 @@ def variables_below(module: nnx.Module) -> Variables:
     return list(nnx.to_flat_state(nnx.state(module, nnx.Variable, graph=True)))
 
 
-def _nested(variables: Variables) -> dict[Any, Any]:
+def _nested(variables: Variables, of: Callable[[Path, nnx.Variable[Any]], Any]) -> dict[Any, Any]:
+    """What `of` gives for each Variable, in nested dicts."""
     tree: dict[Any, Any] = {}
     for path, variable in variables:
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = variable
+        node[path[-1]] = of(path, variable)
     return tree
 
 
@@ -57,20 +58,17 @@ def read_state(variables: Variables, *, unsaved: Iterable[nnx.Variable[Any]] = (
     Raises:
         TypeError: if a Variable holds something that cannot be copied (a lock, a generator), naming its path.
     """
-    return _read(_nested(variables), (), {id(variable) for variable in unsaved})
+    left_out = {id(variable) for variable in unsaved}
 
+    def read(path: Path, variable: nnx.Variable[Any]) -> Any:
+        try:
+            return None if id(variable) in left_out else detached(payload(variable))
+        except TypeError as error:
+            raise TypeError(
+                f"the Variable at {spell(path)} holds a value that cannot be saved: {error}"
+            ) from error
 
-def _read(node: Any, path: Path, unsaved: set[int]) -> Any:
-    if isinstance(node, dict):
-        return {key: _read(child, (*path, key), unsaved) for key, child in node.items()}
-    if id(node) in unsaved:
-        return None
-    try:
-        return detached(payload(node))
-    except TypeError as error:
-        raise TypeError(
-            f"the Variable at {spell(path)} holds a value that cannot be saved: {error}"
-        ) from error
+    return _nested(variables, read)
 
 
 def payload(variable: nnx.Variable[Any]) -> Any:
@@ -113,7 +111,7 @@ def match_state(
     rules: dict[int, Rule] = {id(variable): _anything for variable in free}
     rules |= {id(variable): _nothing for variable in unsaved}
     changes: list[Change] = []
-    _match(_nested(variables), state, (), rules, changes)
+    _match(_nested(variables, lambda _, variable: variable), state, (), rules, changes)
     return changes
 
 
