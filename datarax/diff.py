@@ -6,13 +6,15 @@ paths, times, starts, metrics, provenance, or which other steps exist.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from datarax.checkpoint import Snapshot, newest_good_step
-from datarax.core.errors import InputError
+from datarax.checkpoint.policy import identity_differences
+from datarax.core.errors import Difference, InputError
 from datarax.core.tree import differences
 
 
@@ -43,8 +45,8 @@ def diff_runs(left: str | Path, right: str | Path) -> DiffReport:
     report = DiffReport(str(a.directory), str(b.directory))
     if a.step != b.step:
         report.lines.append(f"step: {a.step} and {b.step}")
-    report.lines += _both("identity", a.identity, b.identity)
-    report.lines += _both("data", _data(a), _data(b))
+    report.lines += _both("identity", identity_differences(a.identity, b.identity))
+    report.lines += _both("data", differences(_data(a), _data(b)))
     report.lines += _model(a, b)
     return report
 
@@ -76,8 +78,8 @@ def _data(snapshot: Snapshot) -> dict[str, object]:
     }
 
 
-def _both(what: str, left: object, right: object) -> list[str]:
-    return [f"{what}.{each.path}: {each.was!r} and {each.now!r}" for each in differences(left, right)]
+def _both(what: str, found: Sequence[Difference]) -> list[str]:
+    return [f"{what}.{each.path}: {each.was!r} and {each.now!r}" for each in found]
 
 
 def _model(left: Snapshot, right: Snapshot) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datarax.core.errors import ConfigError, Difference
-from datarax.core.tree import walk
+from datarax.core.tree import differences, walk
 
 
 class Change(enum.StrEnum):
@@ -55,8 +55,20 @@ class ChangePolicy:
             )
 
     def of(self, path: str) -> Change:
-        """What is done if the field at `path` differs: `a.b` covers `a.b`, `a.b.c` and `a.b[0]`."""
-        fitting = [field for field in (*self.accepted, *self.warned) if covers(field, path)]
+        """What is done if the field at `path` differs: `a.b` covers `a.b`, `a.b.c` and `a.b[0]`.
+
+        The seed of a loader has two names, `a.seed` and `a.order.seed`; to list one of them is enough.
+        """
+        names = _seed_names(path)
+        # A difference at the first of the names stands for one at each, and the stricter answer counts.
+        answers = {self._of(place, names) for place in (names if path == names[0] else [path])}
+        return next(change for change in Change if change in answers)
+
+    def _of(self, place: str, names: Sequence[str]) -> Change:
+        listed = (*self.accepted, *self.warned)
+        fitting = [field for field in listed if covers(field, place)] or [
+            field for field in listed if field in names
+        ]
         if not fitting:
             return Change.REFUSE
         return Change.WARN if max(fitting, key=len) in self.warned else Change.ACCEPT
@@ -85,9 +97,30 @@ class ChangePolicy:
         return said
 
 
+def identity_differences(was: Any, now: Any) -> list[Difference]:
+    """Every field at which two identities differ, in path order: see `differences`.
+
+    The seed of a loader stands in its identity twice, and where both are the same change it is named once: `train.seed`.
+    """
+    found = differences(was, now)
+    by_path = {each.path: each for each in found}
+
+    def repeats(each: Difference) -> bool:
+        own = by_path.get(_seed_names(each.path)[0], each)
+        return own is not each and (own.was, own.now) == (each.was, each.now)
+
+    return [each for each in found if not repeats(each)]
+
+
+def _seed_names(path: str) -> tuple[str, ...]:
+    """The names of a loader's seed if `path` is one of them, the loader's own first; else the path alone."""
+    loader, _, rest = path.partition(".")
+    return (f"{loader}.seed", f"{loader}.order.seed") if rest in ("seed", "order.seed") else (path,)
+
+
 def covers(field: str, path: str) -> bool:
     """Whether `path` is the field or lies below it."""
     return path == field or path.startswith((f"{field}.", f"{field}["))
 
 
-__all__ = ["Change", "ChangePolicy", "covers"]
+__all__ = ["Change", "ChangePolicy", "covers", "identity_differences"]

@@ -9,17 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datarax.checkpoint.advice import all_advice
 from datarax.checkpoint.compose import Modules, identities, named_modules
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, sha256_hex
 from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
-from datarax.checkpoint.policy import Change, ChangePolicy
+from datarax.checkpoint.policy import Change, ChangePolicy, identity_differences
 from datarax.checkpoint.record import HistoryEntry, Record
 from datarax.checkpoint.snapshot import Snapshot
-from datarax.core.advice import all_advice
 from datarax.core.errors import MISSING, Difference, InputError, MismatchError, SnapshotDamagedError
 from datarax.core.protocols import Stateful
 from datarax.core.tree import canonical_json, differences
 from datarax.multihost import Processes, check_agreement
+from datarax.core.tree import canonical_json
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _compare(
     now = identities(modules) if identity is None else identity
     common = {name for name in now if name in recorded and name in modules}
     was = snapshot.identity
-    found = differences({n: was.get(n) for n in common}, {n: now[n] for n in common})
+    found = identity_differences({n: was.get(n) for n in common}, {n: now[n] for n in common})
     return _Compared(
         refused + policy.select(found, Change.REFUSE) + of_model,
         policy.select(found, Change.ACCEPT, Change.WARN),

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint import Change, Snapshot, list_steps, newest_good_step, restore_snapshot
+from datarax.checkpoint.advice import all_advice
 from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.lock import is_held_on_this_machine, read_holder, start_numbers
+from datarax.checkpoint.policy import identity_differences
 from datarax.checkpoint.retention import temporary_steps
-from datarax.core.advice import all_advice
 from datarax.core.errors import Difference, SnapshotDamagedError, difference_lines
 from datarax.core.protocols import BatchStream
 from datarax.core.tree import differences, digest
@@ -131,7 +132,7 @@ def identity(config: BaseRunConfig, stream: BatchStream, snapshot: Snapshot | No
         found = f"{digest(now)[:16]}… (no snapshot to compare with)"
         return Finding(found=found, numbers={"digest": digest(now)})
     same = f"{digest(now)[:16]}…, that of the snapshot of step {snapshot.step:,}"
-    return _compared(config, snapshot, differences(snapshot.identity, now), same)
+    return _compared(config, snapshot, identity_differences(snapshot.identity, now), same)
 
 
 def identity_without_source(config: RunConfig, snapshot: Snapshot) -> Finding:
@@ -149,7 +150,7 @@ def identity_without_source(config: RunConfig, snapshot: Snapshot) -> Finding:
     with build_loader(config, stand_in) as loader:
         now = {field: value for field, value in loader.identity().items() if field != "sources"}
     same = f"that of the snapshot of step {snapshot.step:,} in all but the source, which cannot be opened"
-    return _compared(config, snapshot, differences({LOADER_NAME: was}, {LOADER_NAME: now}), same)
+    return _compared(config, snapshot, identity_differences({LOADER_NAME: was}, {LOADER_NAME: now}), same)
 
 
 def _compared(config: BaseRunConfig, snapshot: Snapshot, found: Sequence[Difference], same: str) -> Finding:

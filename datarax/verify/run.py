@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from datarax.checkpoint import ledger_steps, list_steps
+from datarax.checkpoint.advice import all_advice
 from datarax.checkpoint.layout import local_directory
+from datarax.checkpoint.policy import identity_differences
 from datarax.checkpoint.salvage import DataItem, read_data_item
-from datarax.core.advice import all_advice
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
 from datarax.core.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.core.tree import differences
+from datarax.core.protocols import BatchStream
+from datarax.loader import DataLoader
 from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
 from datarax.verify.explain import explain, name_delivered_changes
@@ -192,7 +195,7 @@ class _Verification:
             report.problems.append(f"not replayed: its data cannot be read as they were: {error}")
             return
         identity = {LOADER_NAME: present}
-        found = differences(recorded, identity) if recorded else []
+        found = identity_differences(recorded, identity) if recorded else []
         if self._samples_left_out(stream):
             found = [each for each in found if not (each.path.endswith(".sample") and each.now is MISSING)]
         if self._recipes.stands_in(stream):
@@ -210,7 +213,7 @@ class _Verification:
         newest = read_data_item(self._directory, self._newest_step)
         if not found or newest is None or newest.record.identity == item.record.identity:
             return []
-        other = differences(recorded_identity(self._directory, newest.record, identity), identity)
+        other = identity_differences(recorded_identity(self._directory, newest.record, identity), identity)
         still_other = {each.path for each in other}
         return [each for each in found if each.path not in still_other]
 

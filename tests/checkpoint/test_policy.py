@@ -3,7 +3,8 @@
 import pytest
 
 from datarax.checkpoint import Change, ChangePolicy, Checkpointer, Snapshot
-from datarax.core.errors import ConfigError, MismatchError
+from datarax.checkpoint.policy import identity_differences
+from datarax.core.errors import ConfigError, Difference, MismatchError
 from tests.checkpoint.modules import Counter
 
 
@@ -22,6 +23,57 @@ from tests.checkpoint.modules import Counter
 )
 def test_a_permission_covers_a_field_and_what_is_below_it(path, accepted, answer):
     assert ChangePolicy(accepted=accepted).of(path) is answer
+
+
+def test_one_entry_with_either_name_of_a_seed_allows_its_change():
+    for name in ("train.seed", "train.order.seed"):
+        for path in ("train.seed", "train.order.seed"):
+            assert ChangePolicy(accepted=[name]).of(path) is Change.ACCEPT
+            assert ChangePolicy(warned=[name]).of(path) is Change.WARN
+            assert ChangePolicy(accepted=[name]).of("eval.seed") is Change.REFUSE
+    both = ChangePolicy(accepted=["train.seed", "train.order.seed"])
+    assert both.of("train.seed") is both.of("train.order.seed") is Change.ACCEPT
+
+
+def test_what_allows_the_seed_in_one_place_only_by_a_wider_field_does_not_allow_it():
+    assert ChangePolicy(accepted=["train.order"]).of("train.seed") is Change.REFUSE
+    assert ChangePolicy(accepted=["train.order"]).of("train.order.seed") is Change.ACCEPT
+    assert ChangePolicy(accepted=["train"]).of("train.seed") is Change.ACCEPT
+
+
+@pytest.mark.parametrize(
+    ("accepted", "warned"),
+    [
+        (["train.seed"], ["train.order.seed"]),
+        (["train.order.seed"], ["train.seed"]),
+        (["train.seed"], ["train.order"]),
+    ],
+)
+def test_a_seed_whose_change_is_warned_of_in_one_of_its_places_is_warned_of(accepted, warned):
+    assert ChangePolicy(accepted=accepted, warned=warned).of("train.seed") is Change.WARN
+
+
+def test_a_seed_that_changed_in_both_its_places_is_one_difference():
+    def identity(seed, order_seed, policy="global"):
+        return {"train": {"seed": seed, "order": {"seed": order_seed, "policy": policy}}}
+
+    assert identity_differences(identity(5, 5), identity(6, 6)) == [Difference("train.seed", 5, 6)]
+    assert identity_differences(identity(5, 5), identity(6, 6, "none")) == [
+        Difference("train.order.policy", "global", "none"),
+        Difference("train.seed", 5, 6),
+    ]
+    assert identity_differences(identity(5, 5), identity(6, 7)) == [
+        Difference("train.order.seed", 5, 7),
+        Difference("train.seed", 5, 6),
+    ]
+    assert identity_differences(identity(5, 5), identity(5, 7)) == [Difference("train.order.seed", 5, 7)]
+    eval_too = {"eval": {"order": {"seed": 5}}}
+    assert (
+        len(
+            identity_differences(identity(5, 5) | eval_too, identity(6, 6) | {"eval": {"order": {"seed": 6}}})
+        )
+        == 2
+    )
 
 
 def test_the_longest_path_that_fits_decides_between_a_warning_and_silence():

@@ -119,11 +119,9 @@ def test_a_warned_change_is_said_by_plan_and_loudly_by_the_start_that_makes_it(t
     assert "resume.warn_changed names 'train.sed', which is no field of this identity; did you mean" in shown
     assert main(["run", config, *_WARNED]) == 0
     errors = capsys.readouterr().err
-    for field in ("train.seed", "train.order.seed"):
-        assert (
-            f"WARNING: the identity has changed and resume.warn_changed accepts it: {field}: was 5, is 9"
-            in errors
-        )
+    said = "WARNING: the identity has changed and resume.warn_changed accepts it: train"
+    assert f"{said}.seed: was 5, is 9" in errors
+    assert errors.count(said) == 1
     assert "names 'train.sed'" in errors
     assert len(Snapshot.open(tmp_path / "run").history) == 2
     assert main(["verify", str(tmp_path / "run")]) == 0

@@ -146,7 +146,7 @@ def test_people_see_a_line_for_each_check_what_to_do_and_a_summary(finished, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["ok", "config"]
     at = next(i for i, line in enumerate(lines) if line.startswith("fail     identity"))
-    assert lines[at + 1].strip().startswith("train.order.seed: was 5, is 6")
+    assert lines[at + 1].strip().startswith("train.seed: was 5, is 6")
     assert any(line.strip().startswith("do: ") for line in lines[at:])
     assert re.fullmatch(r"\d+ ok, 1 fail, 1 skipped: do not launch yet", lines[-1])
 
@@ -249,11 +249,7 @@ def test_data_that_cannot_be_opened_do_not_hide_another_seed(moved, doctor):
 def test_another_seed_is_refused_field_by_field(finished, doctor):
     answer = doctor(finished / "config.toml", *MORE, *sets("loader.seed=6"))
     assert answer.failed == ["identity"]
-    assert answer["identity"]["details"] == [
-        "train.order.seed: was 5, is 6",
-        "do: set loader.seed = 5 again",
-        "train.seed: was 5, is 6",
-    ]
+    assert answer["identity"]["details"] == ["train.seed: was 5, is 6", "do: set loader.seed = 5 again"]
     assert answer.named("skipped") == ["restore"]
     assert "from step 0" in answer["batches"]["found"]
 

@@ -206,7 +206,7 @@ def test_a_missing_shard_is_named_once(finished, capsys):
 # Another recipe.
 
 _OTHER_RECIPES = [
-    (["loader.seed=6"], ["train.seed: was 5, is 6", "train.order.seed: was 5, is 6"]),
+    (["loader.seed=6"], ["train.seed: was 5, is 6"]),
     (["loader.batch_size=8"], ["train.batch_size: was 16, is 8"]),
     (["loader.order=none"], ["train.order.policy: was 'global', is 'none'"]),
     (["transforms.1.use=tests.support.tiny:add_other_noise"], ["source_sha256: was "]),

@@ -19,7 +19,7 @@ from datarax import (
     map_records,
     random_map_batch,
 )
-from datarax.core.advice import advice, all_advice
+from datarax.checkpoint.advice import advice, all_advice
 from datarax.core.errors import MISSING, Difference, MismatchError
 from datarax.core.tree import differences
 
