@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from datarax.audit.history import History, history_by_config
-from datarax.checkpoint import list_steps
-from datarax.core.tree import digest
 import numpy as np
 
+from datarax.audit.history import History, history_by_config
+from datarax.checkpoint import list_steps
 from datarax.core.errors import ConfigError
 from datarax.core.tree import digest
-from datarax.lineage import Lineage, trace
 from datarax.loader import DataLoader
 from datarax.order import changed_algorithms
 from datarax.run_config import MeshSection, RunConfig, mesh_sizes

@@ -15,7 +15,7 @@ import typing
 from pathlib import Path
 
 from datarax.checkpoint import SaveConfig
-from datarax.core.attributes import load_attribute
+from datarax.core.config import load_attribute
 from datarax.grain_pipeline import GrainPipelineTable
 from datarax.loader import DataLoaderConfig
 from datarax.multihost import MultihostConfig
@@ -121,21 +121,20 @@ def field_texts(kind: type) -> dict[str, str]:
 
 def _kind(kind: type, field: dataclasses.Field) -> str:
     """What may stand there, in TOML's words; the members of closed families."""
-    hint = typing.get_type_hints(kind, include_extras=True)[field.name]
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    choices = typing.get_args(hint) if union else (hint,)
-    return ", ".join(_words(choice) for choice in choices if choice is not type(None))
+    return _words(typing.get_type_hints(kind, include_extras=True)[field.name])
 
 
-def _words(choice: typing.Any) -> str:
-    origin, arguments = typing.get_origin(choice), typing.get_args(choice)
+def _words(hint: typing.Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return f"{_words(arguments[0])} {arguments[1].text}".rstrip()
-    if isinstance(choice, type) and issubclass(choice, enum.Enum):
-        return ", ".join(f'`"{member.value}"`' for member in choice)
+    if origin in (typing.Union, types.UnionType):
+        return ", ".join(_words(choice) for choice in arguments if choice is not type(None))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return ", ".join(f'`"{member.value}"`' for member in hint)
     if origin is typing.Literal:
         return ", ".join(f'`"{value}"`' for value in arguments)
-    return _TOML_WORDS.get(origin or choice, str(origin or choice))
+    return _TOML_WORDS.get(origin or hint, str(origin or hint))
 
 
 def _default(field: dataclasses.Field) -> str:

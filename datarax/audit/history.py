@@ -14,12 +14,12 @@ from functools import partial
 from pathlib import Path
 
 from datarax.checkpoint import Change, HistoryEntry, list_steps, read_config, read_identity
+from datarax.checkpoint.advice import all_advice
 from datarax.checkpoint.items import item_steps, read_item
 from datarax.checkpoint.layout import local_directory
+from datarax.checkpoint.policy import identity_differences
 from datarax.checkpoint.snapshot import run_history
-from datarax.core.advice import all_advice
 from datarax.core.errors import ConfigError, DataraxError, Difference, InputError, SnapshotDamagedError
-from datarax.core.tree import differences
 from datarax.loader import DataLoader
 from datarax.order import Segment, Timeline
 from datarax.run_config import RunConfig, parse_stored_config
@@ -113,7 +113,7 @@ def history_by_config(config: RunConfig, loader: DataLoader) -> History:
         return replace(alone, unknown_fields=policy.unknown_fields(now))
     newest, record = steps[-1], read_item(directory, steps[-1]).record
     was = read_identity(directory, record.identity)
-    found = differences(was, now)
+    found = identity_differences(was, now)
     known = replace(
         alone,
         newest_step=newest,

@@ -24,9 +24,8 @@ from datarax.audit.history import History
 from datarax.checkpoint.items import item_steps, read_item
 from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
 from datarax.order import Rows, Segment
-from datarax.sources.files import flush_to_disk
 from datarax.sources import SourceFile
-from datarax.sources.durable import flush_to_disk
+from datarax.sources.files import flush_to_disk
 from datarax.training import LOADER_NAME
 
 # Rows that are proven at once.

@@ -18,9 +18,8 @@ from datarax.checkpoint.record import HistoryEntry, Record
 from datarax.checkpoint.snapshot import Snapshot
 from datarax.core.errors import MISSING, Difference, InputError, MismatchError, SnapshotDamagedError
 from datarax.core.protocols import Stateful
-from datarax.core.tree import canonical_json, differences
-from datarax.multihost import Processes, check_agreement
 from datarax.core.tree import canonical_json
+from datarax.multihost import Processes, check_agreement
 
 
 @dataclass(frozen=True)

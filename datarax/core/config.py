@@ -221,6 +221,10 @@ def _outline(value: Any) -> Any:
 # Trees
 
 
+REST = {"rest": True}
+"""Metadata of a field that takes all keys which are no field, unchecked, as a mapping."""
+
+
 def from_tree(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     """Builds the dataclass `kind` from a plain tree, strictly: nothing is converted but an int where a float is wanted.
 
@@ -235,6 +239,9 @@ def from_tree(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path or 'the config'} must be a table, got {tree!r}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    for rest in (name for name, field in fields.items() if field.metadata == REST):
+        others = {key: value for key, value in tree.items() if key == rest or key not in fields}
+        tree = {**{key: value for key, value in tree.items() if key not in others}, rest: others}
     for key in tree:
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
@@ -255,9 +262,10 @@ def from_tree(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
 def to_tree(config: Any) -> Any:
     """The plain tree of a config, such that `from_tree` gives an equal one. Fields that are None are left out."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        config = {
-            field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init
-        }
+        values = {field: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+        config = {field.name: value for field, value in values.items() if field.metadata != REST}
+        for field, value in values.items():
+            config |= value if field.metadata == REST else {}
     if isinstance(config, enum.Enum):
         return config.value
     if isinstance(config, Mapping):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datarax.core.config import DataraxModuleConfig
-from datarax.core.errors import ConfigError
+from datarax.core.config import Checked, DataraxModuleConfig, Natural, Positive
 from datarax.order import ORDER_VERSION, GrainStyle, OrderConfig, OrderPolicy, Remainder
 
 
@@ -20,47 +19,38 @@ class DataLoaderConfig(DataraxModuleConfig):
         ConfigError: if a field has the wrong kind or range.
     """
 
-    batch_size: int
+    batch_size: Positive
     """Rows of a global batch, over all processes."""
-    seed: int = 0
+    seed: Natural = 0
     """Seed of the order and of all randomness in transforms; 0 to 2^63 - 1."""
-    order: OrderPolicy = OrderPolicy.GLOBAL
+    order: Checked[OrderPolicy] = OrderPolicy.GLOBAL
     """How records are shuffled."""
-    block_size: int | None = None
+    block_size: Positive | None = None
     """Records per block; for the block order only."""
-    window_blocks: int | None = None
+    window_blocks: Positive | None = None
     """Blocks that are shuffled together; for the block order only."""
-    grain_style: GrainStyle | None = None
+    grain_style: Checked[GrainStyle | None] = None
     """Which of Grain's shuffles to reproduce; for the grain order only."""
-    grain_ops_between: int | None = None
+    grain_ops_between: Natural | None = None
     """See `OrderConfig.grain_ops_between`; for the grain order in the style of `MapDataset` only."""
     order_version: int | None = None
     """Which algorithms shuffle; None: the newest. The run keeps the number, so that it goes on with them for ever."""
-    num_epochs: int | None = None
+    num_epochs: Positive | None = None
     """Passes over the data in the whole run, however often it is interrupted; None goes on for ever."""
-    remainder: Remainder = Remainder.DROP
+    remainder: Checked[Remainder] = Remainder.DROP
     """What happens to the rows after the last full batch of the last epoch."""
-    read_ahead: int = 2
+    read_ahead: Natural = 2
     """Batches prepared ahead of the training loop; 0 prepares each one when it is asked for."""
-    num_threads: int = 1
+    num_threads: Positive = 1
     """Threads that prepare batches."""
-    byte_digest: bool | None = None
+    byte_digest: Checked[bool | None] = None
     """Also hash every delivered byte (2 GB/s and more per core), so that `verify` proves contents, not only keys. None: yes in
     a run that trains a task, where steps take milliseconds and the read-ahead hashes beside them; else no."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_int("batch_size", self.batch_size, at_least=1)
-        _require_int("read_ahead", self.read_ahead, at_least=0)
-        _require_int("num_threads", self.num_threads, at_least=1)
-        if self.num_epochs is not None:
-            _require_int("num_epochs", self.num_epochs, at_least=1)
-        if self.byte_digest is not None and not isinstance(self.byte_digest, bool):
-            raise ConfigError(f"byte_digest must be true or false, got {self.byte_digest!r}")
         if self.order_version is None:
             object.__setattr__(self, "order_version", ORDER_VERSION)
-        object.__setattr__(self, "order", _member(OrderPolicy, "order", self.order))
-        object.__setattr__(self, "remainder", _member(Remainder, "remainder", self.remainder))
         self.order_config()
 
     def order_config(self) -> OrderConfig:
@@ -74,16 +64,3 @@ class DataLoaderConfig(DataraxModuleConfig):
             grain_ops_between=self.grain_ops_between,
             version=ORDER_VERSION if self.order_version is None else self.order_version,
         )
-
-
-def _require_int(name: str, value: object, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value < 1 << 64:
-        raise ConfigError(f"{name} must be an integer of at least {at_least}, got {value!r}")
-
-
-def _member(family: type, name: str, value: object) -> object:
-    try:
-        return family(value)
-    except ValueError:
-        choices = ", ".join(repr(str(member)) for member in family)  # type: ignore[attr-defined]
-        raise ConfigError(f"{name} must be one of {choices}, got {value!r}") from None

@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn
 import jax
 from jax._src import distributed  # the client of the coordination service has no public name
 
+from datarax.core.config import Checked, Positive, check_fields
 from datarax.core.errors import ConfigError, PeerLostError
 from datarax.multihost.processes import Processes
 
@@ -33,27 +34,22 @@ COORDINATOR, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX
 class MultihostConfig:
     """How processes find each other and how long they wait. Never part of the identity of a run."""
 
-    start: Literal["auto", "cluster", "off"] = "auto"
+    start: Checked[Literal["auto", "cluster", "off"]] = "auto"
     """'auto': many processes if the environment has JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, else one.
     'cluster': ask JAX's cluster detection (Slurm, Open MPI, GKE and Cloud TPU). 'off': one process, whatever the environment
     says."""
 
-    start_timeout_seconds: int = 120
+    start_timeout_seconds: Positive = 120
     """How long to wait at the start until all processes are there."""
 
-    exchange_timeout_seconds: int = 60
+    exchange_timeout_seconds: Positive = 60
     """How long one process waits for the others when they agree on something."""
 
-    heartbeat_seconds: int = 30
+    heartbeat_seconds: Positive = 30
     """After how long without a sign of life a process counts as dead."""
 
     def __post_init__(self) -> None:
-        for name in ("start_timeout_seconds", "exchange_timeout_seconds", "heartbeat_seconds"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"multihost.{name} must be an integer of at least 1, got {value!r}")
-        if self.start not in ("auto", "cluster", "off"):
-            raise ConfigError(f"multihost.start must be 'auto', 'cluster' or 'off', got {self.start!r}")
+        check_fields(self)
 
 
 _current: Processes | None = None

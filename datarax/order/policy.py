@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from datarax.core.config import Checked, Natural, Positive, check_fields
 from datarax.core.errors import ConfigError
 
 ORDER_VERSION = 1
@@ -47,41 +48,35 @@ _FIELD_OF_POLICY = {
 class OrderConfig:
     """Which order, with its seed; every field that matters for the policy is identity."""
 
-    policy: OrderPolicy = OrderPolicy.GLOBAL
+    policy: Checked[OrderPolicy] = OrderPolicy.GLOBAL
     """How the records of one epoch are arranged."""
-    seed: int = 0
+    seed: Natural = 0
     """0 <= seed < 2^63. The key of the shuffle, hashed with the source's name and the epoch; never added."""
 
-    block_size: int | None = None
+    block_size: Positive | None = None
     """Consecutive records that stay together in storage; needed for, and only for, the block policy."""
-    window_blocks: int | None = None
+    window_blocks: Positive | None = None
     """Blocks whose records are mixed with each other; needed for, and only for, the block policy."""
-    grain_style: GrainStyle | None = None
+    grain_style: Checked[GrainStyle | None] = None
     """How the Grain run got its seed; needed for, and only for, the grain policy."""
-    grain_ops_between: int | None = None
+    grain_ops_between: Natural | None = None
     """Operations between `seed` and `shuffle` of the Grain pipeline (None: 0); only for `map_dataset`."""
     version: int = ORDER_VERSION
     """Which algorithms: every version that ever was can be asked for, so that a run keeps the one it was begun with."""
 
     def __post_init__(self) -> None:
-        self._as_enum("policy", OrderPolicy)
-        if self.grain_style is not None:
-            self._as_enum("grain_style", GrainStyle)
+        check_fields(self, "the order")
         self._check_version()
         self._check_fields_fit_policy()
-        self._check_int("seed", self.seed, 0, self._seed_limit())
-        if self.policy is OrderPolicy.BLOCK:
-            self._check_int("block_size", self.block_size, 1, 2**63)
-            self._check_int("window_blocks", self.window_blocks, 1, 2**63)
-        if self.grain_ops_between is not None:
-            self._check_int("grain_ops_between", self.grain_ops_between, 0, 2**31)
-
-    def _as_enum(self, field: str, kind: type[enum.StrEnum]) -> None:
-        try:
-            object.__setattr__(self, field, kind(getattr(self, field)))
-        except ValueError:
-            known = ", ".join(member.value for member in kind)
-            raise ConfigError(f"order.{field} is {getattr(self, field)!r}; choose one of: {known}") from None
+        # Grain takes no more there; everywhere else the limit is TOML's.
+        if self.grain_style is GrainStyle.INDEX_SAMPLER and self.seed >= 2**32:
+            raise ConfigError(
+                f"seed of the order must be below 2^32 for Grain's IndexSampler, got {self.seed}"
+            )
+        if self.grain_ops_between is not None and self.grain_ops_between >= 2**31:
+            raise ConfigError(
+                f"grain_ops_between of the order must be below 2^31, got {self.grain_ops_between}"
+            )
 
     def _check_version(self) -> None:
         if type(self.version) is not int or not 1 <= self.version <= ORDER_VERSION:
@@ -106,12 +101,3 @@ class OrderConfig:
                 f"order.grain_ops_between is {self.grain_ops_between!r}; it is for order.grain_style "
                 "'map_dataset' only: leave it out or change the style"
             )
-
-    def _seed_limit(self) -> int:
-        # Grain takes 32 bits there; everywhere else the limit is TOML's.
-        return 2**32 if self.grain_style is GrainStyle.INDEX_SAMPLER else 2**63
-
-    def _check_int(self, field: str, value: object, low: int, limit: int) -> None:
-        if type(value) is not int or not low <= value < limit:
-            bits = limit.bit_length() - 1
-            raise ConfigError(f"order.{field} is {value!r}; give an int from {low} to 2^{bits} - 1")

@@ -99,11 +99,9 @@ def _built(
         _apply_override(tree, override)
     try:
         if "grain_pipeline" in tree:
-            return _resolved(decode(GrainRunConfig, tree))
-        # A kept config was checked when it was kept; to read it again no kind of source is imported.
-        return _resolved(decode(RunConfig, tree), checked=stored and not overrides)
             return _resolved(from_tree(GrainRunConfig, tree))
-        return _resolved(from_tree(RunConfig, tree))
+        # A kept config was checked when it was kept; to read it again no kind of source is imported.
+        return _resolved(from_tree(RunConfig, tree), checked=stored and not overrides)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from flax import nnx
 
+from datarax.core.config import Positive
 from datarax.core.errors import ConfigError, InputError
 from datarax.sources.array_record_files import ArrayRecordFiles, count_records
 from datarax.sources.build import BuildTable, build_if_missing
@@ -55,7 +56,7 @@ class ArrayRecordConfig(SourceConfig):
 
     files: str | tuple[str, ...]
     """Paths, globs, or directories with a manifest. The files are ordered by their names, whatever the order here."""
-    max_open_files: int = 256
+    max_open_files: Positive = 256
     """Files kept open between reads; more are opened and closed as they are needed."""
     build: BuildTable | None = None
     """How `files`, then one directory, is built by `prepare` if it is not there."""
@@ -67,8 +68,6 @@ class ArrayRecordConfig(SourceConfig):
         object.__setattr__(self, "files", os.fspath(files) if isinstance(files, os.PathLike) else files)
         if not self.files:
             raise ConfigError("files of an ArrayRecord source must name at least one path")
-        if type(self.max_open_files) is not int or self.max_open_files < 1:
-            raise ConfigError(f"max_open_files must be a positive integer, got {self.max_open_files!r}")
         if self.build is not None and not isinstance(self.files, str):
             raise ConfigError("with a build table, files must be the one directory that the build makes")
 

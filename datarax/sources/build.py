@@ -19,8 +19,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
+from datarax.core.config import Checked, Positive, check_fields
 from datarax.core.errors import ConfigError, DataraxError, InputError, ReadError
 from datarax.core.tree import differences
 from datarax.sources.array_record_files import open_reader, open_writer
@@ -61,42 +62,31 @@ class BuildTable:
         ConfigError: if a number is not positive, or settings contradict each other.
     """
 
-    kind: InputKind = InputKind.TEXT
+    kind: Checked[InputKind] = InputKind.TEXT
     """What the inputs hold."""
     inputs: str | tuple[str, ...]
     """Paths, globs or directories (all files below them), or "python-stdlib", the standard library's source text."""
-    record_bytes: int | None = None
+    record_bytes: Positive | None = None
     """Text: the files, one after the other, are cut into records of this many bytes; what is left at the end is
     dropped. None: one record per file. JSONL is always one record per line."""
-    records_per_shard: int | None = None
+    records_per_shard: Positive | None = None
     """Records in each file but the last, which holds the rest. None: all in one file, or as `num_shards` says."""
-    num_shards: int | None = None
+    num_shards: Positive | None = None
     """Number of files, whose record counts differ by at most one. The inputs are read twice."""
-    group_size: int = 1
+    group_size: Positive = 1
     """Records compressed and read together. 1 is for random reads, 16 for long runs (a block order)."""
-    compression: str = "uncompressed"
+    compression: Checked[Literal["uncompressed", "zstd"]] = "uncompressed"
     """"uncompressed" or "zstd". Other versions of zstd may write other bytes: files are then not comparable."""
 
     def __post_init__(self) -> None:
         """Checks the fields."""
-        if self.kind not in tuple(InputKind):
-            raise ConfigError(
-                f"kind must be one of {', '.join(map(repr, map(str, InputKind)))}, got {self.kind!r}"
-            )
-        object.__setattr__(self, "kind", InputKind(self.kind))
+        check_fields(self)
         inputs = self.inputs if isinstance(self.inputs, str) else tuple(self.inputs)
         object.__setattr__(self, "inputs", inputs)
-        for name in ("record_bytes", "records_per_shard", "num_shards", "group_size"):
-            value = getattr(self, name)
-            optional = name != "group_size"
-            if not (value is None and optional) and (type(value) is not int or value < 1):
-                raise ConfigError(f"{name} must be a positive integer, got {value!r}")
         if self.records_per_shard is not None and self.num_shards is not None:
             raise ConfigError("give records_per_shard or num_shards, not both")
         if self.kind is InputKind.JSONL and self.record_bytes is not None:
             raise ConfigError("record_bytes is for text; of JSONL each line is a record")
-        if self.compression not in ("uncompressed", "zstd"):
-            raise ConfigError(f"compression must be 'uncompressed' or 'zstd', got {self.compression!r}")
 
     def resolved(self) -> Self:
         """With absolute paths."""

@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from flax import nnx
 
-from datarax.core.errors import ConfigError, InputError
+from datarax.core.config import Text
+from datarax.core.errors import InputError
 from datarax.sources.records import Records
 from datarax.sources.sampling import records_digest, sample_positions
 from datarax.sources.source import DataSource, NamedDataConfig, SourceConfig
@@ -34,15 +35,9 @@ class GrainConfig(SourceConfig):
         ConfigError: if the version is an empty text.
     """
 
-    version: str | None = None
+    version: Text | None = None
     """Your name for the present content of the data, part of the identity: change it when the content changes. Needed
     if the records cannot be hashed; else samples of them are hashed as well."""
-
-    def __post_init__(self) -> None:
-        """Checks the fields."""
-        super().__post_init__()
-        if self.version is not None and (not isinstance(self.version, str) or not self.version):
-            raise ConfigError(f"version must be a non-empty text, got {self.version!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

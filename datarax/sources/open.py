@@ -11,24 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datarax.core.attributes import load_attribute
-from datarax.core.config import DataraxModuleConfig
-from datarax.core.decode import REST, decode, encode
+from datarax.core.config import REST, DataraxModuleConfig, from_tree, load_attribute, to_tree
 from datarax.core.errors import ConfigError
 from datarax.sources.files import SourceFile
 from datarax.sources.source import DataSource, SourceConfig
-from datarax.core.config import load_attribute
-from datarax.core.errors import ConfigError, InputError
-from datarax.core.tree import differences
-from datarax.sources.array_record import ArrayRecordConfig, ArrayRecordSource
-from datarax.sources.build import BuildConfig, BuildProgress, build_dataset
-from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind
-from datarax.sources.file_list import SourceFile, with_first_indices
-from datarax.sources.local_files import relative_names, require_local
-from datarax.sources.manifest import load_manifest
-from datarax.sources.memory import MemoryConfig, MemorySource
-from datarax.sources.range import RangeConfig, RangeSource
-from datarax.sources.source import DataSource
 
 KINDS = {
     "array_record": "datarax.sources.array_record:ArrayRecordConfig",
@@ -77,7 +63,7 @@ class SourceTable:
                 raise ConfigError(
                     f"[source] {key} does not belong to kind = {self.kind!r}, which takes {', '.join(sorted({*keys, 'kind'}))}"
                 )
-        return decode(config_class, settings, "source")
+        return from_tree(config_class, settings, "source")
 
     def resolved(self) -> SourceTable:
         """With the kind's settings checked and absolute paths.
@@ -87,8 +73,10 @@ class SourceTable:
             InputError: if a path is empty or not local.
         """
         config = self.config().resolved()
-        settings = {key: encode(getattr(config, key)) for key in self.settings if hasattr(config, key)}
-        return dataclasses.replace(self, settings={"name": config.name, **settings})
+        keys = [key for key in setting_names(type(config)) if key in self.settings]
+        settings = {key: to_tree(getattr(config, key)) for key in keys}
+        # The digest of a kept config is in every record, so what stood in all of them stands there for ever.
+        return dataclasses.replace(self, settings={"name": config.name, "parameters": {}, **settings})
 
 
 def setting_names(config_class: type[SourceConfig]) -> list[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from flax import nnx
 
+from datarax.core.config import Limit
 from datarax.core.errors import ConfigError, InputError
 from datarax.sources.records import Records
 from datarax.sources.source import DataSource, SourceConfig
 
-_INT64 = np.iinfo(np.int64)
+_Int64 = Annotated[int, Limit(lambda value: -(2**63) <= value < 2**63, "of 64 bits")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +24,16 @@ class RangeConfig(SourceConfig):
         ConfigError: if a number is no integer of 64 bits, or the step is 0.
     """
 
-    start: int = 0
+    start: _Int64 = 0
     """The first integer."""
-    stop: int
+    stop: _Int64
     """The integers end before this one."""
-    step: int = 1
+    step: _Int64 = 1
     """Distance from one integer to the next; negative to count down."""
 
     def __post_init__(self) -> None:
         """Checks the fields."""
         super().__post_init__()
-        for field in ("start", "stop", "step"):
-            value = getattr(self, field)
-            if type(value) is not int or not _INT64.min <= value <= _INT64.max:
-                raise ConfigError(f"{field} of a range must be an integer of 64 bits, got {value!r}")
         if self.step == 0:
             raise ConfigError("step of a range must not be 0")
         try:

@@ -18,8 +18,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax.core.attributes import load_attribute
-from datarax.core.config import DataraxModuleConfig
+from datarax.core.config import DataraxModuleConfig, Text, load_attribute
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.module import CheckpointableIteratorModule
 from datarax.core.variables import IterationCount
@@ -36,14 +35,8 @@ class SourceConfig(DataraxModuleConfig):
         ConfigError: if the name is empty.
     """
 
-    name: str = "data"
+    name: Text = "data"
     """The source's name in orders, seeds and record keys: another name gives another shuffle. Part of the identity."""
-
-    def __post_init__(self) -> None:
-        """Checks the fields; subclasses call this first."""
-        super().__post_init__()
-        if not isinstance(self.name, str) or not self.name:
-            raise ConfigError(f"a source's name must be a non-empty text, got {self.name!r}")
 
     def open(self) -> DataSource:
         """A new source of these settings.

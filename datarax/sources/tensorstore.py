@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from flax import nnx
 
+from datarax.core.config import Checked, Natural
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.tree import dtype_name, hash_tree
 from datarax.sources.files import require_local
@@ -40,10 +41,10 @@ class TensorStoreConfig(SourceConfig):
     path: str | Mapping[str, Any]
     """Path of a zarr3 array, or a TensorStore spec (a mapping with a "driver"): records are arrays. Or a mapping from
     names to such paths or specs: records are dicts of arrays."""
-    missing_chunks: Literal["error", "fill"] = "error"
+    missing_chunks: Checked[Literal["error", "fill"]] = "error"
     """What a chunk that is not stored means: "error" (it was lost), or "fill" (it is full of the fill value). Writers
     may leave out such chunks; only who wrote the array knows."""
-    cache_bytes: int = 0
+    cache_bytes: Natural = 0
     """Bytes of decoded chunks to keep in memory, which helps where the chunks hold many records."""
 
     def __post_init__(self) -> None:
@@ -51,10 +52,6 @@ class TensorStoreConfig(SourceConfig):
         super().__post_init__()
         if not self.path or not isinstance(self.path, (str, Mapping)):
             raise ConfigError(f"path must be a path, a spec or a table of these by name, got {self.path!r}")
-        if self.missing_chunks not in ("error", "fill"):
-            raise ConfigError(f"missing_chunks must be 'error' or 'fill', got {self.missing_chunks!r}")
-        if type(self.cache_bytes) is not int or self.cache_bytes < 0:
-            raise ConfigError(f"cache_bytes must be an integer >= 0, got {self.cache_bytes!r}")
 
     @property
     def places(self) -> Mapping[str, Any]:

@@ -14,9 +14,6 @@ from datarax.checkpoint.policy import identity_differences
 from datarax.checkpoint.salvage import DataItem, read_data_item
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
 from datarax.core.protocols import AddressableStream, BatchStream, is_addressable
-from datarax.core.tree import differences
-from datarax.core.protocols import BatchStream
-from datarax.loader import DataLoader
 from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
 from datarax.verify.explain import explain, name_delivered_changes

@@ -366,5 +366,4 @@ def test_of_thousands_of_records_few_are_read():
 @pytest.mark.parametrize("now", [(2, 9), (2, 3), (0, 1)])
 def test_records_that_contradict_each_other_are_refused(now):
     with pytest.raises(MismatchError, match=r"not [02] batches of 4"):
-    with pytest.raises(MismatchError, match=r"not 2 batches of 4|not 0 batches of 4"):
         padded([(0, 0, identity(ORDER, 4))], now, {})

@@ -182,12 +182,12 @@ def test_inputs_without_records_are_refused_and_leave_nothing(
     ("settings", "message"),
     [
         ({"kind": "csv"}, "kind must be one of 'text', 'jsonl', got 'csv'"),
-        ({"record_bytes": 0}, "record_bytes must be a positive integer, got 0"),
-        ({"num_shards": 1.5}, "num_shards must be a positive integer, got 1.5"),
-        ({"group_size": None}, "group_size must be a positive integer, got None"),
+        ({"record_bytes": 0}, "record_bytes must be an integer of at least 1, got 0"),
+        ({"num_shards": 1.5}, "num_shards must be an integer of at least 1, got 1.5"),
+        ({"group_size": None}, "group_size must be an integer of at least 1, got None"),
         ({"num_shards": 2, "records_per_shard": 2}, "not both"),
         ({"kind": "jsonl", "record_bytes": 5}, "record_bytes is for text"),
-        ({"compression": "gzip"}, "compression must be 'uncompressed' or 'zstd', got 'gzip'"),
+        ({"compression": "gzip"}, "compression must be one of 'uncompressed', 'zstd', got 'gzip'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, message: str):

@@ -111,5 +111,5 @@ def test_an_error_of_the_object_comes_through_as_it_is():
 
 
 def test_an_empty_version_is_refused():
-    with pytest.raises(ConfigError, match="version must be a non-empty text"):
+    with pytest.raises(ConfigError, match="version must be a string that is not empty"):
         GrainConfig(version="")
