@@ -42,11 +42,14 @@ class SourceTable:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"source.kind must be one of {', '.join(map(repr, KINDS))}, got {self.kind!r}")
+        # The digest of a kept config is in every record, so what stood in all of them stands there for ever.
+        known = {"name": SourceConfig.name, **self.settings}
+        object.__setattr__(self, "settings", {**known, "parameters": known.get("parameters", {})})
 
     @property
     def name(self) -> str:
         """The source's name."""
-        return str(self.settings.get("name", SourceConfig.name))
+        return str(self.settings["name"])
 
     def config(self) -> SourceConfig:
         """The kind's own config.
@@ -75,8 +78,7 @@ class SourceTable:
         config = self.config().resolved()
         keys = [key for key in setting_names(type(config)) if key in self.settings]
         settings = {key: to_tree(getattr(config, key)) for key in keys}
-        # The digest of a kept config is in every record, so what stood in all of them stands there for ever.
-        return dataclasses.replace(self, settings={"name": config.name, "parameters": {}, **settings})
+        return dataclasses.replace(self, settings={"name": config.name, **settings})
 
 
 def setting_names(config_class: type[SourceConfig]) -> list[str]:

@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import tempfile
+from pathlib import Path
 
 from datarax import CheckpointableIteratorModule, DataraxModuleConfig
 from datarax.checkpoint import Checkpointer, SaveConfig
 from datarax.loader import DataLoader, DataLoaderConfig
-from datarax.run_config import parse_any_stored_config
+from datarax.run_config import load_any_config, parse_any_stored_config
 from datarax.sources import (
     ArrayRecordConfig,
     ArrayRecordSource,
@@ -244,10 +246,18 @@ CONFIGS = {
 
 def resolved_configs():
     """Case -> the config as a run keeps it, with all defaults."""
-    found = {
-        name: parse_any_stored_config(text, overrides, where=name).to_toml()
-        for name, (text, overrides) in CONFIGS.items()
-    }
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for name, (text, overrides) in CONFIGS.items():
+            path = Path(directory) / "config.toml"
+            path.write_text(text)
+            was_kept = "version before" in name
+            read = (
+                parse_any_stored_config(text, overrides, where=name)
+                if was_kept
+                else load_any_config(path, overrides)
+            )
+            found[name] = read.to_toml()
     for name, text in found.items():
         assert parse_any_stored_config(text, where=name).to_toml() == text
     return found
