@@ -5,6 +5,7 @@ Knows neither locks nor managers, so that a verifier can restore from a run that
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,9 @@ from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, sha256_hex
 from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
 from datarax.checkpoint.policy import Change, ChangePolicy, identity_differences
 from datarax.checkpoint.record import HistoryEntry, Record
-from datarax.checkpoint.snapshot import Snapshot
+from datarax.checkpoint.snapshot import Snapshot, read_identity
 from datarax.core.errors import MISSING, Difference, InputError, MismatchError, SnapshotDamagedError
-from datarax.core.protocols import Stateful
+from datarax.core.protocols import AnswersForItsPast, Stateful
 from datarax.core.tree import canonical_json
 from datarax.multihost import Processes, check_agreement
 
@@ -126,6 +127,8 @@ def restore_snapshot(
     done = checked[0]
     if modules is not None:
         _apply_together(snapshot, modules, done.states, processes, about)
+        if len(done.history) > 1 or done.compared.accepted:
+            _recall(snapshot, modules, done.history)
     return Restored(
         snapshot.step,
         done.model,
@@ -135,6 +138,16 @@ def restore_snapshot(
         identity_warned=tuple(done.compared.warned),
         unknown_fields=tuple(done.compared.unknown_fields),
     )
+
+
+def _recall(snapshot: Snapshot, modules: Modules, history: Sequence[HistoryEntry]) -> None:
+    """Tells modules which recipes made the steps before, as far as that can be read; what cannot, they do not know."""
+    for name, module in modules.items():
+        if isinstance(module, AnswersForItsPast):
+            with contextlib.suppress(SnapshotDamagedError, KeyError):
+                trees = [read_identity(snapshot.layout.directory, entry.identity)[name] for entry in history]
+                places = [(entry.from_step, entry.positions.get(name) or 0) for entry in history]
+                module.recall([(*place, tree) for place, tree in zip(places, trees, strict=True)])
 
 
 def _problems(snapshot: Snapshot, model: Any, processes: Processes) -> list[str]:

@@ -75,6 +75,19 @@ class KeepsDigest(Protocol):
 
 
 @runtime_checkable
+class AnswersForItsPast(Protocol):
+    """A module that can say which records earlier steps had, also those that another recipe made."""
+
+    def recall(self, history: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
+        """Told after a restore how the steps before were made.
+
+        Args:
+            history: (first step, first position, identity) of each recipe, ascending.
+        """
+        ...
+
+
+@runtime_checkable
 class SumsOverProcesses(Protocol):
     """A module whose counters and digests each process keeps for its own share of the work."""
 

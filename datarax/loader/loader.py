@@ -356,7 +356,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             timeline = replace(known, num_rows=own.num_rows, remainder=own.remainder)
         except (InputError, MismatchError, KeyError, TypeError):
             return
-        not_again = _made_otherwise(history, here.idx, self.identity()) if len(history) > 1 else ()
+        not_again = _made_otherwise(history, here.idx, self.identity())
         runtime.show_again(here, feed.by(timeline, not_again))
         self._show()
 
