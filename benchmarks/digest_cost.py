@@ -24,8 +24,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from datarax.loader import DataLoader, DataLoaderConfig
-from datarax.loader.step_log import StepLog
-from datarax.order import Order, RecordKeys, key_hashes_at, row_hashes, timeline
+from datarax.loader.tally import StepLog
+from datarax.order import Rows, row_hashes
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, MemoryConfig, MemorySource
 
 RECORD_BYTES = 2048
@@ -43,9 +43,12 @@ class NoLog(StepLog):
         """Forgets it."""
 
 
-def no_hashes(order: Order, positions: np.ndarray, keys: RecordKeys) -> np.ndarray:
+def no_hashes(rows: Rows) -> np.ndarray:
     """In place of the key hashes."""
-    return np.zeros(len(positions), np.uint64)
+    return np.zeros(len(rows), np.uint64)
+
+
+HASHES = Rows.hashes
 
 
 Switch = Callable[[DataLoader, bool], None]
@@ -58,7 +61,7 @@ def switch_nothing(loader: DataLoader, on: bool) -> None:
 
 def switch_keys(loader: DataLoader, on: bool) -> None:
     """Key digests or none: no hashes, no log of steps."""
-    timeline.key_hashes_at = key_hashes_at if on else no_hashes
+    Rows.hashes = HASHES if on else no_hashes
     loader._runtime.tally.log.__class__ = StepLog if on else NoLog
 
 

@@ -31,8 +31,8 @@ ALL = {
         ROW_MASK DataLoader DataLoaderConfig
     """,
     "datarax.order": """
-        Block DIGEST_VERSION MAX_POSITION ORDER_VERSION Digest GrainStyle Order OrderConfig OrderPolicy RecordKeys
-        Remainder Rows Segment Timeline changed_algorithms derive_seed id64 key_hashes key_hashes_at
+        DIGEST_VERSION MAX_POSITION ORDER_VERSION Digest GrainStyle Order OrderConfig OrderPolicy RecordKeys
+        Remainder Rows Segment Timeline changed_algorithms derive_seed id64 key_hashes
         key_hashes_of_pass mix64 row_hashes row_seeds
     """,
     "datarax.run_config": """

@@ -129,16 +129,14 @@ class _Proof:
         steps = steps[(steps >= self._next) & (steps < self._history.steps_done)]
         size = max(1, _BLOCK_ROWS // rows.segment.batch_size)
         for first in range(0, len(steps), size):
-            self.check_whole(self._history.timeline.whole_steps(steps[first : first + size]))
+            self.check_whole(self._history.timeline.rows_at(steps[first : first + size]))
 
     def check_whole(self, rows: Rows) -> None:
         """Checks rows that are whole steps."""
         steps = rows.step[:: rows.segment.batch_size]
         if steps[0] >= self._history.steps_done:
             return
-        for step, digest in zip(
-            steps.tolist(), self._history.timeline.key_digests(rows).tolist(), strict=True
-        ):
+        for step, digest in zip(steps.tolist(), rows.step_digests().tolist(), strict=True):
             if step >= self._history.steps_done:
                 break
             recorded = self._recorded(step)

@@ -18,12 +18,11 @@ from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError, InputError, MismatchError
-from datarax.core.tree import differences
+from datarax.core.tree import differences, digest, with_spelled_arrays
 from datarax.loader.config import DataLoaderConfig
 from datarax.loader.placement import chosen_slots, place
 from datarax.loader.producer import ReadAhead, Threads
 from datarax.loader.recipe import Reader, Recipe
-from datarax.loader.statistics import statistics_identity
 from datarax.loader.stream import Feed, Place, Stream, Taken
 from datarax.multihost import Slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
@@ -218,7 +217,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         Raises:
             IndexError: if there is no such step, or nothing is known of it.
         """
-        return self._feed.reader.keys(_checked_step(step)).keys
+        return self._feed.reader.keys(_checked_step(step))[0]
 
     def step_digest(self, step: int, *, with_bytes: bool = False) -> tuple[int, int | None, int]:
         """Digest of one step: sum of key hashes, sum of row hashes (None without `with_bytes`), and rows.
@@ -227,7 +226,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         """
         reader, step = self._feed.reader, _checked_step(step)
         if not with_bytes:
-            return reader.keys(step).digest, None, reader.counted_in(range(step, step + 1))
+            return reader.keys(step)[1], None, reader.counted_in(range(step, step + 1))
         rows = replace(reader.recipe, byte_digest=True).open()(step)
         return rows.keys, rows.bytes, rows.counted
 
@@ -309,7 +308,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             "pipeline": self._feed.settings.pipeline,
         }
         if config.precomputed_stats is not None:
-            identity["precomputed_stats"] = statistics_identity(config.precomputed_stats)
+            identity["precomputed_stats"] = digest(with_spelled_arrays(config.precomputed_stats))
         return identity
 
     # State

@@ -7,7 +7,7 @@ position and no state. Read `order/timeline.py` first (which records a step has)
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from datarax.core.errors import ConfigError, InputError
 from datarax.multihost import Slots
-from datarax.order import Block, Order, RecordKeys, Remainder, Timeline, row_hashes
+from datarax.order import Order, RecordKeys, Remainder, Rows, Timeline, row_hashes
 from datarax.sources import DataSource
 from datarax.transforms import Transform, apply_transforms
 
@@ -29,19 +29,25 @@ _BLOCK_ROWS = 1 << 14
 _KEPT_BLOCKS = 3
 
 
-class StepKeys(NamedTuple):
-    """The rows of one step that are read here."""
+class _Keys(NamedTuple):
+    """The rows of a block of steps of one segment, as far as they are read here."""
 
-    positions: np.ndarray
-    """int64[rows]; -1 marks padding."""
-    keys: RecordKeys
-    """Which record each row is."""
-    digest: int
-    """Sum mod 2^64 of the key hashes of the rows that count here."""
+    rows: Rows
+    """Step by step."""
+    steps: range
+    """The steps."""
+    digests: list[int]
+    """For each step the sum mod 2^64 of the key hashes of the rows that count here."""
     owned: np.ndarray | None
-    """bool[rows]: rows that count here; None if all do."""
-    block: Block
-    """The steps among which it was computed."""
+    """bool[slots]: rows of a step that count here; None if all do."""
+    last_real: int
+    """Rows of the whole global batch of the last step that are no padding; all steps before it have none."""
+
+    def of(self, step: int) -> tuple[np.ndarray, RecordKeys, int]:
+        """Positions, keys and digest of one step."""
+        size, offset = len(self.rows) // len(self.steps), step - self.steps.start
+        part = slice(offset * size, (offset + 1) * size)
+        return self.rows.position[part], self.rows.keys[part], self.digests[offset]
 
 
 class HostRows(NamedTuple):
@@ -87,33 +93,26 @@ class Recipe:
         """What makes rows by this recipe; reads from the sources as they are, open or to be opened."""
         return Reader(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        parts: dict[str, Any] = {f"source {source.name!r}": source for source in self.sources}
-        parts |= {f"transform {each.name!r}": each for each in self.transforms}
-        pickled = []
-        for name, part in parts.items():
-            try:
-                pickled.append(pickle.dumps(part))
-            except Exception as error:  # what cannot be pickled raises errors of many kinds
-                raise pickle.PicklingError(
-                    f"{name} cannot be sent to another process: {error}; define its functions at the top level of a module "
-                    f"that can be imported, and give it objects that pickle"
-                ) from error
-        num_sources = len(self.sources)
-        rest = (self.timeline, dict(self.slots), self.byte_digest, self.not_again)
-        return _unpickled, (pickled[:num_sources], pickled[num_sources:], *rest)
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        for kind in ("sources", "transforms"):
+            state[kind] = tuple(_pickled(kind.removesuffix("s"), part) for part in state[kind])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        for kind in ("sources", "transforms"):
+            vars(self)[kind] = tuple(map(pickle.loads, state[kind]))
 
 
-def _unpickled(sources: Sequence[bytes], transforms: Sequence[bytes], *rest: Any) -> Recipe:
-    timeline, slots, byte_digest, not_again = rest
-    return Recipe(
-        timeline=timeline,
-        sources=tuple(map(pickle.loads, sources)),
-        transforms=tuple(map(pickle.loads, transforms)),
-        slots=slots,
-        byte_digest=byte_digest,
-        not_again=not_again,
-    )
+def _pickled(kind: str, part: Any) -> bytes:
+    try:
+        return pickle.dumps(part)
+    except Exception as error:  # what cannot be pickled raises errors of many kinds
+        raise pickle.PicklingError(
+            f"{kind} {part.name!r} cannot be sent to another process: {error}; define its functions at the top level of a "
+            f"module that can be imported, and give it objects that pickle"
+        ) from error
 
 
 class Reader:
@@ -121,7 +120,7 @@ class Reader:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self._blocks: tuple[tuple[Block, list[int], np.ndarray | None], ...] = ()
+        self._blocks: tuple[_Keys, ...] = ()
 
     def __call__(self, step: int) -> HostRows:
         """Reads, transforms and digests the rows of `step`.
@@ -131,33 +130,24 @@ class Reader:
             InputError: if it was made by other sources or transforms than these.
             Exception: what the source or a transform raised, with notes that name the step and the record.
         """
-        keys = self.keys(step)
+        block = self._block(step)
         for steps, why in self.recipe.not_again:
             if step in steps:
                 raise InputError(f"the batch of step {step} cannot be made again: {why}")
         try:
-            return self._made(step, keys)
+            return self._made(step, block)
         except BaseException as error:
-            error.add_note(f"while preparing the batch of step {step} ({self._described(keys)})")
+            error.add_note(f"while preparing the batch of step {step} ({self._described(block.of(step)[1])})")
             raise
 
-    def keys(self, step: int) -> StepKeys:
-        """Which records the rows of `step` are; reads nothing.
+    def keys(self, step: int) -> tuple[RecordKeys, int]:
+        """Which records the rows of `step` are, and the sum of their key hashes; reads nothing.
 
         Raises:
             IndexError: if there is no such step.
             InputError: if nobody said which rows of a batch of its size are read here.
         """
-        made = None
-        for each in self._blocks:  # no generator: an interrupt while one is closed would be lost
-            if step in each[0].steps:
-                made = each
-                break
-        block, digests, owned = made or self._block_of(step)
-        offset = step - block.steps.start
-        size = block.positions.shape[1]
-        keys = block.keys[offset * size : (offset + 1) * size]
-        return StepKeys(block.positions[offset], keys, digests[offset], owned, block)
+        return self._block(step).of(step)[1:]
 
     def counted_in(self, steps: range) -> int:
         """Rows of these steps that count here and are no padding."""
@@ -177,26 +167,33 @@ class Reader:
             )
         return self.recipe.slots[batch_size]
 
-    def _block_of(self, step: int) -> tuple[Block, list[int], np.ndarray | None]:
+    def _block(self, step: int) -> _Keys:
+        for kept in self._blocks:  # no generator: an interrupt while one is closed would be lost
+            if step in kept.steps:
+                return kept
         timeline = self.recipe.timeline
         ((segment, _),) = timeline.parts(range(step, step + 1))
         slots = self._slots(segment.batch_size)
-        block = timeline.block(step, slots.rows, max(1, _BLOCK_ROWS // len(slots.rows)))
+        steps = timeline.block_of(step, max(1, _BLOCK_ROWS // len(slots.rows)))
+        rows = timeline.rows_at(np.arange(steps.start, steps.stop), slots.rows)
+        hashes = rows.hashes().reshape(len(steps), -1)
         # None where all count: the common case does no work for it.
         owned = None if len(slots.owned) == len(slots.rows) else np.isin(slots.rows, slots.owned)
-        hashes = block.hashes if owned is None else block.hashes[:, owned]
-        made = block, hashes.sum(axis=1, dtype=np.uint64).tolist(), owned
+        digests = (hashes if owned is None else hashes[:, owned]).sum(axis=1, dtype=np.uint64)
+        last_real = timeline.num_real(steps[-1:], np.arange(segment.batch_size))
+        made = _Keys(rows, steps, digests.tolist(), owned, last_real)
         # Replaced, never changed: threads need no lock, and an interrupt leaves none held. What two of them make at
         # once, or one loses to the other, is made again.
         self._blocks = (made, *self._blocks[: _KEPT_BLOCKS - 1])
         return made
 
-    def _made(self, step: int, step_keys: StepKeys) -> HostRows:
-        positions, keys, digest, owned, block = step_keys
-        segment, real = block.segment, block.real_rows(step)
-        is_real = None if real == segment.batch_size else positions >= 0
-        among = owned  # of the rows that are no padding, those that count here
-        if is_real is not None:
+    def _made(self, step: int, block: _Keys) -> HostRows:
+        segment, owned = block.rows.segment, block.owned
+        all_positions, keys, digest = block.of(step)
+        real = block.last_real if step == block.steps[-1] else segment.batch_size
+        positions, among = all_positions, owned  # of the rows that are no padding, those that count here
+        if real < segment.batch_size:
+            is_real = positions >= 0
             positions, keys, among = (
                 positions[is_real],
                 keys[is_real],
@@ -216,7 +213,7 @@ class Reader:
                 positions, leaves = positions[among], [(path, leaf[among]) for path, leaf in leaves]
             hashed = int(row_hashes(positions, leaves).sum(dtype=np.uint64)) if counted else 0
         if self.recipe.timeline.remainder is Remainder.PAD:
-            batch = _pad(batch, step_keys.positions >= 0)
+            batch = _pad(batch, all_positions >= 0)
         return HostRows(batch, counted, digest, hashed, owned, segment.batch_size, real)
 
     def _rows(self, keys: RecordKeys, order: Order) -> Any:
@@ -246,8 +243,8 @@ class Reader:
         source = self.recipe.sources[int(keys.source[i])].name
         return f"{source}:{int(keys.index[i])} (epoch {int(keys.epoch[i])})"
 
-    def _described(self, step_keys: StepKeys) -> str:
-        keys, real = step_keys.keys, np.flatnonzero(step_keys.positions >= 0)
+    def _described(self, keys: RecordKeys) -> str:
+        real = np.flatnonzero(keys.source >= 0)
         if len(real) == 0:
             return "padding only"
         return f"{len(real)} records, {self._name(keys, int(real[0]))} … {self._name(keys, int(real[-1]))}"

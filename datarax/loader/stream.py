@@ -24,9 +24,7 @@ from datarax.core.module import CheckpointableIteratorModule, HostInt, Iteration
 from datarax.core.protocols import StepDigests
 from datarax.core.variables import looked_up, on_host
 from datarax.loader.recipe import HostRows
-from datarax.loader.statistics import Statistics
-from datarax.loader.step_log import MAX_STEPS, StepLog
-from datarax.loader.sums import combined, contribution
+from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog, combined, contribution
 from datarax.order import Digest
 
 T = TypeVar("T")
@@ -58,21 +56,6 @@ class Taken(NamedTuple):
     """The host's rows, and what they count."""
     cursor: Any
     """What the stream goes on from after it."""
-
-
-class Delivered(NamedTuple):
-    """What the training loop has received so far. Plain Python ints: exact at any size."""
-
-    idx: int
-    """Batches handed over; the step of the next batch."""
-    position: int
-    """Where that begins: global rows handed over, or whatever the stream counts."""
-    applied: int
-    """Rows handed over that count here."""
-    skipped: int
-    """Rows that a stage left out and that count here."""
-    digest: Digest
-    """Digest of the rows handed over that count here."""
 
 
 class Feed(ABC):
@@ -198,6 +181,21 @@ class StreamMetrics:
         return self._runtime.tally.place.rows
 
 
+class _OfPlace:
+    """A field of the runtime's place as an attribute that can be set: what a `Held` variable reads and a restore writes."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, runtime: Runtime, owner: type) -> Any:
+        value = getattr(runtime.tally.place, self._name)
+        return value.values() if isinstance(value, Statistics) else value
+
+    def __set__(self, runtime: Runtime, value: Any) -> None:
+        value = Statistics(value) if self._name == "statistics" else value
+        runtime.tally.place = runtime.tally.place._replace(**{self._name: value})
+
+
 class Runtime:
     """What is open behind a stream, apart from NNX, which sees it as static and compares it by identity.
 
@@ -206,6 +204,8 @@ class Runtime:
         digest: what the digest begins with; without bytes if they are not hashed.
     """
 
+    current, cursor, statistics = _OfPlace(), _OfPlace(), _OfPlace()
+
     def __init__(self, feed: Feed, digest: Digest) -> None:
         self.metrics = StreamMetrics(self)
         start = Delivered(0, 0, 0, 0, digest)
@@ -213,33 +213,6 @@ class Runtime:
         """What all processes have in common: the last restore, or the beginning."""
         self.tally = Tally(start, Place(0, None, None, Statistics(), 0, 0), feed, StepLog())
         """Feed, place and log: whoever goes elsewhere makes all of it first, and swaps this reference."""
-
-    @property
-    def current(self) -> Any:
-        """The batch handed over last."""
-        return self.tally.place.current
-
-    @current.setter
-    def current(self, current: Any) -> None:
-        self.tally.place = self.tally.place._replace(current=current)
-
-    @property
-    def cursor(self) -> Any:
-        """What the feed goes on from."""
-        return self.tally.place.cursor
-
-    @cursor.setter
-    def cursor(self, cursor: Any) -> None:
-        self.tally.place = self.tally.place._replace(cursor=cursor)
-
-    @property
-    def statistics(self) -> Any:
-        """Statistics that were set, or means of the batches so far."""
-        return self.tally.place.statistics.values()
-
-    @statistics.setter
-    def statistics(self, values: Any) -> None:
-        self.tally.place = self.tally.place._replace(statistics=Statistics(values))
 
     def go_on_from(self, delivered: Delivered, feed: Feed, cursor: Any = None) -> None:
         """`delivered` is from now on what was received, wherever that is; log and contents start anew."""
@@ -480,7 +453,10 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
 
     def contribution(self) -> dict[str, Any]:
         """What this process has added since the last restore or the beginning; see `combined`."""
-        return contribution(self._runtime, self.get_state(), self.config.batch_stats_fn is not None)
+        runtime, state = self._runtime, self.get_state()
+        now, statistics = runtime.tally.delivered, runtime.tally.place.statistics
+        own_means = self.config.batch_stats_fn is not None
+        return contribution(runtime.base, now, statistics, state, own_means=own_means)
 
     def combined(
         self, contributions: Sequence[Mapping[str, Any]]
@@ -496,7 +472,9 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         Raises:
             ValueError: if they are not of one moment, naming what differs.
         """
-        return combined(self._runtime, self.get_state(), contributions)
+        runtime = self._runtime
+        means = runtime.tally.place.statistics.base
+        return combined(runtime.base, means, self.get_state(), contributions)
 
     # Lifecycle
 

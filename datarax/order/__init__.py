@@ -20,18 +20,15 @@ from datarax.order.seeds import derive_seed as derive_seed
 from datarax.order.seeds import id64 as id64
 from datarax.order.seeds import mix64 as mix64
 from datarax.order.seeds import row_seeds as row_seeds
-from datarax.order.timeline import Block as Block
 from datarax.order.timeline import Remainder as Remainder
 from datarax.order.timeline import Rows as Rows
 from datarax.order.timeline import Segment as Segment
 from datarax.order.timeline import Timeline as Timeline
-from datarax.order.timeline import key_hashes_at as key_hashes_at
 
 __all__ = [
     "DIGEST_VERSION",
     "MAX_POSITION",
     "ORDER_VERSION",
-    "Block",
     "Digest",
     "GrainStyle",
     "Order",
@@ -46,7 +43,6 @@ __all__ = [
     "derive_seed",
     "id64",
     "key_hashes",
-    "key_hashes_at",
     "key_hashes_of_pass",
     "mix64",
     "row_hashes",

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -70,28 +70,6 @@ class Segment:
             raise ConfigError("excluded records are not available yet")
 
 
-class Block(NamedTuple):
-    """What consecutive steps of one segment cover, in some slots of the global batch."""
-
-    segment: Segment
-    """Whose recipe holds."""
-    steps: range
-    """The steps."""
-    num_real: int
-    """Rows of the whole global batches of all these steps that are no padding."""
-    positions: np.ndarray
-    """int64[steps, slots]; -1 is a pad slot."""
-    keys: RecordKeys
-    """The keys of all of them, row by row: steps * slots."""
-    hashes: np.ndarray
-    """uint64[steps, slots], the key hashes; 0 for a pad slot."""
-
-    def real_rows(self, step: int) -> int:
-        """Rows of the whole global batch of one of the steps that are no padding: only the last step can have any."""
-        size = self.segment.batch_size
-        return size if step < self.steps[-1] else self.num_real - (len(self.steps) - 1) * size
-
-
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Some rows of a segment's steps, ascending by step and slot."""
@@ -102,11 +80,27 @@ class Rows:
     """int64[n], counted from 0."""
     slot: np.ndarray
     """int64[n], row of the global batch."""
+    position: np.ndarray
+    """int64[n]; -1 is a pad slot."""
     keys: RecordKeys
     """Which record each is; padding has (-1, -1, -1)."""
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def hashes(self) -> np.ndarray:
+        """The key hash of each row: uint64[n]; 0 for padding."""
+        order, epoch = self.segment.order, self.keys.epoch
+        # Positions ascend, and with them epochs; pads, whose epoch is -1, come last.
+        if len(self) and len(order.source_ids) == 1 and 0 <= epoch[0] == epoch[-1]:
+            # What all rows share goes into the hash as one number, which saves passes over memory.
+            return key_hashes_of_pass(self.position, int(order.source_ids[0]), self.keys.index, int(epoch[0]))
+        source_id = order.source_ids[np.maximum(self.keys.source, 0)]
+        return key_hashes(self.position, source_id, self.keys.index, epoch)
+
+    def step_digests(self) -> np.ndarray:
+        """The sum of key hashes of each step, if these are all rows of their steps: uint64[k]."""
+        return self.hashes().reshape(-1, self.segment.batch_size).sum(axis=1, dtype=np.uint64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +190,16 @@ class Timeline:
             yield self.segments[number], part
             at = part.stop
 
+    def block_of(self, step: int, most_steps: int) -> range:
+        """Up to `most_steps` steps of one segment, `step` among them; where they begin depends on `most_steps` only.
+
+        Raises:
+            IndexError: if the step does not exist, or is unknown.
+        """
+        number = self._number(operator.index(step))
+        first = step - (step - self.segments[number].first_step) % most_steps
+        return range(first, min(first + most_steps, self._end(number)))
+
     def position_of(self, step: int) -> int:
         """The global row at which a step begins; the end of the run, which is no step, begins at the end of its rows.
 
@@ -208,23 +212,6 @@ class Timeline:
         segment = self.segments[bisect_right(self.segments, step, key=lambda segment: segment.first_step) - 1]
         position = segment.first_position + (step - segment.first_step) * segment.batch_size
         return position if self.num_rows is None else min(position, self.num_rows)
-
-    def step_of(self, position: int) -> tuple[int, int]:
-        """The step and the slot at which a position is delivered.
-
-        Raises:
-            IndexError: if it is in no step: skipped, in a dropped remainder, beyond the budget, or unknown.
-        """
-        position = operator.index(position)
-        number = bisect_right(self.segments, position, key=lambda segment: segment.first_position) - 1
-        if number < 0:
-            raise IndexError(f"position {position} lies before the first, {self.segments[0].first_position}")
-        segment, limit = self.segments[number], self._limit(number)
-        if limit is not None and position >= limit:
-            raise IndexError(f"position {position} lies beyond the budget of {limit} rows, or was skipped")
-        step, slot = divmod(position - segment.first_position, segment.batch_size)
-        self._number(step + segment.first_step)  # refuses one in a dropped remainder
-        return step + segment.first_step, slot
 
     def positions(self, steps: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """The positions that some slots of the global batches of some steps have.
@@ -265,53 +252,33 @@ class Timeline:
 
     # Records
 
-    def block(self, step: int, slots: np.ndarray, most_steps: int) -> Block:
-        """What up to `most_steps` steps cover, `step` among them: large blocks cost far less for each row than small ones.
+    def rows_at(self, steps: np.ndarray, slots: np.ndarray | None = None) -> Rows:
+        """The rows of some steps of one segment, step by step.
 
         Args:
-            step: one of them; where the block begins depends on `most_steps` and the segment only.
-            slots: int64[m], sorted slots of that segment's batch.
-            most_steps: how many at most.
+            steps: int64[k], ascending, at least one. Large blocks of steps cost far less for each row than small ones.
+            slots: int64[m], sorted slots of that segment's batch; None: all of them.
 
         Raises:
-            IndexError: if there is no such step, or no such slot.
+            IndexError: if there is no such step or slot, or a step is unknown.
         """
-        number = self._number(operator.index(step))
-        segment = self.segments[number]
-        first = step - (step - segment.first_step) % most_steps
-        steps = range(first, min(first + most_steps, self._end(number)))
-        positions = self.positions(np.arange(steps.start, steps.stop), slots)
-        keys = segment.order.keys(positions.reshape(-1))
-        hashes = key_hashes_at(segment.order, positions.reshape(-1), keys)
-        limit, size = self._limit(number), segment.batch_size
-        last = segment.first_position + (steps[-1] - segment.first_step) * size
-        num_real = len(steps) * size - (0 if limit is None else max(0, last + size - limit))
-        return Block(segment, steps, num_real, positions, keys, hashes.reshape(positions.shape))
+        segment = self.segments[self._number(int(steps[0]))]
+        slots = np.arange(segment.batch_size) if slots is None else slots
+        position = self.positions(steps, slots).reshape(-1)
+        return Rows(
+            segment,
+            steps.repeat(len(slots)),
+            np.tile(slots, len(steps)),
+            position,
+            segment.order.keys(position),
+        )
 
     def rows(self, steps: range) -> Iterator[Rows]:
         """Every row of these steps, in order, whole steps at a time."""
         for segment, part in self.parts(steps):
             size = max(1, _SEARCH_ROWS // segment.batch_size)
             for first in range(part.start, part.stop, size):
-                yield self.whole_steps(np.arange(first, min(first + size, part.stop)))
-
-    def whole_steps(self, steps: np.ndarray) -> Rows:
-        """Every row of some steps of one segment: int64[k] ascending -> k * batch size rows.
-
-        Raises:
-            IndexError: if one does not exist, or is unknown.
-        """
-        segment = self.segments[self._number(int(steps[0]))]
-        slots = np.arange(segment.batch_size)
-        keys = segment.order.keys(self.positions(steps, slots).reshape(-1))
-        return Rows(segment, steps.repeat(len(slots)), np.tile(slots, len(steps)), keys)
-
-    def key_digests(self, rows: Rows) -> np.ndarray:
-        """The sum of key hashes of each step of `rows`, which are whole steps: uint64[k]."""
-        slots = np.arange(rows.segment.batch_size)
-        positions = self.positions(rows.step[:: len(slots)], slots)
-        hashes = key_hashes_at(rows.segment.order, positions.reshape(-1), rows.keys)
-        return hashes.reshape(positions.shape).sum(axis=1, dtype=np.uint64)
+                yield self.rows_at(np.arange(first, min(first + size, part.stop)))
 
     def find(self, ranges: Sequence[range], part: range) -> Iterator[Rows]:
         """Every row of steps of one segment that holds a wanted record, in order.
@@ -343,7 +310,7 @@ class Timeline:
             place = np.searchsorted(starts, rows.keys.index, side="right") - 1
             hit = np.flatnonzero((place >= 0) & (rows.keys.index < stops[place]))
             if len(hit):
-                yield Rows(segment, rows.step[hit], rows.slot[hit], rows.keys[hit])
+                yield Rows(segment, rows.step[hit], rows.slot[hit], rows.position[hit], rows.keys[hit])
 
     # Other timelines
 
@@ -433,25 +400,6 @@ class Timeline:
         return min(end, after.first_position)
 
 
-def key_hashes_at(order: Order, positions: np.ndarray, keys: RecordKeys) -> np.ndarray:
-    """The key hashes of rows: uint64[n].
-
-    Args:
-        order: whose keys they are.
-        positions: int64[n], ascending within each step; -1 is a pad slot, whose hash is 0.
-        keys: of these positions.
-    """
-    if not len(positions):
-        return np.zeros(0, np.uint64)
-    # Positions ascend, and with them epochs; pads, whose epoch is -1, come last.
-    first_epoch, last_epoch = int(keys.epoch[0]), int(keys.epoch[-1])
-    if len(order.source_ids) == 1 and 0 <= first_epoch == last_epoch:
-        # What all rows share goes into the hash as one number, which saves passes over memory.
-        return key_hashes_of_pass(positions, int(order.source_ids[0]), keys.index, first_epoch)
-    source_id = order.source_ids[np.maximum(keys.source, 0)]
-    return key_hashes(positions, source_id, keys.index, keys.epoch)
-
-
 def _after_padded_batches(
     first: Segment,
     end: tuple[int, int],
@@ -495,7 +443,7 @@ def _find_by_inverse(
         for start in range(0, len(positions), _SEARCH_ROWS):
             some = positions[start : start + _SEARCH_ROWS]
             batch, slot = np.divmod(some - segment.first_position, segment.batch_size)
-            yield Rows(segment, batch + segment.first_step, slot, order.keys(some))
+            yield Rows(segment, batch + segment.first_step, slot, some, order.keys(some))
 
 
 def _check_int(field: str, value: object, low: int) -> None:

@@ -159,10 +159,8 @@ def _run(
 
 def _keys_of(stream: BatchStream, recorded: RecordedSteps) -> npt.NDArray[np.uint64]:
     assert is_addressable(stream)
-    timeline, steps = stream.timeline, range(recorded.begin, recorded.end)
-    return np.concatenate(
-        [np.zeros(0, np.uint64), *(timeline.key_digests(rows) for rows in timeline.rows(steps))]
-    )
+    rows = stream.timeline.rows(range(recorded.begin, recorded.end))
+    return np.concatenate([np.zeros(0, np.uint64), *(each.step_digests() for each in rows)])
 
 
 def _digest(stream: BatchStream) -> Digest:

@@ -20,7 +20,7 @@ class StepRows:
 
     def indices(self, steps: range) -> npt.NDArray[np.int64]:
         """int64[steps, batch size]: the record in each row; -1 in padding. All at once, which is what orders are fast at."""
-        index = self.timeline.whole_steps(np.arange(steps.start, steps.stop)).keys.index
+        index = self.timeline.rows_at(np.arange(steps.start, steps.stop)).keys.index
         return index.reshape(len(steps), -1)
 
     def changed_records(self, step: int) -> list[str]:

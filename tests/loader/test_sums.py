@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import datarax.loader.stream as stream_module
 from datarax.loader import DataLoader, DataLoaderConfig
-from datarax.loader.step_log import StepLog
+from datarax.loader.tally import StepLog
 from datarax.order import Digest
 from datarax.sources import RangeConfig, RangeSource
 from datarax.transforms import map_batch

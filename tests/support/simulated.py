@@ -34,7 +34,7 @@ def check_all(axes, *, rows_per_shard=2, steps=(1, 10**9)):
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     order = Order(OrderConfig(seed=3), {"web": 10**12})
     timeline = Timeline(segments=(Segment(order=order, batch_size=batch_size),))
-    whole = {step: timeline.block(step, np.arange(batch_size), 1) for step in steps}
+    whole = {step: timeline.rows_at(np.array([step])) for step in steps}
     readers = np.zeros(batch_size, np.int64)
     owners = np.zeros(batch_size, np.int64)
     sums = dict.fromkeys(steps, 0)
@@ -48,12 +48,12 @@ def check_all(axes, *, rows_per_shard=2, steps=(1, 10**9)):
             continue
         owned = np.isin(slots.rows, slots.owned)
         for step in steps:
-            mine, all_of_it = timeline.block(step, slots.rows, 1), whole[step]
+            mine, all_of_it = timeline.rows_at(np.array([step]), slots.rows), whole[step]
             assert np.array_equal(mine.keys.index, all_of_it.keys.index[slots.rows])
-            assert np.array_equal(mine.positions, all_of_it.positions[:, slots.rows])
-            sums[step] += int(mine.hashes[:, owned].sum(dtype=np.uint64))
+            assert np.array_equal(mine.position, all_of_it.position[slots.rows])
+            sums[step] += int(mine.hashes()[owned].sum(dtype=np.uint64))
     assert np.all(owners == 1), "every slot has one owner"
     assert np.all(readers == len(mesh.devices.flat) // axes["data"])
     for step in steps:
-        assert sums[step] % 2**64 == int(whole[step].hashes.sum(dtype=np.uint64))
+        assert sums[step] % 2**64 == int(whole[step].hashes().sum(dtype=np.uint64))
     return owning

@@ -1,0 +1,293 @@
+"""What was handed over, as values: the counts, the digests of each step, running means, and the sums of many processes.
+
+Counts and digests are exact; means are row-weighted, in float64, reported beside a run, and outside digest and identity. Knows
+neither modules nor batches, asks no process. Next: `stream.py`, which decides when a batch counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datarax.core.errors import ConfigError
+from datarax.core.tree import digest, encode
+from datarax.order import Digest
+
+_MAX_BYTES = 1024
+_SUMMED = frozenset({"_applied_count", "_skipped_count", "digest_rows", "digest_keys", "digest_bytes"})
+_MEANS = frozenset({"_computed_stats", "stats_rows"})
+_WRAP = (1 << 64) - 1
+
+
+class Delivered(NamedTuple):
+    """What the training loop has received so far. Plain Python ints: exact at any size."""
+
+    idx: int
+    """Batches handed over; the step of the next batch."""
+    position: int
+    """Where that begins: global rows handed over, or whatever the stream counts."""
+    applied: int
+    """Rows handed over that count here."""
+    skipped: int
+    """Rows that a stage left out and that count here."""
+    digest: Digest
+    """Digest of the rows handed over that count here."""
+
+
+# The digests of each step since the last committed snapshot, so that a divergence can be given an exact step: seventeen bytes a
+# step. Without a checkpointer nobody ever says "committed", so a stream keeps a bounded tail.
+
+MAX_STEPS = 1 << 16
+"""Steps that are kept if nobody says that older ones may go; up to twice as many for a while."""
+
+
+class _Kept(NamedTuple):
+    first: int
+    keys: np.ndarray  # uint64[capacity]
+    row_bytes: np.ndarray  # uint64[capacity]; 0 without
+    has_bytes: np.ndarray  # bool[capacity]
+
+    def tail(self, first: int, capacity: int) -> _Kept:
+        """The same from `first` on, with room for `capacity` steps."""
+        made = [np.zeros(capacity, array.dtype) for array in self[1:]]
+        for new, old in zip(made, self[1:], strict=True):
+            rest = old[first - self.first :][:capacity]
+            new[: len(rest)] = rest
+        return _Kept(first, *made)
+
+
+class StepLog:
+    """Key and byte digests of consecutive steps. What lies beyond the place of its stream is no part of any answer.
+
+    Args:
+        step: the first to come.
+    """
+
+    def __init__(self, step: int = 0) -> None:
+        self._kept = _Kept(step, np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, bool))
+
+    def put(self, step: int, keys: int, row_bytes: int | None) -> None:
+        """Keeps the digests of a step, the one after the last that counts; doing it again changes nothing."""
+        kept = self._kept
+        at = step - kept.first
+        if at >= len(kept.keys):
+            self._kept = kept = kept.tail(kept.first, max(64, 2 * at))
+        kept.keys[at] = keys
+        kept.row_bytes[at] = row_bytes or 0
+        kept.has_bytes[at] = row_bytes is not None
+
+    def sums(self, first: int, stop: int) -> tuple[int, int | None]:
+        """Sums mod 2^64 over the steps from `first` up to `stop`: of key digests, and of byte digests, None if one has none."""
+        kept = self._kept
+        part = slice(first - kept.first, stop - kept.first)
+        keys = int(kept.keys[part].sum(dtype=np.uint64))
+        if not kept.has_bytes[part].all():
+            return keys, None
+        return keys, int(kept.row_bytes[part].sum(dtype=np.uint64))
+
+    def forget_before(self, step: int) -> None:
+        """Drops the digests of steps before `step`, which the log has."""
+        kept = self._kept
+        if step > kept.first:
+            # At one stroke: an interrupt finds either all of it or nothing done.
+            self._kept = kept.tail(step, max(0, len(kept.keys) - (step - kept.first)))
+
+    def arrays(self, stop: int) -> tuple[int, np.ndarray, np.ndarray, bool]:
+        """First step, uint64[steps] keys, uint64[steps] bytes (0 without) up to `stop`, and whether all have bytes."""
+        kept = self._kept
+        count = stop - kept.first
+        has_bytes = bool(kept.has_bytes[:count].all())
+        return kept.first, kept.keys[:count].copy(), kept.row_bytes[:count].copy(), has_bytes
+
+
+class RunningMeans:
+    """The mean of each statistic over all rows so far; a value.
+
+    Args:
+        means: the means over `rows` rows, as `values` gave them.
+        rows: rows so far; 0 starts anew.
+
+    Raises:
+        ConfigError: if a mean is not a number or an array of at most 1 KB.
+    """
+
+    def __init__(self, means: Mapping[str, Any] | None = None, rows: int = 0) -> None:
+        self.rows = rows
+        self._means = {key: _as_float64(key, value) for key, value in (means or {}).items()} if rows else {}
+
+    def after(self, statistics: Mapping[str, Any], rows: int) -> RunningMeans:
+        """The means once the statistics of one more batch of `rows` rows are weighed in; these stay what they are.
+
+        Raises:
+            ConfigError: if a statistic is not a number or an array of at most 1 KB, or the keys change in mid-run.
+        """
+        if not isinstance(statistics, Mapping):
+            raise ConfigError(
+                f"batch_stats_fn must return a dict of numbers, got {type(statistics).__name__}"
+            )
+        arrays = {key: _as_float64(key, value) for key, value in statistics.items()}
+        if self.rows and arrays.keys() != self._means.keys():
+            raise ConfigError(
+                f"batch_stats_fn returned the keys {sorted(arrays)}, but {sorted(self._means)} before; "
+                f"a mean needs every key in every batch"
+            )
+        total = self.rows + rows
+        means = self._means or {key: np.zeros_like(value) for key, value in arrays.items()}
+        for key, value in arrays.items():
+            if value.shape != means[key].shape:
+                raise ConfigError(
+                    f"batch_stats_fn: {key!r} has the shape {value.shape}, but {means[key].shape} before; a mean needs "
+                    f"one shape in every batch"
+                )
+        return RunningMeans(
+            {key: mean + (arrays[key] - mean) * (rows / total) for key, mean in means.items()}, total
+        )
+
+    @staticmethod
+    def merged(parts: Sequence[RunningMeans]) -> RunningMeans:
+        """The means over the rows of all parts, in float64.
+
+        Raises:
+            ValueError: if the parts have other keys or shapes.
+        """
+        parts = [part for part in parts if part.rows]
+        rows = sum(part.rows for part in parts)
+        for part in parts[1:]:
+            if {k: v.shape for k, v in part._means.items()} != {
+                k: v.shape for k, v in parts[0]._means.items()
+            }:
+                raise ValueError("the statistics of the processes have other keys or shapes")
+        keys = parts[0]._means if parts else ()
+        return RunningMeans({k: sum(p._means[k] * (p.rows / rows) for p in parts) for k in keys}, rows)
+
+    def to_tree(self) -> dict[str, Any]:
+        """With JSON, exact."""
+        means = {
+            key: {"shape": list(m.shape), "values": m.ravel().tolist()} for key, m in self._means.items()
+        }
+        return {"rows": self.rows, "means": means}
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any]) -> RunningMeans:
+        """The inverse of `to_tree`."""
+        means = {
+            key: np.array(m["values"], np.float64).reshape(m["shape"]) for key, m in tree["means"].items()
+        }
+        return RunningMeans(means, tree["rows"])
+
+    def values(self) -> dict[str, Any]:
+        """Means so far: Python floats for scalars, float64 arrays otherwise."""
+        return {key: float(mean) if mean.ndim == 0 else mean.copy() for key, mean in self._means.items()}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The statistics of one process at one moment: those that were given, or means of what all share and this one has added."""
+
+    given: Any = None
+    """Statistics that were set from outside; the means of later batches take their place."""
+    base: RunningMeans = field(default_factory=RunningMeans)
+    """The means that all processes began with."""
+    added: RunningMeans = field(default_factory=RunningMeans)
+    """The means of what this process has seen since."""
+    total: RunningMeans = field(default_factory=RunningMeans)
+    """The means of both, as this process alone would go on."""
+
+    @staticmethod
+    def restored(values: Any, rows: int) -> Statistics:
+        """Those that a state holds: means over `rows` rows, or with 0 rows what was set."""
+        if not rows:
+            return Statistics(values)
+        base = RunningMeans(values, rows)
+        return Statistics(None, base, RunningMeans(), base)
+
+    def after(self, statistics: Mapping[str, Any], rows: int) -> Statistics:
+        """Once the statistics of one more batch of this process are weighed in. See `RunningMeans.after`."""
+        return Statistics(
+            None, self.base, self.added.after(statistics, rows), self.total.after(statistics, rows)
+        )
+
+    def values(self) -> Any:
+        """What `get_statistics` says."""
+        return self.total.values() if self.total.rows else self.given
+
+
+def _as_float64(key: str, value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.size * 8 > _MAX_BYTES:
+        raise ConfigError(
+            f"batch_stats_fn: {key!r} is {array.dtype} {array.shape}; "
+            f"a statistic is a number or a numeric array of at most {_MAX_BYTES // 8} values"
+        )
+    return array.astype(np.float64)
+
+
+# Many processes: the state that all share (that of the last restore, or of the beginning) is counted once; each adds what it
+# has delivered since.
+
+
+def contribution(
+    base: Delivered, now: Delivered, statistics: Statistics, state: Mapping[str, Any], *, own_means: bool
+) -> dict[str, Any]:
+    """What one process has added, with JSON, and what it must have in common with the others.
+
+    Args:
+        base: what all have in common.
+        now: what it has delivered.
+        statistics: its own.
+        state: its state.
+        own_means: whether each process averages statistics of its own rows, even if it had no row so far.
+    """
+    own = {*_SUMMED, "_is_stats_reset", *(_MEANS if own_means else ())}
+    began = [base.digest.to_state(), base.applied, base.skipped, statistics.base.to_tree()]
+    hashed = None not in (now.digest.bytes, base.digest.bytes)
+    return {
+        "idx": now.idx,
+        "position": now.position,
+        "the state they began with": digest(encode(began))[:16],
+        "the rest of the state": digest(encode({k: v for k, v in state.items() if k not in own}))[:16],
+        "applied": now.applied - base.applied,
+        "skipped": now.skipped - base.skipped,
+        "rows": now.digest.rows - base.digest.rows,
+        "keys": (now.digest.keys - base.digest.keys) & _WRAP,
+        "bytes": ((now.digest.bytes or 0) - (base.digest.bytes or 0)) & _WRAP if hashed else None,
+        "means": statistics.added.to_tree(),
+    }
+
+
+def combined(
+    base: Delivered, means: RunningMeans, state: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The state and digest of many processes together.
+
+    Args:
+        base: what all have in common.
+        means: the means that they began with.
+        state: that of one of them.
+        parts: the contribution of each.
+
+    Raises:
+        ValueError: if the contributions are not of one moment, naming what differs.
+    """
+    for name in ("idx", "position", "the state they began with", "the rest of the state"):
+        values = [each[name] for each in parts]
+        if any(value != values[0] for value in values):
+            raise ValueError(f"{name} differs between the processes: {', '.join(map(str, values[:8]))}")
+    total, summed = dict(state), base.digest
+    for each in parts:
+        if each["bytes"] is None:
+            summed = Digest(summed.rows, summed.keys, None)
+        summed = summed.add(each["keys"], None if summed.bytes is None else each["bytes"], each["rows"])
+    for name, before, key in (
+        ("_applied_count", base.applied, "applied"),
+        ("_skipped_count", base.skipped, "skipped"),
+    ):
+        total[name] = np.asarray(before + sum(each[key] for each in parts), np.int64)
+    total["digest_rows"], total["digest_keys"], total["digest_bytes"] = summed.rows, summed.keys, summed.bytes
+    merged = RunningMeans.merged([means, *(RunningMeans.from_tree(each["means"]) for each in parts)])
+    if len(parts) > 1 and merged.rows:
+        total["_computed_stats"], total["stats_rows"] = merged.values(), merged.rows
+    return total, summed.to_state()
