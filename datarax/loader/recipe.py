@@ -45,7 +45,8 @@ class _Keys(NamedTuple):
 
     def of(self, step: int) -> tuple[np.ndarray, RecordKeys, int]:
         """Positions, keys and digest of one step."""
-        size, offset = len(self.rows) // len(self.steps), step - self.steps.start
+        offset = step - self.steps.start
+        size = len(self.rows.position) // len(self.steps)
         part = slice(offset * size, (offset + 1) * size)
         return self.rows.position[part], self.rows.keys[part], self.digests[offset]
 
@@ -194,22 +195,20 @@ class Reader:
         positions, among = all_positions, owned  # of the rows that are no padding, those that count here
         if real < segment.batch_size:
             is_real = positions >= 0
-            positions, keys, among = (
-                positions[is_real],
-                keys[is_real],
-                None if owned is None else owned[is_real],
-            )
-        if len(keys):
+            positions, keys = positions[is_real], keys[is_real]
+            among = None if owned is None else owned[is_real]
+        if len(positions):
             batch = self._rows(keys, segment.order)
         else:
             # Nothing of the last batch is ours; any record tells the shapes that the zeros must have.
             some = self._rows(segment.order.keys(np.zeros(1, np.int64)), segment.order)
             batch = jax.tree.map(lambda leaf: leaf[:0], some)
-        counted = len(keys) if among is None else int(np.count_nonzero(among))
+        counted = len(positions) if among is None else int(np.count_nonzero(among))
         hashed = None
         if self.recipe.byte_digest:
-            leaves = _leaves(batch)
-            if counted < len(keys):
+            flat, _ = jax.tree_util.tree_flatten_with_path(batch)
+            leaves = sorted([(jax.tree_util.keystr(path), leaf) for path, leaf in flat])  # in path order
+            if counted < len(positions):
                 positions, leaves = positions[among], [(path, leaf[among]) for path, leaf in leaves]
             hashed = int(row_hashes(positions, leaves).sum(dtype=np.uint64)) if counted else 0
         if self.recipe.timeline.remainder is Remainder.PAD:
@@ -218,17 +217,9 @@ class Reader:
 
     def _rows(self, keys: RecordKeys, order: Order) -> Any:
         """The transformed rows of `keys`, a PyTree of arrays [len(keys), ...]."""
-        return apply_transforms(
-            self.recipe.transforms,
-            self._read(keys),
-            seeds_for=lambda transform: order.row_seeds(transform.name, keys),
-            keys_text=lambda i: self._name(keys, i),
-        )
-
-    def _read(self, keys: RecordKeys) -> Any:
         (source,) = self.recipe.sources
         try:
-            return source.read(keys.index)
+            records = source.read(keys.index)
         except Exception as error:
             # Only now is it worth a call per record: to name the one that cannot be read.
             for i in range(len(keys)):
@@ -238,6 +229,12 @@ class Reader:
                     error.add_note(f"while reading record {self._name(keys, i)}")
                     break
             raise
+        return apply_transforms(
+            self.recipe.transforms,
+            records,
+            seeds_for=lambda transform: order.row_seeds(transform.name, keys),
+            keys_text=lambda i: self._name(keys, i),
+        )
 
     def _name(self, keys: RecordKeys, i: int) -> str:
         source = self.recipe.sources[int(keys.source[i])].name
@@ -248,12 +245,6 @@ class Reader:
         if len(real) == 0:
             return "padding only"
         return f"{len(real)} records, {self._name(keys, int(real[0]))} … {self._name(keys, int(real[-1]))}"
-
-
-def _leaves(batch: Any) -> list[tuple[str, np.ndarray]]:
-    """The leaves of a batch with their paths, in path order."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(batch)
-    return sorted((jax.tree_util.keystr(path), leaf) for path, leaf in flat)
 
 
 def _pad(batch: Any, real: np.ndarray) -> Any:

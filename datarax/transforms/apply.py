@@ -86,8 +86,8 @@ def _map_records(
 
 
 def _map_batch(transform: Transform, rows: Any, n: int, seeds_for: Seeds) -> Any:
-    randomness = _randomness(transform, n, seeds_for)
-    given = (rows,) if transform.randomness is Randomness.NONE else (rows, randomness)
+    is_plain = transform.randomness is Randomness.NONE
+    given = (rows,) if is_plain else (rows, _randomness(transform, n, seeds_for))
     try:
         made = transform.fn(*given, **transform.parameters)
     except StopIteration as error:

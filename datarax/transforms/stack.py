@@ -58,18 +58,19 @@ def count_rows(columns: Any) -> int:
     Raises:
         ValueError: naming the leaf that has none or another one, or if there is no leaf.
     """
-    rows, first = None, ""
+    rows, first = None, None
     for path, leaf in jax.tree_util.tree_flatten_with_path(columns)[0]:
-        name = leaf_name(path)
         shape = getattr(leaf, "shape", None)
         if not isinstance(shape, tuple) or not shape:
             raise ValueError(
-                f"{name} is {_kind(leaf)}; every leaf of a batch is an array with a leading axis of rows"
+                f"{leaf_name(path)} is {_kind(leaf)}; every leaf of a batch is an array with a leading axis of rows"
             )
         if rows is None:
-            rows, first = shape[0], name
+            rows, first = shape[0], path
         elif shape[0] != rows:
-            raise ValueError(f"{name} has {shape[0]} rows (shape {shape}), but {first} has {rows}")
+            raise ValueError(
+                f"{leaf_name(path)} has {shape[0]} rows (shape {shape}), but {leaf_name(first)} has {rows}"
+            )
     if rows is None:
         raise ValueError("the batch has no arrays at all")
     return int(rows)
