@@ -316,7 +316,8 @@ def test_every_byte_that_counts_is_synced_before_the_step_gets_its_name(tmp_path
         checkpointer.save(1, model=model(1), data=Counter().at(1))
         checkpointer.wait()
     commit = events.index(("rename", str(tmp_path / "1")))
-    synced = {path.partition(".orbax-checkpoint-tmp")[2] for kind, path in events[:commit] if kind == "sync"}
+    parts = [path.partition(".orbax-checkpoint-tmp") for kind, path in events[:commit] if kind == "sync"]
+    synced = {below for _, temporary, below in parts if temporary}
     files = [path for item in ("data", "model") for path in (tmp_path / "1" / item).rglob("*")]
     wanted = {"/" + str(path.relative_to(tmp_path / "1")) for path in files} | {
         "/data",
