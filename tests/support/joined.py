@@ -6,7 +6,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from tests.support.processes import fork_server, free_port
+from tests.support.processes import LIMIT_SECONDS, fork_server, free_port
 
 
 class Failed:
@@ -20,7 +20,7 @@ class Failed:
         return f"{self.kind}: {self.text}"
 
 
-def joined(function, *arguments, count, timeout=120, settings=None):
+def joined(function, *arguments, count, timeout=LIMIT_SECONDS, settings=None):
     """Calls `function(processes, *arguments)` in `count` processes; a list of what they return, or `Failed`.
 
     The function must be importable: one of a module, not a closure. A process that was killed returns its exit code.

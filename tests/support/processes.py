@@ -12,6 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+LIMIT_SECONDS = 600
+"""After which something is taken to hang: a guard for who waits, below that of pytest, and no measure of what is slow."""
+
 
 def fork_server():
     """The context whose processes are forks of the one server of this session."""
@@ -52,7 +55,7 @@ class Command:
         # Before that a SIGINT would meet the handler of Python, which is not the command's.
         assert has_begun.poll(120)
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=LIMIT_SECONDS):
         self.process.join(timeout)
         if self.process.exitcode is None:
             self.process.kill()
@@ -60,7 +63,7 @@ class Command:
             raise AssertionError(f"still running after {timeout} s:\n{self.output()}")
         return self.process.exitcode
 
-    def wait_until(self, condition, timeout=120):
+    def wait_until(self, condition, timeout=LIMIT_SECONDS):
         """Waits for a condition that must come true while the command is running."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -149,7 +152,7 @@ class Fleet:
             for index in range(count)
         ]
 
-    def wait(self, timeout=180):
+    def wait(self, timeout=LIMIT_SECONDS):
         """The exit codes in the order of processes (negative: ended by that signal)."""
         try:
             return [command.wait(timeout) for command in self.commands]
@@ -157,7 +160,7 @@ class Fleet:
             self.kill()
             raise AssertionError(f"{error}\n{self.output()}") from None
 
-    def wait_until(self, condition, timeout=120):
+    def wait_until(self, condition, timeout=LIMIT_SECONDS):
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline or not all(c.process.is_alive() for c in self.commands):
@@ -166,7 +169,7 @@ class Fleet:
                 raise AssertionError(f"nothing came; exit codes {codes}\n{self.output()}")
             time.sleep(0.005)
 
-    def wait_while(self, condition, timeout=120):
+    def wait_while(self, condition, timeout=LIMIT_SECONDS):
         """Waits while a condition holds and any process lives."""
         deadline = time.monotonic() + timeout
         while condition() and any(command.process.is_alive() for command in self.commands):

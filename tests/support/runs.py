@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from datarax.cli.main import main
+from tests.support.processes import LIMIT_SECONDS
 
 _CONFIG = """
 [run]
@@ -125,7 +126,7 @@ def datarax(*arguments, directory=None, **options):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT_SECONDS,
         check=False,
         **options,
     )
