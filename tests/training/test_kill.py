@@ -49,7 +49,7 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(seed, tmp_path, undis
     assert leftovers == [], "a finished run leaves no temporary files"
 
 
-# Together with those of `make soak`: at any moment of a start.
+# As `make soak` does hundreds of times: at any moment of a start.
 @pytest.mark.full
 def test_fresh_interpreters_signalled_from_the_first_line_of_main_on_end_bit_identical(tmp_path):
     outcomes = survive_starts(tmp_path, 20, 0)
