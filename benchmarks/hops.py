@@ -1,8 +1,8 @@
 """How many calls of this package, through how many of its files, a batch, a snapshot and a restore take.
 
 One loader over memory with one batch transform and byte digests, read-ahead 0, warm; snapshots hold its state alone. Counted
-are calls of Python functions (generators each time they go on) in the thread that asks. `core/tree.py`, which calls itself for each
-node of a tree, is shown beside as one.
+are calls of Python functions (generators each time they go on) in the thread that asks. `core/tree.py`, which calls itself for
+each node of a tree, is shown beside as one.
 
     python -m benchmarks.hops [--list]     with --list: the functions of a batch, in the order of their first call
 """

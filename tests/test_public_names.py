@@ -44,7 +44,7 @@ ALL = {
     "datarax.sources": """
         PYTHON_STDLIB ArrayRecordConfig ArrayRecordSource BuildConfig BuildError BuildProgress BuildResult
         DataSource FileEntry GrainConfig GrainSource InputKind Manifest MemoryConfig MemorySource RangeConfig
-        RangeSource SourceConfig SourceFile TensorStoreConfig TensorStoreSource build_dataset load_manifest
+        RangeSource Records SourceConfig SourceFile TensorStoreConfig TensorStoreSource build_dataset load_manifest
         write_manifest
     """,
     "datarax.testing": """

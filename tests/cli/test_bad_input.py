@@ -85,7 +85,6 @@ _BAD_SETTINGS = [
     ("run.steps=-3", "run.steps must be an integer of at least 1, got -3"),
     ("run.cpu_threads=0", "run.cpu_threads"),
     ("loader.batch_size=0", "batch_size must be an integer of at least 1, got 0"),
-    ("loader.batch_size=301", "batch_size is 301, but source 'text' has only 300 records"),
     ("loader.order=shuffle", "'none', 'global', 'block', 'grain'"),
     ("loader.order=block", "block_size"),
     ("loader.num_epochs=0", "num_epochs must be an integer of at least 1, got 0"),
