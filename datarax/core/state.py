@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax.core.held import Held
 from datarax.core.tree import ARRAYS, detached
-from datarax.core.variables import HostFlag, HostInt, IterationCount
+from datarax.core.variables import Held, HostFlag, HostInt, IterationCount, PackedVariable
 
 Path = tuple[Any, ...]
 Variables = list[tuple[Path, nnx.Variable[Any]]]
@@ -73,18 +72,14 @@ def read_state(variables: Variables, *, unsaved: Iterable[nnx.Variable[Any]] = (
 
 def payload(variable: nnx.Variable[Any]) -> Any:
     """What a Variable holds, as it stands in a state: our own kinds as their values, all others raw."""
-    if variable.ref:
-        return variable.get_raw_value()[...]
-    if isinstance(variable, (HostInt, HostFlag, IterationCount, Held)):
+    if variable.ref or isinstance(variable, PackedVariable):
         return variable.get_value()
     return variable.get_raw_value()
 
 
 def write(variable: nnx.Variable[Any], value: Any) -> None:
     """Put a value that `match_state` has approved into a Variable."""
-    if variable.ref:
-        variable.get_raw_value()[...] = value
-    elif isinstance(variable, Held):
+    if variable.ref or isinstance(variable, Held):
         variable.set_value(value)
     else:
         variable.set_raw_value(value)
