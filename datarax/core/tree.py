@@ -16,13 +16,15 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import ml_dtypes  # comes with jax; registers bfloat16, float8, int4 and the like with NumPy
 import numpy as np
 
 from datarax.core.errors import MISSING, Difference
+
+T = TypeVar("T")
 
 ARRAYS = (jax.Array, np.ndarray, np.generic)
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
@@ -440,3 +442,37 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "$jax": _decode_jax,
     "$key": _decode_key,
 }
+
+
+# Formats
+
+# Each format has a table: version -> reader. Each reader gives today's form. A version that is no longer written keeps its
+# reader: it puts its tree into the form of the next version and hands it to the reader of that.
+
+
+class UnknownFormatError(ValueError):
+    """A file is of a version that has no reader here."""
+
+
+def reader_of(version: Any, readers: Mapping[int, T], what: str = "format") -> T:
+    """The reader of a version.
+
+    Args:
+        version: what the file says of itself.
+        readers: version -> reader, today's version and all before it.
+        what: what the number is called in the file.
+
+    Raises:
+        ValueError: if it is no number.
+        UnknownFormatError: if it is of a later version, or of none that ever was.
+    """
+    if type(version) is not int:
+        raise ValueError(f"it holds no {what} number")
+    if version in readers:
+        return readers[version]
+    if version > max(readers):
+        raise UnknownFormatError(
+            f"its {what} is {version}; this version of datarax reads up to {max(readers)}: use the version that wrote it, "
+            "or a later one"
+        )
+    raise UnknownFormatError(f"its {what} is {version}, which no version of datarax has written")
