@@ -24,9 +24,9 @@ from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
-from datarax.core.state import Path, Variables, match_state, read_state, variables_below, write
+from datarax.core.state import Path, Variables, match_state, read_state, variables_below
 from datarax.core.tree import detached
-from datarax.core.variables import HostFlag, HostInt, IterationCount
+from datarax.core.variables import Held, HostFlag, HostInt, IterationCount
 
 __all__ = ["CheckpointableIteratorModule", "DataraxModule", "HostFlag", "HostInt", "IterationCount"]
 
@@ -253,7 +253,10 @@ class DataraxModule(nnx.Module):
         for path, module in modules:
             module._validate_state(functools.reduce(operator.getitem, path, state))
         for variable, value in changes:
-            write(variable, value)
+            if variable.ref or isinstance(variable, Held):
+                variable.set_value(value)
+            else:
+                variable.set_raw_value(value)
         for _, module in modules:
             module._state_restored()
 
@@ -371,9 +374,9 @@ def _modules_among(module: DataraxModule, variables: Variables) -> list[tuple[Pa
     return sorted(found.items(), key=lambda item: -len(item[0]))
 
 
-def _named(modules: list[tuple[Path, DataraxModule]], which: str) -> list[nnx.Variable[Any]]:
-    """The Variables that the class attribute `which` of the modules names."""
-    return [vars(module)[name] for _, module in modules for name in getattr(module, which)]
+def _named(modules: list[tuple[Path, DataraxModule]], which: str) -> set[int]:
+    """The ids of the Variables that the class attribute `which` of the modules names."""
+    return {id(vars(module)[name]) for _, module in modules for name in getattr(module, which)}
 
 
 def _with_own_containers(value: Any) -> Any:
