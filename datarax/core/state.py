@@ -98,18 +98,23 @@ def _paired(node: Any, state: Any, path: Path) -> Iterator[tuple[nnx.Variable[An
 
 def _taken(variable: nnx.Variable[Any], value: Any, path: Path) -> Any:
     """`value` as the new content of a Variable."""
-    if isinstance(variable, (HostInt, HostFlag)):
-        kinds: tuple[type, ...] = (bool,) if isinstance(variable, HostFlag) else (int, type(None))
-        if type(value) not in kinds:
-            raise _kind_mismatch(path, " or ".join(kind.__name__ for kind in kinds), value)
-    else:
-        value = _conform(payload(variable), value, path)
-    if isinstance(variable, IterationCount) and value is None:
-        raise _kind_mismatch(path, "a count", value)
-    counts = isinstance(variable, (HostInt, IterationCount)) and value is not None
-    if counts and np.any(np.asarray(value) < 0):
-        raise ValueError(f"State value out of range at {spell(path)}: expected at least 0, got {value}")
-    return value
+    held = payload(variable)
+    if isinstance(variable, HostFlag) and type(value) is not bool:
+        raise _kind_mismatch(path, "bool", value)
+    if isinstance(variable, HostInt) and value is not None and type(value) is not int:
+        raise _kind_mismatch(path, "int or None", value)
+    is_count = isinstance(variable, IterationCount)
+    if is_count and (value is None or isinstance(held, ARRAYS) != isinstance(value, ARRAYS)):
+        raise _kind_mismatch(path, f"a count like {held!r}", value)
+    found = _conform(held, value, path)
+    if (
+        isinstance(variable, (HostInt, IterationCount))
+        and found is not None
+        and np.any(np.asarray(found) < 0)
+    ):
+        expected = "a count >= 0" if is_count else "an int >= 0 or None"
+        raise ValueError(f"State value out of range at {spell(path)}: expected {expected}, got {value}")
+    return found
 
 
 def _conform(held: Any, value: Any, path: Path) -> Any:
