@@ -14,18 +14,16 @@ import difflib
 import enum
 import functools
 import importlib
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import FrozenInstanceError, dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import FrozenInstanceError as FrozenInstanceError
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from flax import nnx
 
 from datarax.core.errors import ConfigError
 from datarax.core.tree import identical, joined
-
-__all__ = ["DataraxModuleConfig", "FrozenInstanceError", "OperatorConfig", "StructuralConfig"]
 
 T = TypeVar("T")
 
@@ -80,15 +78,14 @@ def _limited_fields(kind: type) -> dict[str, Any]:
     for base in reversed(kind.__mro__):
         # Annotations of a user's class may be any text, or name what only a function around it knows.
         with contextlib.suppress(Exception):
-            hints |= typing.get_type_hints(base, include_extras=True)
+            hints |= get_type_hints(base, include_extras=True)
     return {name: hint for name, hint in hints.items() if _has_limit(hint)}
 
 
 def _has_limit(hint: Any) -> bool:
-    parts = typing.get_args(hint)
-    if typing.get_origin(hint) is Annotated:
-        return isinstance(parts[1], Limit)
-    return typing.get_origin(hint) in _UNIONS and any(map(_has_limit, parts))
+    parts = get_args(hint)
+    limited = any(isinstance(part, Limit) for part in parts)  # of an Annotated
+    return limited or (get_origin(hint) in _UNIONS and any(map(_has_limit, parts)))
 
 
 # Configs of modules
@@ -224,7 +221,7 @@ def from_tree(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(fields))}"
             raise ConfigError(f"unknown key {joined(path, key)!r}; {hint}")
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(kind, include_extras=True)
     values = {key: _value(hints[key], value, joined(path, key)) for key, value in tree.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -256,7 +253,7 @@ class _NotTaken(Exception):
     """A value is of another kind than an annotation, or not allowed."""
 
 
-_UNIONS = (typing.Union, types.UnionType)
+_UNIONS = (Union, UnionType)
 _LISTS = (list, tuple, Sequence)
 _TABLES = (dict, Mapping)
 _SCALARS = {
@@ -264,7 +261,7 @@ _SCALARS = {
     float: "a number",
     str: "a string",
     bool: "true or false",
-    types.NoneType: "nothing",
+    NoneType: "nothing",
 }
 
 
@@ -281,7 +278,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def _taken(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = get_origin(hint), get_args(hint)
     if (
         hint is Any
         or (type(value) is hint and hint in _SCALARS)
@@ -312,13 +309,11 @@ def _taken(hint: Any, value: Any, path: str) -> Any:
 
 def _described(hint: Any) -> str:
     """What an annotation allows, in words."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return f"{_described(arguments[0])} {arguments[1].text}".rstrip()
     if origin in _UNIONS:
-        return " or ".join(
-            dict.fromkeys(_described(each) for each in arguments if each is not types.NoneType)
-        )
+        return " or ".join(dict.fromkeys(_described(each) for each in arguments if each is not NoneType))
     if origin is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
     if isinstance(hint, enum.EnumType):
@@ -352,15 +347,10 @@ def load_attribute(use: str, key: str) -> Any:
     at = module_name
     for part in path.split("."):
         if not hasattr(found, part):
-            raise ConfigError(
-                f"{key} = {use!r}: {at!r} has no attribute {part!r}; {_what_is_there(found, part)}"
-            )
+            names = sorted(name for name in dir(found) if not name.startswith("_"))
+            near = difflib.get_close_matches(part, names, n=1)
+            hint = f"did you mean {near[0]!r}? It has" if near else "it has"
+            listed = ", ".join(names[:20] + ["…"] * (len(names) > 20)) or "no public names"
+            raise ConfigError(f"{key} = {use!r}: {at!r} has no attribute {part!r}; {hint} {listed}")
         found, at = getattr(found, part), f"{at}.{part}"
     return found
-
-
-def _what_is_there(owner: Any, missing: str) -> str:
-    names = sorted(name for name in dir(owner) if not name.startswith("_"))
-    near = difflib.get_close_matches(missing, names, n=1)
-    listed = ", ".join(names[:20] + ["…"] * (len(names) > 20)) or "no public names"
-    return f"did you mean {near[0]!r}? It has {listed}" if near else f"it has {listed}"

@@ -297,12 +297,11 @@ class DataraxModule(nnx.Module):
         """
         if isinstance(stream_names, str):
             raise TypeError(f"stream_names must be a list of names, got the string {stream_names!r}")
-        available = list(stream_names)
-        for name in self.requires_rng_streams() or ():
-            if name not in available:
-                raise ValueError(
-                    f"RNG stream {name!r} is required but not available. Available streams: {available}"
-                )
+        missing = [name for name in self.requires_rng_streams() or () if name not in stream_names]
+        if missing:
+            raise ValueError(
+                f"RNG stream {missing[0]!r} is required but not available. Available streams: {list(stream_names)}"
+            )
 
 
 class CheckpointableIteratorModule(DataraxModule, Generic[T_co]):

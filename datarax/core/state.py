@@ -138,7 +138,17 @@ def _conform(held: Any, value: Any, path: Path) -> Any:
         raise _kind_mismatch(path, type(held).__name__, value)
     if isinstance(held, (list, tuple)):
         return _sequence(held, value, path)
-    return _node(held, value, path)
+    # A registered PyTree class leaf by leaf; any other object as it is.
+    leaves, structure = cast(tuple[list[Any], Any], jax.tree.flatten(held))
+    if len(leaves) == 1 and leaves[0] is held:
+        return detached(value)
+    found, found_structure = jax.tree.flatten(value)
+    if structure != found_structure:
+        raise ValueError(
+            f"State node type mismatch at {spell(path)}: expected {structure}, got {found_structure}"
+        )
+    items = [_conform(h, v, (*path, i)) for i, (h, v) in enumerate(zip(leaves, found, strict=True))]
+    return jax.tree.unflatten(structure, items)
 
 
 def _is_traced_number(array: Any, kind: type) -> bool:
@@ -192,20 +202,6 @@ def _sequence(held: Any, value: Any, path: Path) -> Any:
         )
     items = [_conform(h, v, (*path, i)) for i, (h, v) in enumerate(zip(held, value, strict=True))]
     return getattr(type(held), "_make", type(held))(items)  # named tuples are made by _make
-
-
-def _node(held: Any, value: Any, path: Path) -> Any:
-    """A registered PyTree class leaf by leaf; any other object as it is."""
-    leaves, structure = cast(tuple[list[Any], Any], jax.tree.flatten(held))
-    if len(leaves) == 1 and leaves[0] is held:
-        return detached(value)
-    found, found_structure = jax.tree.flatten(value)
-    if structure != found_structure:
-        raise ValueError(
-            f"State node type mismatch at {spell(path)}: expected {structure}, got {found_structure}"
-        )
-    items = [_conform(h, v, (*path, i)) for i, (h, v) in enumerate(zip(leaves, found, strict=True))]
-    return jax.tree.unflatten(structure, items)
 
 
 def _check_dict(expected: dict[Any, Any], found: Any, path: Path) -> None:

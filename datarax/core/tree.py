@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import json
 import math
-import operator
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -185,7 +184,7 @@ def hash_tree(hasher: hashlib._Hash, tree: Any, path: str) -> None:
         _add(hasher, b"d", struct.pack("<q", len(tree)))
         # Sorted by their encoding: insertion order is no content, and keys of two kinds cannot be compared.
         keys = ((_hashed(key, f"a key of {path}"), key) for key in tree)
-        for encoded, key in sorted(keys, key=operator.itemgetter(0)):
+        for encoded, key in sorted(keys, key=lambda pair: pair[0]):
             _add(hasher, *encoded)
             hash_tree(hasher, tree[key], f"{path}[{key!r}]")
     elif isinstance(tree, (list, tuple)):
@@ -312,15 +311,12 @@ def _encode_jax(value: jax.Array, path: str) -> Any:
 
 
 def _array_fields(array: np.ndarray, path: str) -> dict[str, Any]:
-    dtype = array.dtype
-    if dtype.kind in "biufcSUmM":
-        name = dtype.str
-    elif getattr(ml_dtypes, dtype.name, None) is not None:
-        name = dtype.name
-    else:
+    native = array.dtype.kind in "biufcSUmM"
+    if not native and not hasattr(ml_dtypes, array.dtype.name):
         raise EncodingError(
-            f"{path or 'the state'} is an array of dtype {dtype}, which a snapshot cannot hold"
+            f"{path or 'the state'} is an array of dtype {array.dtype}, which a snapshot cannot hold"
         )
+    name = array.dtype.str if native else array.dtype.name
     return {"dtype": name, "shape": list(array.shape), "data": _base64(array.tobytes())}
 
 

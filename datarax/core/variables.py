@@ -21,8 +21,6 @@ from flax.nnx import reprlib
 from flax.typing import MISSING
 from jax.extend.core import get_opaque_trace_state
 
-__all__ = ["Held", "HostFlag", "HostInt", "IterationCount", "looked_up", "on_host"]
-
 
 class PackedVariable(nnx.Variable[Any]):
     """A Variable whose raw content, which is all that NNX and transforms see of it, is packed from its value."""
@@ -170,7 +168,17 @@ class _Words:
             ValueError: if something has changed the words' dtype or shape.
         """
         if isinstance(self._content, tuple):
-            self._content = _join(self._content)
+            words = self._content
+            if any(isinstance(word, jax.core.Tracer) for word in words):
+                raise TraceContextError(
+                    "an integer of the host (epoch, position, idx, a 64-bit count) has no value inside a jax "
+                    "transform; read it before the call and pass what is needed as an argument"
+                )
+            if any(getattr(word, "dtype", None) != np.uint32 or word.shape != () for word in words):
+                raise ValueError(
+                    f"a HostInt holds {words} instead of uint32 words; what touched it is not exact"
+                )
+            self._content = sum(int(word) << (_WORD_BITS * i) for i, word in enumerate(words))
         return self._content() if callable(self._content) else self._content
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -190,17 +198,6 @@ def looked_up(read: Callable[[], int]) -> Any:
         read: gives an int >= 0.
     """
     return _Words(read)
-
-
-def _join(words: tuple[Any, ...]) -> int:
-    if any(isinstance(word, jax.core.Tracer) for word in words):
-        raise TraceContextError(
-            "an integer of the host (epoch, position, idx, a 64-bit count) has no value inside a jax "
-            "transform; read it before the call and pass what is needed as an argument"
-        )
-    if any(getattr(word, "dtype", None) != np.uint32 or word.shape != () for word in words):
-        raise ValueError(f"a HostInt holds {words} instead of uint32 words; what touched it is not exact")
-    return sum(int(word) << (_WORD_BITS * i) for i, word in enumerate(words))
 
 
 class HostInt(PackedVariable):
