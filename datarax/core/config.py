@@ -114,10 +114,9 @@ class DataraxModuleConfig:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # @dataclass would generate both anew, and the generated ones fail on arrays and on dicts.
-        if "__eq__" not in cls.__dict__:
-            cls.__eq__ = DataraxModuleConfig.__eq__  # type: ignore[method-assign]
-        if cls.__dict__.get("__hash__") is None:
-            cls.__hash__ = DataraxModuleConfig.__hash__  # type: ignore[method-assign]
+        for name in ("__eq__", "__hash__"):
+            if cls.__dict__.get(name) is None:
+                setattr(cls, name, getattr(DataraxModuleConfig, name))
 
     def __post_init__(self) -> None:
         """Checks the fields; subclasses call this first."""
@@ -158,11 +157,11 @@ class _WithStream(DataraxModuleConfig):
     def __post_init__(self) -> None:
         """Checks the fields; subclasses call this first."""
         super().__post_init__()
-        if self.stochastic and self.stream_name is None:
-            raise ConfigError("Stochastic modules require stream_name (stochastic=True, stream_name=None)")
-        if not self.stochastic and self.stream_name is not None:
+        if bool(self.stochastic) != (self.stream_name is not None):
             raise ConfigError(
-                f"Deterministic modules should not specify stream_name (got {self.stream_name!r}). "
+                "Stochastic modules require stream_name (stochastic=True, stream_name=None)"
+                if self.stochastic
+                else f"Deterministic modules should not specify stream_name (got {self.stream_name!r}). "
                 "Remove stream_name or set stochastic=True"
             )
 
@@ -314,10 +313,9 @@ def _described(hint: Any) -> str:
         return f"{_described(arguments[0])} {arguments[1].text}".rstrip()
     if origin in _UNIONS:
         return " or ".join(dict.fromkeys(_described(each) for each in arguments if each is not NoneType))
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, arguments))}"
-    if isinstance(hint, enum.EnumType):
-        return f"one of {', '.join(repr(member.value) for member in list[enum.Enum](hint))}"
+    if origin is Literal or isinstance(hint, enum.EnumType):
+        choices = arguments or [member.value for member in hint]
+        return f"one of {', '.join(map(repr, choices))}"
     if origin in _LISTS:
         return "a list"
     if origin in _TABLES or dataclasses.is_dataclass(hint):

@@ -169,10 +169,8 @@ def _array(held: Any, value: Any, path: Path) -> Any:
         expected, got = getattr(held, what), getattr(value, what)
         if expected != got:
             raise ValueError(f"Array {what} mismatch at {spell(path)}: expected {expected}, got {got}")
-    if isinstance(held, np.generic):
-        return np.asarray(value)[()]
-    if isinstance(held, np.ndarray):
-        return np.array(value)
+    if isinstance(held, (np.ndarray, np.generic)):
+        return np.array(value) if isinstance(held, np.ndarray) else np.asarray(value)[()]
     # A copy: jnp.asarray may share NumPy's memory.
     found = value if isinstance(value, jax.Array) else jnp.array(value)
     if not isinstance(held, jax.Array) or isinstance(held, jax.core.Tracer):

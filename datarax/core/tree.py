@@ -74,10 +74,9 @@ def canonical_json(tree: Any) -> bytes:
                     raise TypeError(
                         f"{path or 'the tree'} has the key {key!r}; only str keys have canonical JSON"
                     )
-        elif type(node) is float:
-            if not math.isfinite(node):
-                raise ValueError(f"{path or 'the value'} is {node}, which has no canonical JSON")
-        elif type(node) not in (type(None), bool, int, str) and not isinstance(node, (list, tuple)):
+        elif type(node) is float and not math.isfinite(node):
+            raise ValueError(f"{path or 'the value'} is {node}, which has no canonical JSON")
+        elif type(node) not in (type(None), bool, int, float, str) and not isinstance(node, (list, tuple)):
             raise TypeError(f"{path or 'the value'} is a {type(node).__name__}, which has no canonical JSON")
     # What json calls `default` for can only be a mapping of another class than dict.
     return json.dumps(
@@ -151,9 +150,7 @@ def identical(a: Any, b: Any) -> bool:
 
 def plain_array(array: Any) -> np.ndarray:
     """An array as one of NumPy; of typed PRNG keys their words."""
-    if _is_key(array):
-        array = jax.random.key_data(array)
-    return np.asarray(array)
+    return np.asarray(jax.random.key_data(array) if _is_key(array) else array)
 
 
 def _is_key(array: Any) -> bool:
@@ -192,7 +189,15 @@ def hash_tree(hasher: hashlib._Hash, tree: Any, path: str) -> None:
         for i, value in enumerate(tree):
             hash_tree(hasher, value, f"{path}[{i}]")
     elif hasattr(tree, "__array__"):  # what NumPy, JAX, PyTorch and others offer; NumPy's scalars too
-        _hash_array(hasher, np.asarray(tree), path)
+        array = np.asarray(tree)
+        if array.dtype.hasobject:
+            raise TypeError(f"{path} is an array of Python objects, which has no plain bytes to hash")
+        # Little endian and C order: the same values give the same digest on every machine and in every layout.
+        dtype = array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype
+        plain = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
+        _add(hasher, b"a", f"{dtype_name(dtype)}{array.shape}".encode())
+        # A memoryview of the bytes: hashing needs no copy, and releases the interpreter lock.
+        hasher.update(plain.tobytes() if dtype.kind in "US" else plain.view(np.uint8).data)
     else:
         _add(hasher, *_hashed(tree, path))
 
@@ -213,17 +218,6 @@ def _hashed(value: Any, path: str) -> tuple[bytes, bytes]:
         if isinstance(value, kind):
             return mark, encoded(value)
     raise TypeError(f"{path} is a {type(value).__name__}, which has no plain bytes to hash")
-
-
-def _hash_array(hasher: hashlib._Hash, array: np.ndarray, path: str) -> None:
-    if array.dtype.hasobject:
-        raise TypeError(f"{path} is an array of Python objects, which has no plain bytes to hash")
-    # Little endian and C order: the same values give the same digest on every machine and in every layout.
-    dtype = array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype
-    plain = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
-    _add(hasher, b"a", f"{dtype_name(dtype)}{array.shape}".encode())
-    # A memoryview of the bytes: hashing needs no copy, and releases the interpreter lock.
-    hasher.update(plain.tobytes() if dtype.kind in "US" else plain.view(np.uint8).data)
 
 
 def dtype_name(dtype: np.dtype) -> str:

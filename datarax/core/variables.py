@@ -38,7 +38,7 @@ class PackedVariable(nnx.Variable[Any]):
         super().set_raw_value(self._packed(value), _unsafe_bypass_check=_unsafe_bypass_check)
 
     def _packed(self, value: Any) -> Any:
-        raise NotImplementedError
+        """The raw content for a value, or for what comes back from NNX; None where all is kept elsewhere."""
 
 
 def _check_whole(variable: PackedVariable, index: Any) -> None:
@@ -131,7 +131,6 @@ def _is_negative(count: Any) -> bool:
 _HOST = get_opaque_trace_state(convention="nnx")
 
 _WORD_BITS = 32
-_LEAST_WORDS = 2  # so that an integer below 2**64 never changes the structure that jit caches by
 
 
 @jax.tree_util.register_pytree_node_class
@@ -152,7 +151,8 @@ class _Words:
         if isinstance(self._content, tuple):
             return self._content, None
         number = self.exact()
-        count = max(_LEAST_WORDS, -(-number.bit_length() // _WORD_BITS))
+        # At least two, so that an integer below 2**64 never changes the structure that jit caches by.
+        count = max(2, -(-number.bit_length() // _WORD_BITS))
         words = (number >> (_WORD_BITS * i) & 0xFFFFFFFF for i in range(count))
         return tuple(np.array(word, np.uint32) for word in words), None
 
@@ -267,11 +267,9 @@ class HostFlag(PackedVariable):
     """A bool that stays a Python bool inside transforms, where it may be read, changed and branched on."""
 
     def _packed(self, value: Any) -> _Static:
-        if isinstance(value, _Static):
-            return value
-        if not isinstance(value, bool):
+        if not isinstance(value, (bool, _Static)):
             raise TypeError(f"expected a bool, got {type(value).__name__} {value!r}")
-        return _Static(value)
+        return _Static(value) if isinstance(value, bool) else value
 
     def get_value(self, *, index: Any = MISSING) -> bool:
         """The bool."""
@@ -303,9 +301,6 @@ class Held(PackedVariable):
 
     def __init__(self, holder: object, field: str, **metadata: Any) -> None:
         super().__init__(None, holder=holder, field=field, **metadata)
-
-    def _packed(self, value: Any) -> None:
-        """Nothing, whatever comes back from NNX."""
 
     def get_value(self, *, index: Any = MISSING) -> Any:
         """The value, or with `index` a part of it."""
