@@ -17,8 +17,7 @@ from typing import Any
 
 from datarax.checkpoint.layout import fsync_directory, fsync_file
 from datarax.checkpoint.model_item import LeafSpec
-from datarax.core.formats import reader_of
-from datarax.core.tree import canonical_json
+from datarax.core.tree import canonical_json, reader_of
 
 MANIFEST_FORMAT = 1
 """Raise this when the meaning of a field of `manifest.json` changes, add a reader to the table below, and golden snapshots

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datarax.core.errors import SaveError
-from datarax.core.formats import reader_of
-from datarax.core.tree import canonical_json
+from datarax.core.tree import canonical_json, reader_of
 
 SNAPSHOT_FORMAT = 1
 """Raise this when the meaning of a field of `record.json`, `steps.bin`, `processes.json` or `history/` changes, or of a mark

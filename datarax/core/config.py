@@ -8,25 +8,22 @@ and hash are defined here for every config class, arrays in `precomputed_stats` 
 
 from __future__ import annotations
 
-import collections.abc
 import contextlib
 import dataclasses
 import difflib
 import enum
 import functools
 import importlib
-import types
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import FrozenInstanceError, dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import FrozenInstanceError as FrozenInstanceError
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from flax import nnx
 
 from datarax.core.errors import ConfigError
-from datarax.core.tree import ARRAYS, identical, joined
-
-__all__ = ["DataraxModuleConfig", "FrozenInstanceError", "OperatorConfig", "StructuralConfig"]
+from datarax.core.tree import identical, joined
 
 T = TypeVar("T")
 
@@ -77,20 +74,18 @@ def check_fields(config: object, what: str | None = None) -> None:
 
 @functools.cache
 def _limited_fields(kind: type) -> dict[str, Any]:
-    try:
-        hints = typing.get_type_hints(kind, include_extras=True)
-    except (
-        Exception
-    ):  # annotations of a user's class may be any text, or name what only a function around it knows
-        return {}
+    hints: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        # Annotations of a user's class may be any text, or name what only a function around it knows.
+        with contextlib.suppress(Exception):
+            hints |= get_type_hints(base, include_extras=True)
     return {name: hint for name, hint in hints.items() if _has_limit(hint)}
 
 
 def _has_limit(hint: Any) -> bool:
-    parts = typing.get_args(hint)
-    if typing.get_origin(hint) is Annotated:
-        return isinstance(parts[1], Limit)
-    return typing.get_origin(hint) in _UNIONS and any(map(_has_limit, parts))
+    parts = get_args(hint)
+    limited = any(isinstance(part, Limit) for part in parts)  # of an Annotated
+    return limited or (get_origin(hint) in _UNIONS and any(map(_has_limit, parts)))
 
 
 # Configs of modules
@@ -119,40 +114,37 @@ class DataraxModuleConfig:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # @dataclass would generate both anew, and the generated ones fail on arrays and on dicts.
-        if "__eq__" not in cls.__dict__:
-            cls.__eq__ = DataraxModuleConfig.__eq__  # type: ignore[method-assign]
-        if cls.__dict__.get("__hash__") is None:
-            cls.__hash__ = DataraxModuleConfig.__hash__  # type: ignore[method-assign]
+        for name in ("__eq__", "__hash__"):
+            if cls.__dict__.get(name) is None:
+                setattr(cls, name, getattr(DataraxModuleConfig, name))
 
     def __post_init__(self) -> None:
         """Checks the fields; subclasses call this first."""
-        if not isinstance(self.cacheable, bool):
-            raise TypeError(f"cacheable must be a bool, got {self.cacheable!r}")
-        stats_fn = self.batch_stats_fn
-        if stats_fn is not None and not (callable(stats_fn) or isinstance(stats_fn, nnx.Module)):
-            raise TypeError(f"batch_stats_fn must be callable, an nnx.Module or None, got {stats_fn!r}")
-        if self.precomputed_stats is not None and not isinstance(self.precomputed_stats, dict):
-            raise TypeError(f"precomputed_stats must be a dict or None, got {self.precomputed_stats!r}")
+        stats_fn, stats = self.batch_stats_fn, self.precomputed_stats
+        is_function = callable(stats_fn) or isinstance(stats_fn, nnx.Module)
+        for name, fits, kind in (
+            ("cacheable", isinstance(self.cacheable, bool), "a bool"),
+            ("batch_stats_fn", stats_fn is None or is_function, "callable, an nnx.Module or None"),
+            ("precomputed_stats", stats is None or isinstance(stats, dict), "a dict or None"),
+        ):
+            if not fits:
+                raise TypeError(f"{name} must be {kind}, got {getattr(self, name)!r}")
         check_fields(self)
-        if self.batch_stats_fn is not None and self.precomputed_stats is not None:
+        if stats_fn is not None and stats is not None:
             raise ConfigError(
                 "Cannot specify both batch_stats_fn and precomputed_stats. "
                 "Choose dynamic computation or static values, not both."
             )
 
     def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
         if type(self) is not type(other):
             return NotImplemented
-        return all(
-            identical(mine, theirs) for mine, theirs in zip(_compared(self), _compared(other), strict=True)
-        )
+        return identical(_compared(self), _compared(other))
 
     def __hash__(self) -> int:
-        # Of the shape of the values only: cheap at each call of a jitted function, and equal for equal
-        # configs.
-        return hash((type(self), tuple(_outline(value) for value in _compared(self))))
+        # Of the plain values only: cheap at each call of a jitted function, and equal for equal configs.
+        plain = [value for value in _compared(self) if isinstance(value, tuple(_SCALARS))]
+        return hash((type(self), *plain))
 
 
 @dataclass(frozen=True)
@@ -165,11 +157,11 @@ class _WithStream(DataraxModuleConfig):
     def __post_init__(self) -> None:
         """Checks the fields; subclasses call this first."""
         super().__post_init__()
-        if self.stochastic and self.stream_name is None:
-            raise ConfigError("Stochastic modules require stream_name (stochastic=True, stream_name=None)")
-        if not self.stochastic and self.stream_name is not None:
+        if bool(self.stochastic) != (self.stream_name is not None):
             raise ConfigError(
-                f"Deterministic modules should not specify stream_name (got {self.stream_name!r}). "
+                "Stochastic modules require stream_name (stochastic=True, stream_name=None)"
+                if self.stochastic
+                else f"Deterministic modules should not specify stream_name (got {self.stream_name!r}). "
                 "Remove stream_name or set stochastic=True"
             )
 
@@ -182,14 +174,10 @@ class OperatorConfig(_WithStream):
         ConfigError: if `stochastic` and `stream_name` contradict each other or `batch_strategy` is unknown.
     """
 
-    batch_strategy: str = "vmap"
+    batch_strategy: Annotated[
+        str, Limit(lambda name: name in ("vmap", "scan"), "that is 'vmap' or 'scan'")
+    ] = "vmap"
     """"vmap" (all rows at once) or "scan" (one after the other, less memory)."""
-
-    def __post_init__(self) -> None:
-        """Checks the fields; subclasses call this first."""
-        super().__post_init__()
-        if self.batch_strategy not in ("vmap", "scan"):
-            raise ConfigError(f"batch_strategy must be 'vmap' or 'scan', got {self.batch_strategy!r}")
 
 
 @dataclass(frozen=True)
@@ -203,19 +191,6 @@ class StructuralConfig(_WithStream):
 
 def _compared(config: Any) -> list[Any]:
     return [getattr(config, field.name) for field in dataclasses.fields(config) if field.compare]
-
-
-def _outline(value: Any) -> Any:
-    """Something hashable that is equal for equal values; contents of containers and arrays are left out."""
-    if isinstance(value, ARRAYS):
-        return (str(value.dtype), value.shape)
-    if isinstance(value, (dict, list, tuple)):
-        return (type(value), len(value))
-    try:
-        hash(value)
-    except TypeError:
-        return type(value)
-    return (type(value), value)
 
 
 # Trees
@@ -236,8 +211,6 @@ def from_tree(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
     Raises:
         ConfigError: naming the path of what is unknown (and the nearest known key), missing, or not allowed.
     """
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{path or 'the config'} must be a table, got {tree!r}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     for rest in (name for name, field in fields.items() if field.metadata == REST):
         others = {key: value for key, value in tree.items() if key == rest or key not in fields}
@@ -247,7 +220,7 @@ def from_tree(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(fields))}"
             raise ConfigError(f"unknown key {joined(path, key)!r}; {hint}")
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(kind, include_extras=True)
     values = {key: _value(hints[key], value, joined(path, key)) for key, value in tree.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -279,15 +252,15 @@ class _NotTaken(Exception):
     """A value is of another kind than an annotation, or not allowed."""
 
 
-_UNIONS = (typing.Union, types.UnionType)
-_LISTS = (list, tuple, collections.abc.Sequence)
-_TABLES = (dict, collections.abc.Mapping)
+_UNIONS = (Union, UnionType)
+_LISTS = (list, tuple, Sequence)
+_TABLES = (dict, Mapping)
 _SCALARS = {
     int: "an integer",
     float: "a number",
     str: "a string",
     bool: "true or false",
-    types.NoneType: "nothing",
+    NoneType: "nothing",
 }
 
 
@@ -304,7 +277,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 
 def _taken(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = get_origin(hint), get_args(hint)
     if (
         hint is Any
         or (type(value) is hint and hint in _SCALARS)
@@ -328,26 +301,25 @@ def _taken(hint: Any, value: Any, path: str) -> Any:
     if isinstance(hint, enum.EnumType):
         with contextlib.suppress(ValueError):
             return hint(value)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_tree(hint, value, path)
     raise _NotTaken
 
 
 def _described(hint: Any) -> str:
     """What an annotation allows, in words."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return f"{_described(arguments[0])} {arguments[1].text}".rstrip()
     if origin in _UNIONS:
-        return " or ".join(
-            dict.fromkeys(_described(each) for each in arguments if each is not types.NoneType)
-        )
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, arguments))}"
-    if isinstance(hint, enum.EnumType):
-        return f"one of {', '.join(repr(member.value) for member in list[enum.Enum](hint))}"
-    if origin in _LISTS or origin in _TABLES:
-        return "a list" if origin in _LISTS else "a table"
+        return " or ".join(dict.fromkeys(_described(each) for each in arguments if each is not NoneType))
+    if origin is Literal or isinstance(hint, enum.EnumType):
+        choices = arguments or [member.value for member in hint]
+        return f"one of {', '.join(map(repr, choices))}"
+    if origin in _LISTS:
+        return "a list"
+    if origin in _TABLES or dataclasses.is_dataclass(hint):
+        return "a table"
     return _SCALARS.get(hint, "an object, which no config file can hold")
 
 
@@ -373,17 +345,10 @@ def load_attribute(use: str, key: str) -> Any:
     at = module_name
     for part in path.split("."):
         if not hasattr(found, part):
-            raise ConfigError(
-                f"{key} = {use!r}: {at!r} has no attribute {part!r}; {_what_is_there(found, part)}"
-            )
+            names = sorted(name for name in dir(found) if not name.startswith("_"))
+            near = difflib.get_close_matches(part, names, n=1)
+            hint = f"did you mean {near[0]!r}? It has" if near else "it has"
+            listed = ", ".join(names[:20] + ["…"] * (len(names) > 20)) or "no public names"
+            raise ConfigError(f"{key} = {use!r}: {at!r} has no attribute {part!r}; {hint} {listed}")
         found, at = getattr(found, part), f"{at}.{part}"
     return found
-
-
-def _what_is_there(owner: Any, missing: str) -> str:
-    names = sorted(name for name in dir(owner) if not name.startswith("_"))
-    if not names:
-        return "it has no public names"
-    near = difflib.get_close_matches(missing, names, n=1)
-    listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-    return f"did you mean {near[0]!r}? It has {listed}" if near else f"it has {listed}"

@@ -18,28 +18,38 @@ class DataraxError(Exception):
     """What the command line exits with when this error ends a command."""
 
 
-class ConfigError(DataraxError, ValueError):
+class _Refused(DataraxError):
+    """What was asked for cannot be done as it was asked."""
+
+    exit_code = 2
+
+
+class _Unfit(DataraxError):
+    """Two things that must be the same are not, or a thing is not what it was."""
+
+    exit_code = 1
+
+
+class _Failed(DataraxError):
+    """Something outside of this process failed."""
+
+    exit_code = 74
+
+
+class ConfigError(_Refused, ValueError):
     """A setting is unknown, missing, of the wrong kind, or contradicts another; nothing has run."""
 
-    exit_code = 2
 
-
-class InputError(DataraxError, ValueError):
+class InputError(_Refused, ValueError):
     """Data, a path or an argument that the user named cannot be used as it is; nothing has run."""
 
-    exit_code = 2
 
-
-class RunLockedError(DataraxError, RuntimeError):
+class RunLockedError(_Refused, RuntimeError):
     """Another process is writing to this run directory."""
 
-    exit_code = 2
 
-
-class SnapshotNotFoundError(DataraxError, LookupError):
+class SnapshotNotFoundError(_Refused, LookupError):
     """The run has no committed snapshot at the step that was asked for."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -67,13 +77,11 @@ class _Missing:
 MISSING = _Missing()
 
 
-class MismatchError(DataraxError, ValueError):
+class MismatchError(_Unfit, ValueError):
     """A snapshot does not belong to this data, order, pipeline or model; nothing was changed.
 
     `advice` holds, for each of the `differences`, the nearest thing to do, or nothing.
     """
-
-    exit_code = 1
 
     def __init__(
         self, message: str, differences: Sequence[Difference] = (), advice: Sequence[str] = ()
@@ -93,14 +101,12 @@ def difference_lines(differences: Sequence[Difference | str], advice: Sequence[s
     return lines
 
 
-class SnapshotDamagedError(DataraxError, ValueError):
+class SnapshotDamagedError(_Unfit, ValueError):
     """A committed snapshot fails its checks; nothing was changed.
 
     `problems` names each file or field that failed, `newest_good_step` the newest step that passes all checks
     (None if there is none).
     """
-
-    exit_code = 1
 
     def __init__(
         self, message: str, *, step: int, problems: Sequence[str], newest_good_step: int | None
@@ -111,10 +117,8 @@ class SnapshotDamagedError(DataraxError, ValueError):
         self.newest_good_step = newest_good_step
 
 
-class SaveError(DataraxError, OSError):
+class SaveError(_Failed, OSError):
     """A snapshot could not be written."""
-
-    exit_code = 74
 
 
 class PeerError(DataraxError, RuntimeError):
@@ -125,23 +129,17 @@ class PeerError(DataraxError, RuntimeError):
         self.exit_code = exit_code
 
 
-class DisagreementError(DataraxError, RuntimeError):
+class DisagreementError(_Unfit, RuntimeError):
     """The processes of a run hold different things where they must hold the same; nothing was done."""
 
-    exit_code = 1
 
-
-class PeerLostError(DataraxError, RuntimeError):
+class PeerLostError(_Failed, RuntimeError):
     """Another process of the run did not come in time; `missing` are those known to be absent."""
-
-    exit_code = 74
 
     def __init__(self, message: str, *, missing: Sequence[int]) -> None:
         super().__init__(message)
         self.missing = tuple(missing)
 
 
-class ReadError(DataraxError, OSError):
+class ReadError(_Failed, OSError):
     """Data that was readable at the start could not be read while running."""
-
-    exit_code = 74

@@ -11,6 +11,8 @@ from __future__ import annotations
 import collections
 import copy
 import functools
+import hashlib
+import itertools
 import operator
 import weakref
 from collections.abc import Iterator
@@ -20,12 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from datarax.core.cache_key import cache_key
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
-from datarax.core.state import Path, Variables, match_state, read_state, variables_below, write
+from datarax.core.state import Path, Variables, match_state, read_state, variables_below
 from datarax.core.tree import detached
-from datarax.core.variables import HostFlag, HostInt, IterationCount
+from datarax.core.variables import Held, HostFlag, HostInt, IterationCount
 
 __all__ = ["CheckpointableIteratorModule", "DataraxModule", "HostFlag", "HostInt", "IterationCount"]
 
@@ -63,20 +64,18 @@ class DataraxModule(nnx.Module):
     unsaved_state: ClassVar[frozenset[str]] = frozenset()
     """Attributes that hold a Variable which no state contains: None in each, and anything else is refused."""
 
-    config: DataraxModuleConfig
-    rngs: nnx.Rngs | None
-    name: str | None
-
     def __init__(
         self, config: DataraxModuleConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> None:
-        _check_type("config", config, DataraxModuleConfig)
-        if rngs is not None:
-            _check_type("rngs", rngs, nnx.Rngs)
-        if name is not None:
-            _check_type("name", name, str)
+        for what, value, kind in (
+            ("config", config, DataraxModuleConfig),
+            ("rngs", rngs, nnx.Rngs),
+            ("name", name, str),
+        ):
+            if not isinstance(value, kind) and (value is not None or what == "config"):
+                raise TypeError(f"{what} must be a {kind.__name__}, got {type(value).__name__} {value!r}")
         self.config = config
-        self.rngs = nnx.data(rngs)
+        self.rngs: nnx.Rngs | None = nnx.data(rngs)
         self.name = name
         self._computed_stats: nnx.Variable[Any] = nnx.Variable(None)
         self._is_stats_reset = HostFlag(False)
@@ -153,13 +152,12 @@ class DataraxModule(nnx.Module):
         return _caches.setdefault(self, {}) if self.config.cacheable else None
 
     def _compute_cache_key(self, value: Any) -> int:
-        """A key under which a result for `value` can be cached: see `datarax.core.cache_key`."""
+        """A key under which a result for `value` can be cached: see `cache_key`."""
         return cache_key(value)
 
     def reset_cache(self) -> None:
         """Empty the cache, if there is one."""
-        if self._cache is not None:
-            self._cache.clear()
+        _caches.pop(self, None)
 
     # Copies
 
@@ -201,7 +199,9 @@ class DataraxModule(nnx.Module):
             if not variable.ref:
                 variable.set_raw_value(detached(variable.get_raw_value()))
         for _, module in _modules_among(clone, variables):
-            module._detach_static_attributes()
+            for name, value in vars(module).items():
+                if not module._pytree__nodes.get(name):
+                    object.__setattr__(module, name, _with_own_containers(value))
             module._cloned()
         return clone
 
@@ -210,11 +210,6 @@ class DataraxModule(nnx.Module):
 
         For what is open, which the clone still shares: files, queues, threads. The default does nothing.
         """
-
-    def _detach_static_attributes(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, _CONTAINERS) and not self._pytree__nodes.get(name):
-                object.__setattr__(self, name, _with_own_containers(value))
 
     # State
 
@@ -258,7 +253,10 @@ class DataraxModule(nnx.Module):
         for path, module in modules:
             module._validate_state(functools.reduce(operator.getitem, path, state))
         for variable, value in changes:
-            write(variable, value)
+            if variable.ref or isinstance(variable, Held):
+                variable.set_value(value)
+            else:
+                variable.set_raw_value(value)
         for _, module in modules:
             module._state_restored()
 
@@ -299,12 +297,11 @@ class DataraxModule(nnx.Module):
         """
         if isinstance(stream_names, str):
             raise TypeError(f"stream_names must be a list of names, got the string {stream_names!r}")
-        available = list(stream_names)
-        for name in self.requires_rng_streams() or ():
-            if name not in available:
-                raise ValueError(
-                    f"RNG stream {name!r} is required but not available. Available streams: {available}"
-                )
+        missing = [name for name in self.requires_rng_streams() or () if name not in stream_names]
+        if missing:
+            raise ValueError(
+                f"RNG stream {missing[0]!r} is required but not available. Available streams: {list(stream_names)}"
+            )
 
 
 class CheckpointableIteratorModule(DataraxModule, Generic[T_co]):
@@ -361,11 +358,6 @@ class CheckpointableIteratorModule(DataraxModule, Generic[T_co]):
             variable.set_value(None)
 
 
-def _check_type(what: str, value: Any, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(f"{what} must be a {expected.__name__}, got {type(value).__name__} {value!r}")
-
-
 def _modules_among(module: DataraxModule, variables: Variables) -> list[tuple[Path, DataraxModule]]:
     """The datarax modules in the graph of `module` with their paths, children before parents, itself last.
 
@@ -381,12 +373,9 @@ def _modules_among(module: DataraxModule, variables: Variables) -> list[tuple[Pa
     return sorted(found.items(), key=lambda item: -len(item[0]))
 
 
-def _named(modules: list[tuple[Path, DataraxModule]], which: str) -> list[nnx.Variable[Any]]:
-    """The Variables that the class attribute `which` of the modules names."""
-    return [vars(module)[name] for _, module in modules for name in getattr(module, which)]
-
-
-_CONTAINERS = (list, tuple, dict, set, bytearray, collections.deque)
+def _named(modules: list[tuple[Path, DataraxModule]], which: str) -> set[int]:
+    """The ids of the Variables that the class attribute `which` of the modules names."""
+    return {id(vars(module)[name]) for _, module in modules for name in getattr(module, which)}
 
 
 def _with_own_containers(value: Any) -> Any:
@@ -395,4 +384,47 @@ def _with_own_containers(value: Any) -> Any:
         return type(value)(map(_with_own_containers, value))
     if type(value) is dict:
         return {key: _with_own_containers(item) for key, item in value.items()}
-    return copy.copy(value) if isinstance(value, _CONTAINERS) else value
+    return copy.copy(value) if isinstance(value, (list, dict, set, bytearray, collections.deque)) else value
+
+
+# Keys of the cache
+
+
+def cache_key(value: Any) -> int:
+    """A 128-bit key of `value`: equal for the same value in the same structure, never equal for anything else.
+
+    Plain values count by type and value, containers by structure, and everything else (arrays above all: comparing their
+    contents would copy them off the device) by identity, also inside lists, tuples and dicts. Keys of values that hold no
+    objects by identity are the same in every process.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(_spelled(value)).encode(), digest_size=16).digest(), "little")
+
+
+def _spelled(value: Any) -> tuple[Any, ...]:
+    """Nested tuples of texts, bytes and small numbers, whose `repr` no other value has."""
+    kind = type(value)
+    if kind in (type(None), bool, int, float, complex, str, bytes):
+        # hex, because Python refuses to write very large integers in decimal
+        return kind.__name__, hex(value) if kind is int else repr(value)
+    if isinstance(value, np.generic) and not value.dtype.hasobject:
+        return f"numpy {value.dtype.str}", value.tobytes()
+    if kind is dict:
+        return "dict", *sorted(((_spelled(key), _spelled(item)) for key, item in value.items()), key=repr)
+    if kind is list or kind is tuple:
+        return kind.__name__, *map(_spelled, value)
+    return "object", _number(value)
+
+
+_numbers: dict[int, tuple[int, Any]] = {}
+_running = itertools.count()
+
+
+def _number(value: Any) -> int:
+    """A number that no other object ever had: it is found by the address, and forgotten before that is used again."""
+    kept = None
+    if id(value) not in _numbers:
+        try:
+            weakref.finalize(value, _numbers.pop, id(value), None)
+        except TypeError:
+            kept = value  # has no weak references: kept alive, so that its address stays its own
+    return _numbers.setdefault(id(value), (next(_running), kept))[0]

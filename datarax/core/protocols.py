@@ -56,21 +56,17 @@ class KeepsStepDigests(Protocol):
         ...
 
 
-class DeliveryDigest(Protocol):
-    """What was delivered so far, as sums that do not depend on how rows were split."""
-
-    def to_state(self) -> Mapping[str, Any]:
-        """`{"version", "rows", "keys", "bytes"}`: counts as ints, sums as hex strings, `bytes` None if not kept."""
-        ...
-
-
 @runtime_checkable
 class KeepsDigest(Protocol):
     """A module that keeps the digest of everything it has delivered."""
 
     @property
-    def digest(self) -> DeliveryDigest:
-        """The digest up to the present position."""
+    def digest(self) -> Any:
+        """The digest up to the present position: sums that do not depend on how rows were split.
+
+        Its `to_state()` is `{"version", "rows", "keys", "bytes"}`: counts as ints, sums as hex strings, `bytes` None if not
+        kept.
+        """
         ...
 
 
@@ -140,8 +136,6 @@ class AddressableStream(BatchStream, Protocol):
 
     addressable: bool
     """True. A stream that is none says False, or nothing."""
-    position: Any
-    """Variable: global rows handed over, an int."""
 
     @property
     def timeline(self) -> Any:
@@ -164,10 +158,6 @@ class AddressableStream(BatchStream, Protocol):
 
     def keep_byte_digests(self) -> None:
         """From now on hash every delivered byte, unless the config says whether to."""
-        ...
-
-    def step_digest(self, step: int) -> tuple[int, int | None, int]:
-        """Sum of key hashes of a step, of row hashes or None, and rows; reads no record."""
         ...
 
     def seek(self, step: int) -> None:

@@ -3,7 +3,7 @@
 Sources, orders and transforms describe themselves in trees, and a module's state is one. Here they are walked, spelled as
 canonical JSON, hashed, compared, copied, and encoded without loss. Knows nothing of what a tree is about. Two other
 kinds of walk live where their rules do: a state against a module in `state.py`, and cache keys, which see objects and
-not their contents, in `cache_key.py`.
+not their contents, in `module.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import ml_dtypes  # comes with jax; registers bfloat16, float8, int4 and the like with NumPy
@@ -24,8 +24,9 @@ import numpy as np
 
 from datarax.core.errors import MISSING, Difference
 
+T = TypeVar("T")
+
 ARRAYS = (jax.Array, np.ndarray, np.generic)
-_SCALARS = (type(None), bool, int, float, complex, str, bytes)
 
 
 def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -67,25 +68,20 @@ def canonical_json(tree: Any) -> bytes:
         ValueError: if a float is not finite.
     """
     for path, node in walk(tree):
-        _check_json(node, path)
+        if isinstance(node, Mapping):
+            for key in node:
+                if not isinstance(key, str):
+                    raise TypeError(
+                        f"{path or 'the tree'} has the key {key!r}; only str keys have canonical JSON"
+                    )
+        elif type(node) is float and not math.isfinite(node):
+            raise ValueError(f"{path or 'the value'} is {node}, which has no canonical JSON")
+        elif type(node) not in (type(None), bool, int, float, str) and not isinstance(node, (list, tuple)):
+            raise TypeError(f"{path or 'the value'} is a {type(node).__name__}, which has no canonical JSON")
     # What json calls `default` for can only be a mapping of another class than dict.
     return json.dumps(
         tree, default=dict, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
-
-
-def _check_json(node: Any, path: str) -> None:
-    if isinstance(node, Mapping):
-        for key in node:
-            if not isinstance(key, str):
-                raise TypeError(
-                    f"{path or 'the tree'} has the key {key!r}; only str keys have canonical JSON"
-                )
-    elif type(node) is float:
-        if not math.isfinite(node):
-            raise ValueError(f"{path or 'the value'} is {node}, which has no canonical JSON")
-    elif type(node) not in (type(None), bool, int, str) and not isinstance(node, (list, tuple)):
-        raise TypeError(f"{path or 'the value'} is a {type(node).__name__}, which has no canonical JSON")
 
 
 def digest(tree: Any) -> str:
@@ -139,30 +135,22 @@ def identical(a: Any, b: Any) -> bool:
     """Whether two values are equal in kind, dtype, shape and bytes; never raises for arrays, and NaN equals NaN in them."""
     if a is b:
         return True
-    if isinstance(a, ARRAYS) and isinstance(b, ARRAYS):
-        return _identical_arrays(a, b)
-    if type(a) is not type(b):
+    if type(a) is not type(b) or isinstance(a, jax.core.Tracer):  # a tracer has no bytes to compare
         return False
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(identical, a, b))
+    if isinstance(a, ARRAYS):
+        return (
+            a.dtype == b.dtype and a.shape == b.shape and plain_array(a).tobytes() == plain_array(b).tobytes()
+        )
     return bool(a == b)
-
-
-def _identical_arrays(a: Any, b: Any) -> bool:
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
-        return False  # `a is b` was false, and a tracer has no bytes to compare
-    if a.dtype != b.dtype or a.shape != b.shape or type(a) is not type(b):
-        return False
-    return plain_array(a).tobytes() == plain_array(b).tobytes()
 
 
 def plain_array(array: Any) -> np.ndarray:
     """An array as one of NumPy; of typed PRNG keys their words."""
-    if _is_key(array):
-        array = jax.random.key_data(array)
-    return np.asarray(array)
+    return np.asarray(jax.random.key_data(array) if _is_key(array) else array)
 
 
 def _is_key(array: Any) -> bool:
@@ -174,8 +162,6 @@ def detached(value: Any) -> Any:
 
     `jax.Array`s do not change and are shared.
     """
-    if value is None or isinstance(value, (*_SCALARS, jax.Array)):
-        return value
     shared = {id(leaf): leaf for leaf in jax.tree.leaves(value) if isinstance(leaf, jax.Array)}
     return copy.deepcopy(value, shared)
 
@@ -192,50 +178,46 @@ def hash_tree(hasher: hashlib._Hash, tree: Any, path: str) -> None:
         TypeError: if the tree holds anything else, naming the path.
     """
     if isinstance(tree, Mapping):
-        _hash_mapping(hasher, tree, path)
+        _add(hasher, b"d", struct.pack("<q", len(tree)))
+        # Sorted by their encoding: insertion order is no content, and keys of two kinds cannot be compared.
+        keys = ((_hashed(key, f"a key of {path}"), key) for key in tree)
+        for encoded, key in sorted(keys, key=lambda pair: pair[0]):
+            _add(hasher, *encoded)
+            hash_tree(hasher, tree[key], f"{path}[{key!r}]")
     elif isinstance(tree, (list, tuple)):
         _add(hasher, b"l" if isinstance(tree, list) else b"t", struct.pack("<q", len(tree)))
         for i, value in enumerate(tree):
             hash_tree(hasher, value, f"{path}[{i}]")
     elif hasattr(tree, "__array__"):  # what NumPy, JAX, PyTorch and others offer; NumPy's scalars too
-        _hash_array(hasher, np.asarray(tree), path)
+        array = np.asarray(tree)
+        if array.dtype.hasobject:
+            raise TypeError(f"{path} is an array of Python objects, which has no plain bytes to hash")
+        # Little endian and C order: the same values give the same digest on every machine and in every layout.
+        dtype = array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype
+        plain = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
+        _add(hasher, b"a", f"{dtype_name(dtype)}{array.shape}".encode())
+        # A memoryview of the bytes: hashing needs no copy, and releases the interpreter lock.
+        hasher.update(plain.tobytes() if dtype.kind in "US" else plain.view(np.uint8).data)
     else:
         _add(hasher, *_hashed(tree, path))
 
 
+_HASHED: list[tuple[Any, bytes, Callable[[Any], bytes]]] = [
+    (type(None), b"n", lambda value: b""),
+    (bool, b"b", lambda value: bytes([value])),
+    (int, b"i", lambda value: str(int(value)).encode()),
+    (float, b"f", lambda value: struct.pack("<d", value)),
+    (str, b"s", lambda value: value.encode("utf-8", "surrogatepass")),
+    ((bytes, bytearray, memoryview), b"y", bytes),
+]
+"""Kind, its mark, and the bytes of a value; the first that fits."""
+
+
 def _hashed(value: Any, path: str) -> tuple[bytes, bytes]:
-    if value is None:
-        return b"n", b""
-    if isinstance(value, bool):
-        return b"b", bytes([value])
-    if isinstance(value, int):
-        return b"i", str(int(value)).encode()
-    if isinstance(value, float):
-        return b"f", struct.pack("<d", value)
-    if isinstance(value, str):
-        return b"s", value.encode("utf-8", "surrogatepass")
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return b"y", bytes(value)
+    for kind, mark, encoded in _HASHED:
+        if isinstance(value, kind):
+            return mark, encoded(value)
     raise TypeError(f"{path} is a {type(value).__name__}, which has no plain bytes to hash")
-
-
-def _hash_mapping(hasher: hashlib._Hash, tree: Mapping[Any, Any], path: str) -> None:
-    _add(hasher, b"d", struct.pack("<q", len(tree)))
-    # Sorted by their encoding: insertion order is no content, and keys of two kinds cannot be compared.
-    for encoded, key in sorted(((_hashed(k, f"a key of {path}"), k) for k in tree), key=lambda pair: pair[0]):
-        _add(hasher, *encoded)
-        hash_tree(hasher, tree[key], f"{path}[{key!r}]")
-
-
-def _hash_array(hasher: hashlib._Hash, array: np.ndarray, path: str) -> None:
-    if array.dtype.hasobject:
-        raise TypeError(f"{path} is an array of Python objects, which has no plain bytes to hash")
-    # Little endian and C order: the same values give the same digest on every machine and in every layout.
-    dtype = array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype
-    plain = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
-    _add(hasher, b"a", f"{dtype_name(dtype)}{array.shape}".encode())
-    # A memoryview of the bytes: hashing needs no copy, and releases the interpreter lock.
-    hasher.update(plain.tobytes() if dtype.kind in "US" else plain.view(np.uint8).data)
 
 
 def dtype_name(dtype: np.dtype) -> str:
@@ -252,9 +234,6 @@ def _add(hasher: hashlib._Hash, kind: bytes, payload: bytes) -> None:
 # A state is a tree of None, bool, int of any size, float, str, bytes, list, tuple, dict with keys of any of the plain types,
 # NumPy arrays and scalars, `jax.Array`s and typed PRNG keys. What JSON cannot say is an object with one key that starts with
 # `$`; a dict of the state is written plainly only when no key of it could be mistaken for that.
-_NATIVE_KINDS = "biufc"
-_TEXT_KINDS = "SUmM"
-_LARGE_INT = 1 << 1024  # far below the 4,300 decimal digits at which Python refuses to print or parse an int
 
 
 class EncodingError(TypeError):
@@ -305,41 +284,11 @@ def decode(tree: Any) -> Any:
         raise ValueError(f"what is marked {tags[0]!r} in an encoded state was not made by encode") from error
 
 
-def _encode_plain(value: Any, path: str) -> Any:
-    return value
-
-
-def _encode_float(value: float, path: str) -> Any:
-    if math.isnan(value):  # float.hex drops the payload and the sign
-        return {"$nan": struct.pack(">d", value).hex()}
-    return {"$float": value.hex()}
-
-
-def _encode_str(value: str, path: str) -> Any:
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # a lone surrogate, as os.fsdecode makes from undecodable file names
-        return {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
-    return value
-
-
 def _encode_dict(value: dict[Any, Any], path: str) -> Any:
     plain = all(type(key) is str and not key.startswith("$") and _is_utf8(key) for key in value)
     if plain:
         return {key: encode(item, f"{path}.{key}" if path else key) for key, item in value.items()}
-    return {
-        "$dict": [[_encode_key(key, path), encode(item, f"{path}[{key!r}]")] for key, item in value.items()]
-    }
-
-
-def _encode_key(key: Any, path: str) -> Any:
-    if type(key) is tuple:
-        return {"$tuple": [_encode_key(item, path) for item in key]}
-    if type(key) not in (type(None), bool, int, float, str, bytes):
-        raise EncodingError(
-            f"{path or 'the state'} has the key {key!r} of type {type(key).__name__}, which a snapshot cannot hold"
-        )
-    return encode(key, path)
+    return {"$dict": [[encode(key, path), encode(item, f"{path}[{key!r}]")] for key, item in value.items()]}
 
 
 def _encode_jax(value: jax.Array, path: str) -> Any:
@@ -356,15 +305,12 @@ def _encode_jax(value: jax.Array, path: str) -> Any:
 
 
 def _array_fields(array: np.ndarray, path: str) -> dict[str, Any]:
-    dtype = array.dtype
-    if dtype.kind in _NATIVE_KINDS + _TEXT_KINDS:
-        name = dtype.str
-    elif getattr(ml_dtypes, dtype.name, None) is not None:
-        name = dtype.name
-    else:
+    native = array.dtype.kind in "biufcSUmM"
+    if not native and not hasattr(ml_dtypes, array.dtype.name):
         raise EncodingError(
-            f"{path or 'the state'} is an array of dtype {dtype}, which a snapshot cannot hold"
+            f"{path or 'the state'} is an array of dtype {array.dtype}, which a snapshot cannot hold"
         )
+    name = array.dtype.str if native else array.dtype.name
     return {"dtype": name, "shape": list(array.shape), "data": _base64(array.tobytes())}
 
 
@@ -382,10 +328,6 @@ def _decode_jax(fields: dict[str, Any]) -> jax.Array:
             f"the snapshot holds a JAX array of {array.dtype}, which needs jax_enable_x64; it is off"
         )
     return with_weak_type(value) if fields.get("weak") else value
-
-
-def _decode_key(fields: dict[str, Any]) -> jax.Array:
-    return jax.random.wrap_key_data(jax.device_put(_array(fields)), impl=fields["impl"])
 
 
 def with_weak_type(array: jax.Array) -> jax.Array:
@@ -415,11 +357,18 @@ def _is_utf8(text: str) -> bool:
 
 
 _ENCODERS: dict[type, Callable[[Any, str], Any]] = {
-    type(None): _encode_plain,
-    bool: _encode_plain,
-    int: lambda value, path: value if abs(value) < _LARGE_INT else {"$int": hex(value)},
-    float: _encode_float,
-    str: _encode_str,
+    type(None): lambda value, path: value,
+    bool: lambda value, path: value,
+    # Far below the 4,300 decimal digits at which Python refuses to print or parse an int.
+    int: lambda value, path: value if abs(value) < 1 << 1024 else {"$int": hex(value)},
+    # float.hex drops the payload and the sign of NaN.
+    float: lambda value, path: (
+        {"$nan": struct.pack(">d", value).hex()} if math.isnan(value) else {"$float": value.hex()}
+    ),
+    # A lone surrogate, as os.fsdecode makes from undecodable file names, is no UTF-8.
+    str: lambda value, path: (
+        value if _is_utf8(value) else {"$str": _base64(value.encode("utf-8", "surrogatepass"))}
+    ),
     bytes: lambda value, path: {"$bytes": _base64(value)},
     list: lambda value, path: [encode(item, f"{path}[{i}]") for i, item in enumerate(value)],
     tuple: lambda value, path: {"$tuple": [encode(item, f"{path}[{i}]") for i, item in enumerate(value)]},
@@ -438,5 +387,39 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "$array": _array,
     "$scalar": lambda fields: _array(fields)[()],
     "$jax": _decode_jax,
-    "$key": _decode_key,
+    "$key": lambda fields: jax.random.wrap_key_data(jax.device_put(_array(fields)), impl=fields["impl"]),
 }
+
+
+# Formats
+
+# Each format has a table: version -> reader. Each reader gives today's form. A version that is no longer written keeps its
+# reader: it puts its tree into the form of the next version and hands it to the reader of that.
+
+
+class UnknownFormatError(ValueError):
+    """A file is of a version that has no reader here."""
+
+
+def reader_of(version: Any, readers: Mapping[int, T], what: str = "format") -> T:
+    """The reader of a version.
+
+    Args:
+        version: what the file says of itself.
+        readers: version -> reader, today's version and all before it.
+        what: what the number is called in the file.
+
+    Raises:
+        ValueError: if it is no number.
+        UnknownFormatError: if it is of a later version, or of none that ever was.
+    """
+    if type(version) is not int:
+        raise ValueError(f"it holds no {what} number")
+    if version in readers:
+        return readers[version]
+    if version > max(readers):
+        raise UnknownFormatError(
+            f"its {what} is {version}; this version of datarax reads up to {max(readers)}: use the version that wrote it, "
+            "or a later one"
+        )
+    raise UnknownFormatError(f"its {what} is {version}, which no version of datarax has written")

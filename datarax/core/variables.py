@@ -1,8 +1,9 @@
 """The kinds of `nnx.Variable` that modules count and remember with.
 
 `IterationCount` is an array that transforms may change. `HostInt` is an exact integer of any size that only
-the host may change, and `HostFlag` a bool that stays a Python bool inside transforms. Knows nothing of
-modules. Read next: `datarax.core.module`.
+the host may change, `HostFlag` a bool that stays a Python bool inside transforms, and `Held` shows what its module keeps
+elsewhere. What NNX takes out of them and puts back is the packed form of their value. Knows nothing of modules. Read next:
+`datarax.core.module`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,35 @@ from flax.nnx import reprlib
 from flax.typing import MISSING
 from jax.extend.core import get_opaque_trace_state
 
-__all__ = ["HostFlag", "HostInt", "IterationCount", "looked_up", "on_host"]
+
+class PackedVariable(nnx.Variable[Any]):
+    """A Variable whose raw content, which is all that NNX and transforms see of it, is packed from its value."""
+
+    def __init__(self, value: Any, **metadata: Any) -> None:
+        # Neither a mutable array nor a hijax value could hold what is packed.
+        super().__init__(value, **{"ref": False, "hijax": False} | metadata)
+
+    def create_value(self, value: Any) -> Any:
+        """Called by NNX with the constructor's value."""
+        return self._packed(value)
+
+    def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
+        """Set the value without a look at what it was, and the way back for what NNX took out."""
+        super().set_raw_value(self._packed(value), _unsafe_bypass_check=_unsafe_bypass_check)
+
+    def _packed(self, value: Any) -> Any:
+        """The raw content for a value, or for what comes back from NNX; None where all is kept elsewhere."""
 
 
-class IterationCount(nnx.Variable[Any]):
+def _check_whole(variable: PackedVariable, index: Any) -> None:
+    if index is not MISSING and index is not ...:
+        raise TypeError(
+            f"a {type(variable).__name__} has no element {index!r} of its own; a part of what a module holds cannot be set: "
+            "use [...] for the whole"
+        )
+
+
+class IterationCount(PackedVariable):
     """A count that can be changed inside transforms: as a rule an int32 `jax.Array` of shape ().
 
     A Python int would be static for NNX and could not be changed inside `nnx.jit` or `nnx.vmap`; an array is
@@ -45,9 +71,12 @@ class IterationCount(nnx.Variable[Any]):
     them as exact as a `HostInt`, and can be neither read nor changed inside.
     """
 
-    def create_value(self, value: Any) -> Any:
-        """Called by NNX with the constructor's value."""
-        return _packed_count(value)
+    def _packed(self, value: Any) -> Any:
+        if isinstance(value, (np.ndarray, np.generic)) and value.dtype == np.int64 and value.shape == ():
+            if int(value) < 0:
+                raise OverflowError(f"a count is at least 0 and below 2**63, got {value}")
+            return _Words(int(value))
+        return value
 
     def get_value(self, *, index: Any = MISSING) -> Any:
         """The count, or with `index` a part of it; a count of the host as a NumPy array int64[].
@@ -59,14 +88,10 @@ class IterationCount(nnx.Variable[Any]):
         if isinstance(raw, _Words):
             return np.asarray(raw.exact(), np.int64)
         value = super().get_value(index=index)
-        if not _is_untouched(raw):
+        if not (isinstance(raw, np.ndarray) and raw.dtype == np.int32 and raw.shape == ()):
             return value
         with jax.ensure_compile_time_eval():  # inside a transform too, it is a number and no tracer
             return jnp.asarray(value)
-
-    def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
-        """Set the count without a look at what it was."""
-        super().set_raw_value(_packed_count(value), _unsafe_bypass_check=_unsafe_bypass_check)
 
     def set_value(self, value: Any, *, index: Any = MISSING) -> None:
         """Set the count, or with `index` a part of it.
@@ -75,16 +100,13 @@ class IterationCount(nnx.Variable[Any]):
             OverflowError: on the host, if a count has wrapped or would be negative; nothing has changed.
             TraceContextError: inside a transform, for a count of the host.
         """
-        before = self.get_raw_value()
-        if isinstance(before, _Words):
+        if isinstance(self.get_raw_value(), _Words):
             _check_host(self, value)
             self.set_raw_value(np.asarray(value, np.int64))
             return
-        if _is_untouched(before):
-            before = self.get_value()
-            self.set_raw_value(before)
-        elif isinstance(before, np.ndarray):
-            before = before.copy()  # the assignment below writes into it
+        before = self.get_value()
+        # Into a copy: the assignment below writes a part into the array itself.
+        self.set_raw_value(before.copy() if isinstance(before, np.ndarray) else before)
         super().set_value(value, index=index)
         after = self.get_raw_value()
         if isinstance(after, jax.core.Tracer):
@@ -99,31 +121,16 @@ class IterationCount(nnx.Variable[Any]):
             )
 
 
-def _packed_count(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype == np.int64 and value.shape == ():
-        if int(value) < 0:
-            raise OverflowError(f"a count is at least 0 and below 2**63, got {value}")
-        return _Words(int(value))
-    return value
-
-
-def _is_untouched(raw: Any) -> bool:
-    return isinstance(raw, np.ndarray) and raw.dtype == np.int32 and raw.shape == ()
-
-
 def _is_negative(count: Any) -> bool:
     if isinstance(count, jax.Array) and not (count.is_fully_addressable or count.is_fully_replicated):
         return False  # no process can look at all of it
-    if isinstance(count, (jax.Array, np.ndarray, np.generic, int)):
-        return bool(np.any(np.asarray(count) < 0))
-    return False
+    return isinstance(count, (jax.Array, np.ndarray, np.generic, int)) and bool(np.any(np.asarray(count) < 0))
 
 
 # What jax reports while nothing is being traced; the same in every thread.
 _HOST = get_opaque_trace_state(convention="nnx")
 
 _WORD_BITS = 32
-_LEAST_WORDS = 2  # so that an integer below 2**64 never changes the structure that jit caches by
 
 
 @jax.tree_util.register_pytree_node_class
@@ -144,7 +151,8 @@ class _Words:
         if isinstance(self._content, tuple):
             return self._content, None
         number = self.exact()
-        count = max(_LEAST_WORDS, -(-number.bit_length() // _WORD_BITS))
+        # At least two, so that an integer below 2**64 never changes the structure that jit caches by.
+        count = max(2, -(-number.bit_length() // _WORD_BITS))
         words = (number >> (_WORD_BITS * i) & 0xFFFFFFFF for i in range(count))
         return tuple(np.array(word, np.uint32) for word in words), None
 
@@ -159,19 +167,25 @@ class _Words:
             TraceContextError: inside a transform, where it has no value.
             ValueError: if something has changed the words' dtype or shape.
         """
-        content = self._content
-        if isinstance(content, int):
-            return content
-        if isinstance(content, tuple):
-            self._content = _join(content)
-            return self._content
-        return content()
+        if isinstance(self._content, tuple):
+            words = self._content
+            if any(isinstance(word, jax.core.Tracer) for word in words):
+                raise TraceContextError(
+                    "an integer of the host (epoch, position, idx, a 64-bit count) has no value inside a jax "
+                    "transform; read it before the call and pass what is needed as an argument"
+                )
+            if any(getattr(word, "dtype", None) != np.uint32 or word.shape != () for word in words):
+                raise ValueError(
+                    f"a HostInt holds {words} instead of uint32 words; what touched it is not exact"
+                )
+            self._content = sum(int(word) << (_WORD_BITS * i) for i, word in enumerate(words))
+        return self._content() if callable(self._content) else self._content
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Words, (self._content if isinstance(self._content, tuple) else self.exact(),)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._content})"
+        return repr(self._content() if callable(self._content) else self._content)
 
 
 def looked_up(read: Callable[[], int]) -> Any:
@@ -186,43 +200,33 @@ def looked_up(read: Callable[[], int]) -> Any:
     return _Words(read)
 
 
-def _join(words: tuple[Any, ...]) -> int:
-    if any(isinstance(word, jax.core.Tracer) for word in words):
-        raise TraceContextError(
-            "an integer of the host (epoch, position, idx, a 64-bit count) has no value inside a jax "
-            "transform; read it before the call and pass what is needed as an argument"
-        )
-    if any(getattr(word, "dtype", None) != np.uint32 or word.shape != () for word in words):
-        raise ValueError(f"a HostInt holds {words} instead of uint32 words; what touched it is not exact")
-    return sum(int(word) << (_WORD_BITS * i) for i, word in enumerate(words))
-
-
-class HostInt(nnx.Variable[int | None]):
+class HostInt(PackedVariable):
     """None or a Python int >= 0 of any size, exact on the host and through every transform.
 
     `get_value()` and `[...]` give the Python int. Inside a transform it can be neither changed nor read (both
     raise flax's TraceContextError): the value passes through as data, so no new value makes jit trace again.
     """
 
-    def __init__(self, value: int | None = None, **metadata: Any) -> None:
-        # Neither a mutable array nor a hijax value could hold None.
-        super().__init__(value, **{"ref": False, "hijax": False} | metadata)
+    def _packed(self, value: Any) -> _Words | None:
+        if value is None or isinstance(value, _Words):
+            return value
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"expected None or an int >= 0, got {type(value).__name__} {value!r}")
+        if value < 0:
+            raise ValueError(f"expected None or an int >= 0, got {value}")
+        return _Words(int(value))
 
-    def create_value(self, value: Any) -> Any:
-        """Called by NNX with the constructor's value."""
-        return _packed(value)
-
-    def get_value(self, *, index: Any = ...) -> int | None:
+    def get_value(self, *, index: Any = MISSING) -> int | None:
         """The integer, or None.
 
         Raises:
             TraceContextError: inside a transform, unless it is None.
         """
-        _check_whole(index)
+        _check_whole(self, index)
         raw: Any = self.get_raw_value()
         return raw.exact() if isinstance(raw, _Words) else raw
 
-    def set_value(self, value: int | None, *, index: Any = ...) -> None:
+    def set_value(self, value: int | None, *, index: Any = MISSING) -> None:
         """Set the integer, on the host only.
 
         Raises:
@@ -230,20 +234,13 @@ class HostInt(nnx.Variable[int | None]):
             ValueError: if it is negative.
             TraceContextError: inside a transform.
         """
-        _check_whole(index)
+        _check_whole(self, index)
         _check_host(self, value)
-        super().set_raw_value(_packed(value))
-
-    def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
-        """Like `set_value`, and the way back for what NNX took out of the Variable."""
-        super().set_raw_value(_packed(value), _unsafe_bypass_check=_unsafe_bypass_check)
+        self.set_raw_value(value)
 
     def __nnx_repr__(self) -> Iterator[Any]:
         yield reprlib.Object(type=type(self).__name__)
-        try:
-            yield reprlib.Attr("value", self.get_value())
-        except (TraceContextError, ValueError):
-            yield reprlib.Attr("value", self.get_raw_value())
+        yield reprlib.Attr("value", self.get_raw_value())  # inside a transform there is no other
 
 
 def on_host() -> bool:
@@ -258,21 +255,6 @@ def _check_host(variable: nnx.Variable[Any], value: Any) -> None:
         )
 
 
-def _check_whole(index: Any) -> None:
-    if index is not ... and index is not MISSING:
-        raise TypeError(f"a HostInt is one integer and has no element {index!r}; use [...] or get_value()")
-
-
-def _packed(value: Any) -> _Words | None:
-    if value is None or isinstance(value, _Words):
-        return value
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"expected None or an int >= 0, got {type(value).__name__} {value!r}")
-    if value < 0:
-        raise ValueError(f"expected None or an int >= 0, got {value}")
-    return _Words(int(value))
-
-
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _Static:
@@ -281,21 +263,19 @@ class _Static:
     value: bool
 
 
-class HostFlag(nnx.Variable[bool]):
+class HostFlag(PackedVariable):
     """A bool that stays a Python bool inside transforms, where it may be read, changed and branched on."""
 
-    def __init__(self, value: bool, **metadata: Any) -> None:
-        super().__init__(value, **{"ref": False, "hijax": False} | metadata)
+    def _packed(self, value: Any) -> _Static:
+        if not isinstance(value, (bool, _Static)):
+            raise TypeError(f"expected a bool, got {type(value).__name__} {value!r}")
+        return _Static(value) if isinstance(value, bool) else value
 
-    def create_value(self, value: Any) -> Any:
-        """Called by NNX with the constructor's value."""
-        return _flag(value)
-
-    def get_value(self, *, index: Any = ...) -> bool:
+    def get_value(self, *, index: Any = MISSING) -> bool:
         """The bool."""
-        return self.get_raw_value().value  # type: ignore[attr-defined]
+        return self.get_raw_value().value
 
-    def set_value(self, value: bool, *, index: Any = ...) -> None:
+    def set_value(self, value: bool, *, index: Any = MISSING) -> None:
         """Set the bool.
 
         Raises:
@@ -303,17 +283,31 @@ class HostFlag(nnx.Variable[bool]):
         """
         self.set_raw_value(value)
 
-    def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
-        """Like `set_value`, and the way back for what NNX took out of the Variable."""
-        super().set_raw_value(_flag(value), _unsafe_bypass_check=_unsafe_bypass_check)
-
     def __bool__(self) -> bool:
         return self.get_value()
 
 
-def _flag(value: Any) -> _Static:
-    if isinstance(value, _Static):
-        return value
-    if not isinstance(value, bool):
-        raise TypeError(f"expected a bool, got {type(value).__name__} {value!r}")
-    return _Static(value)
+class Held(PackedVariable):
+    """What its module keeps elsewhere, on the host: `getattr(holder, field)`, read at each look; always None to NNX.
+
+    A batch, or the state of somebody else's iterator, must neither travel through every transform that its module is an
+    argument of, nor come back as arrays of the device. In states it is the value itself, or None where its module names it
+    in `unsaved_state`. Whoever clones a module gives the clone a `Held` of its own: see `DataraxModule._cloned`.
+
+    Args:
+        holder: compared by identity.
+        field: the attribute of `holder`.
+    """
+
+    def __init__(self, holder: object, field: str, **metadata: Any) -> None:
+        super().__init__(None, holder=holder, field=field, **metadata)
+
+    def get_value(self, *, index: Any = MISSING) -> Any:
+        """The value, or with `index` a part of it."""
+        value = getattr(self.get_metadata("holder"), self.get_metadata("field"))
+        return value if index is MISSING or index is ... else value[index]
+
+    def set_value(self, value: Any, *, index: Any = MISSING) -> None:
+        """Have the module keep another value."""
+        _check_whole(self, index)
+        setattr(self.get_metadata("holder"), self.get_metadata("field"), value)

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.held import Held
+from datarax.core.variables import Held
 from datarax.grain_pipeline.config import GrainPipelineConfig
 from datarax.grain_pipeline.element import element_hash, num_rows
 from datarax.grain_pipeline.graph import read_pipeline

@@ -19,10 +19,9 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.held import Held
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
 from datarax.core.protocols import StepDigests
-from datarax.core.variables import looked_up, on_host
+from datarax.core.variables import Held, looked_up, on_host
 from datarax.loader.recipe import HostRows
 from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog, combined, contribution
 from datarax.order import Digest

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from datarax.core.errors import InputError
-from datarax.core.formats import reader_of
+from datarax.core.tree import reader_of
 from datarax.order.positions import checked_positions, positions_and_lowest
 from datarax.order.seeds import GOLDEN, constant_word, derive_seed, mix64, mix64_in_place
 

@@ -19,8 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from datarax.core.errors import InputError, ReadError
-from datarax.core.formats import UnknownFormatError, reader_of
-from datarax.core.tree import digest
+from datarax.core.tree import UnknownFormatError, digest, reader_of
 from datarax.sources.array_record_files import ArrayRecordFiles, open_reader
 from datarax.sources.files import find_files, flush_to_disk, relative_names, write_durably
 

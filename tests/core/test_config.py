@@ -254,3 +254,11 @@ def test_a_class_whose_annotations_cannot_be_read_is_as_good_as_without_limits()
         "Odd", [("a", "no such name", 3)], bases=(DataraxModuleConfig,), frozen=True, kw_only=True
     )
     assert Odd(a="x").a == "x"
+
+
+def test_a_class_whose_annotations_cannot_be_read_is_still_held_to_the_limits_of_its_bases():
+    Odd = dataclasses.make_dataclass(
+        "Odd", [("a", "no such name", 3)], bases=(OperatorConfig,), frozen=True, kw_only=True
+    )
+    with pytest.raises(ConfigError, match="'vmap' or 'scan', got 'pmap'"):
+        Odd(batch_strategy="pmap")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from datarax.core.formats import UnknownFormatError, reader_of
+from datarax.core.tree import UnknownFormatError, reader_of
 
 READERS = {1: "first", 2: "second"}
 

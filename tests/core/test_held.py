@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.held import Held
 from datarax.core.module import DataraxModule
+from datarax.core.variables import Held
 
 
 class Keeper:
