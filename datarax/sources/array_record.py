@@ -38,8 +38,7 @@ from datarax.sources.manifest import (
     hashes_problem,
     load_manifest,
 )
-from datarax.sources.records import Records
-from datarax.sources.sampling import records_digest, sample_positions
+from datarax.sources.records import Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 
 _NUM_SAMPLED_FILES = 4

@@ -14,8 +14,7 @@ from flax import nnx
 
 from datarax.core.config import Text
 from datarax.core.errors import InputError
-from datarax.sources.records import Records
-from datarax.sources.sampling import records_digest, sample_positions
+from datarax.sources.records import Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, NamedDataConfig, SourceConfig
 
 

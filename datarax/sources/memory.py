@@ -6,6 +6,7 @@ Knows nothing of files.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,7 @@ from flax import nnx
 
 from datarax.core.errors import InputError
 from datarax.core.tree import dtype_name, hash_tree
-from datarax.sources.records import Records
-from datarax.sources.sampling import records_digest, sample_positions
+from datarax.sources.records import Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, NamedDataConfig, SourceConfig
 
 # Up to here the quick fingerprint hashes every byte (some 20 ms), so that no change at all escapes it.
@@ -60,23 +60,26 @@ class MemorySource(DataSource):
         self, config: MemoryConfig, data: Any, *, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> None:
         super().__init__(config, rngs=rngs, name=name)
-        self._open(ListRecords(data, self.name) if type(data) is list else ColumnRecords(data))
+        self._open(MemoryRecords(data, self.name))
 
     def _given(self) -> dict[str, Any]:
         return {"data": self._runtime.data}
 
 
-class ColumnRecords(Records):
-    """A PyTree of arrays [n, ...]."""
+class MemoryRecords(Records):
+    """A PyTree of arrays [n, ...], or a list of anything."""
 
     kind = "memory"
-    columnar = True
     num_sampled = 1024
 
-    def __init__(self, data: Any) -> None:
-        found, self._structure = jax.tree.flatten_with_path(data)
-        names = [jax.tree_util.keystr(path, simple=True, separator=".") or "data" for path, _ in found]
-        self._columns = [(name, _column(name, leaf)) for name, (_, leaf) in zip(names, found, strict=True)]
+    def __init__(self, data: Any, name: str) -> None:
+        self.data, self._name = data, name
+        self.columnar = type(data) is not list
+        if not self.columnar:
+            return
+        leaves, self._structure = jax.tree.flatten_with_path(data)
+        names = [jax.tree_util.keystr(path, simple=True, separator=".") or "data" for path, _ in leaves]
+        self._columns = [(name, _column(name, leaf)) for name, (_, leaf) in zip(names, leaves, strict=True)]
         if not self._columns:
             raise InputError("the data holds no arrays; give a PyTree of arrays, or a list of records")
         if len({len(column) for _, column in self._columns}) > 1:
@@ -87,75 +90,48 @@ class ColumnRecords(Records):
         self.data = jax.tree.unflatten(self._structure, [column for _, column in self._columns])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.data,)  # JAX pickles no structure with nodes of the user's
+        return type(self), (self.data, self._name)  # JAX pickles no structure with nodes of the user's
 
     def __len__(self) -> int:
-        return len(self._columns[0][1])
+        return len(self._columns[0][1] if self.columnar else self.data)
 
     def read(self, indices: np.ndarray) -> Any:
-        """Gathers the rows."""
+        """Gathers the rows, or looks the records up."""
+        if not self.columnar:
+            return list(map(self.data.__getitem__, indices.tolist()))
         # The indices are known to be in range; "clip" spares NumPy a second check and a buffer.
         taken = [np.take(column, indices, axis=0, mode="clip") for _, column in self._columns]
         return jax.tree.unflatten(self._structure, taken)
 
     def outline(self) -> dict[str, Any]:
-        """Dtype and shape of a record's part in each array."""
+        """Dtype and shape of a record's part in each array, or that it is a list."""
+        if not self.columnar:
+            return {"layout": "list"}
         return {"layout": {name: f"{dtype_name(c.dtype)}{list(c.shape[1:])}" for name, c in self._columns}}
 
     def sample(self) -> str:
-        """Every byte up to 16 MiB, sampled records beyond."""
-        if sum(column.nbytes for _, column in self._columns) <= _HASHED_WHOLE_BYTES:
-            return self._digest(slice(None))
+        """Every byte of arrays up to 16 MiB, sampled records beyond."""
+        if self.columnar and sum(column.nbytes for _, column in self._columns) <= _HASHED_WHOLE_BYTES:
+            return self._digest(range(len(self)))
         return self._digest(sample_positions(len(self), self.num_sampled))
 
     def content_fingerprint(self) -> dict[str, Any]:
-        """SHA-256 of every byte of the data."""
-        return {"num_records": len(self), "sha256": self._digest(slice(None))}
-
-    def _digest(self, rows: Any) -> str:
-        hasher = hashlib.sha256(str(self._structure).encode())
-        for name, column in self._columns:
-            hash_tree(hasher, column[rows], name)
-        return hasher.hexdigest()
-
-
-class ListRecords(Records):
-    """A list of records of any kind."""
-
-    kind = "memory"
-    num_sampled = 1024
-
-    def __init__(self, data: list[Any], name: str) -> None:
-        self.data = data
-        self._name = name
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def read(self, indices: np.ndarray) -> list[Any]:
-        """Looks the records up."""
-        return list(map(self.data.__getitem__, indices.tolist()))
-
-    def outline(self) -> dict[str, Any]:
-        """That it is a list."""
-        return {"layout": "list"}
-
-    def sample(self) -> str:
-        """Of 1,024 records."""
-        return self._digest(sample_positions(len(self), self.num_sampled))
-
-    def content_fingerprint(self) -> dict[str, Any]:
-        """SHA-256 of every record."""
+        """SHA-256 of every byte of the arrays, or of every record."""
         return {"num_records": len(self), "sha256": self._digest(range(len(self)))}
 
-    def _digest(self, at: Any) -> str:
-        try:
-            return records_digest(map(self.data.__getitem__, at), at)
-        except TypeError as error:
-            raise InputError(
-                f"source {self._name!r} cannot be fingerprinted: {error}; use records of numbers, text, bytes, arrays "
-                f"and containers of these, or a GrainSource with a version"
-            ) from error
+    def _digest(self, at: Sequence[int]) -> str:
+        if not self.columnar:
+            try:
+                return records_digest(map(self.data.__getitem__, at), at)
+            except TypeError as error:
+                raise InputError(
+                    f"source {self._name!r} cannot be fingerprinted: {error}; use records of numbers, text, bytes, "
+                    f"arrays and containers of these, or a GrainSource with a version"
+                ) from error
+        hasher = hashlib.sha256(str(self._structure).encode())
+        for name, column in self._columns:
+            hash_tree(hasher, column if len(at) == len(column) else column[at], name)
+        return hasher.hexdigest()
 
 
 def _column(name: str, leaf: Any) -> np.ndarray:

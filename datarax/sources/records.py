@@ -6,13 +6,19 @@ next: `range.py`, the smallest kind, and `source.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from datarax.core.tree import hash_tree
 from datarax.sources.files import SourceFile
-from datarax.sources.sampling import records_digest, sample_positions
+
+SAMPLE_VERSION = 1
+"""Names the choice of samples and the encoding of records. Part of every identity that holds a sample: raise it when
+either changes."""
 
 
 class Records:
@@ -82,3 +88,23 @@ class Records:
 
     def close(self) -> None:
         """Frees what is open; no read follows."""
+
+
+def sample_positions(length: int, count: int) -> list[int]:
+    """At most `count` (>= 2) different positions in range(length), evenly spread, the first and the last among them."""
+    if length <= count:
+        return list(range(length))
+    return [i * (length - 1) // (count - 1) for i in range(count)]
+
+
+def records_digest(records: Iterable[Any], indices: Iterable[int] | None = None) -> str:
+    """SHA-256 over a sequence of records, as hex. Their indices in a source are for messages only.
+
+    Raises:
+        TypeError: if a record holds something that has no plain bytes, naming the place and the type.
+    """
+    hasher = hashlib.sha256()
+    names = (f"{i} of the sample" for i in itertools.count()) if indices is None else indices
+    for name, record in zip(names, records, strict=False):
+        hash_tree(hasher, record, f"record {name}")
+    return hasher.hexdigest()

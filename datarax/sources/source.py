@@ -23,8 +23,7 @@ from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.module import CheckpointableIteratorModule
 from datarax.core.variables import IterationCount
 from datarax.sources.files import SourceFile
-from datarax.sources.records import Records
-from datarax.sources.sampling import SAMPLE_VERSION
+from datarax.sources.records import SAMPLE_VERSION, Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +124,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
             raise ConfigError("a source's name must not be empty")
         self._applied_count = IterationCount(np.zeros((), np.int64))
         self._skipped_count = IterationCount(np.zeros((), np.int64))
-        self.position.set_value(0)
-        self.epoch.set_value(0)
+        DataSource.reset(self)
         self._is_closed = False
         if records is not None:
             self._open(records)

@@ -114,7 +114,7 @@ def test_a_setting_of_the_kind_is_checked_like_any_other(new_kind: str):
         ConfigError, match=r"with does not belong to kind = 'fixed_width', which takes kind, name"
     ):
         parse_config(new_kind.replace("width = 8", "with = 8"))
-    with pytest.raises(ConfigError, match=r"source.width must be an integer, got the str '8'"):
+    with pytest.raises(ConfigError, match=r"source.width must be an integer, got '8'"):
         parse_config(new_kind.replace("width = 8", 'width = "8"'))
     with pytest.raises(ConfigError, match=r"source.width is required and missing"):
         parse_config(new_kind.replace(", width = 8", ""))
