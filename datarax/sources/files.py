@@ -11,7 +11,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,9 @@ class SourceFile:
     """Bytes."""
 
 
-def with_first_indices(facts: Sequence[tuple[str, int, int]]) -> tuple[SourceFile, ...]:
+def with_first_indices(facts: Iterable[tuple[str, int, int]]) -> tuple[SourceFile, ...]:
     """The files of a source from (name, records, bytes) of each, in their order."""
+    facts = list(facts)
     firsts = itertools.accumulate((num_records for _, num_records, _ in facts), initial=0)
     return tuple(SourceFile(n, first, c, size) for (n, c, size), first in zip(facts, firsts, strict=False))
 

@@ -136,23 +136,23 @@ class DataSource(CheckpointableIteratorModule[Any]):
         self.columnar = records.columnar
 
     @property
-    def _records(self) -> Records:
-        """The adapter; of a subclass that has another runtime the one that knows nothing."""
+    def records(self) -> Records:
+        """The adapter; of a subclass that has another runtime one that knows nothing."""
         return self._runtime if isinstance(self._runtime, Records) else _UNKNOWN
 
     # What a subclass without an adapter defines
 
     def _length(self) -> int:
         """Number of records, without reading one."""
-        return len(self._records)
+        return len(self.records)
 
     def _read(self, indices: np.ndarray) -> Any:
         """The records at int64[n] indices that lie in [0, len(self)); n may be 0, and indices may repeat."""
-        return self._records.read(indices)
+        return self.records.read(indices)
 
     def _close(self) -> None:
         """Frees what is open."""
-        self._records.close()
+        self.records.close()
 
     def _reopened(self) -> object:
         """A runtime object of its own for a clone, in place of `_runtime`."""
@@ -167,10 +167,10 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Raises:
             InputError: if a record that it samples cannot be read or hashed.
         """
-        if not self._records.num_sampled:
+        if not self.records.num_sampled:
             return self.outline()
         try:
-            return {**self.outline(), "sample": self._records.sample()}
+            return {**self.outline(), "sample": self.records.sample()}
         except ReadError as error:
             raise InputError(str(error)) from error
 
@@ -181,7 +181,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
         """
         if type(self).identity is not DataSource.identity:
             return self.identity()
-        records = self._records
+        records = self.records
         version = {"sample_version": SAMPLE_VERSION} if records.num_sampled else {}
         counted = {"kind": records.kind, "name": self.name, "num_records": len(records)}
         return {**counted, **records.outline(), **version}
@@ -190,25 +190,25 @@ class DataSource(CheckpointableIteratorModule[Any]):
 
     def files(self) -> Sequence[SourceFile]:
         """The files that the records lie in, in the order of the records; () where a record is in no one file."""
-        return self._records.files()
+        return self.records.files()
 
     @property
     def content_recorded(self) -> bool:
         """Whether something was recorded that `check_content` can hold the data against."""
-        return self._records.content_recorded
+        return self.records.content_recorded
 
     def check_content(self) -> list[str]:
         """Reads everything and compares it with what was recorded; each problem names the file, and the record if known.
 
         Without a record to hold it against (`content_recorded` is False) nothing is read and nothing is found.
         """
-        return self._records.check_content()
+        return self.records.check_content()
 
     def check_files(self, names: Sequence[str]) -> list[str]:
         """What `check_content` finds in some of the files of `content_stamp`; a kind may check more than it is asked for."""
         if type(self).check_content is not DataSource.check_content:
             return self.check_content()
-        return self._records.check_content(names)
+        return self.records.check_content(names)
 
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:
         """Reads some records and compares them with what was recorded: index -> where it lies and what is wrong with it.
@@ -218,7 +218,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Args:
             indices: int64[n], each in [0, len(self)).
         """
-        return self._records.changed_among(indices)
+        return self.records.changed_among(indices)
 
     def content_fingerprint(self) -> dict[str, Any] | None:
         """The full fingerprint, which changes with every byte; None if none can be had without a manifest.
@@ -227,7 +227,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
             InputError: if a record holds something that has no plain bytes.
             ReadError: if something cannot be read.
         """
-        return self._records.content_fingerprint()
+        return self.records.content_fingerprint()
 
     def content_stamp(self) -> dict[str, Any]:
         """What a file system says of the files: {name: [bytes, mtime in ns]}. Never identity.
@@ -237,7 +237,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Raises:
             InputError: naming a file that is gone.
         """
-        return self._records.content_stamp()
+        return self.records.content_stamp()
 
     # Reading
 
