@@ -176,10 +176,10 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
     try:
         if _is_finished(output):  # asked before the lock: a finished dataset may lie where nobody can write
             return _reuse(config, output, files, report)
-        with _locked(output, lambda: report(BuildProgress("waiting"))):
+        with _workplace(output, report) as directory:
             if _is_finished(output):
                 return _reuse(config, output, files, report)
-            return _build(config, output, files, report)
+            return _build(config, output, files, report, directory)
     except ReadError as error:
         raise BuildError(f"dataset {output} could not be written: {error}") from error
     except DataraxError:
@@ -238,36 +238,37 @@ def _reuse(config: BuildConfig, output: str, files: Mapping[str, str], report: P
     return BuildResult(output, manifest, reused=True)
 
 
-def _build(config: BuildConfig, output: str, files: Mapping[str, str], report: Progress) -> BuildResult:
+def _build(
+    config: BuildConfig, output: str, files: Mapping[str, str], report: Progress, directory: str
+) -> BuildResult:
     report(BuildProgress("reading"))
     stamp = inputs_stamp(files)
     identity = config.identity(inputs_digest(files), len(files))
     leftovers = Counter[str]()
-    directory = f"{_temporary_prefix(output)}{os.getpid()}-{time.time_ns()}"
-    os.mkdir(directory)
+    names, num_records = _write_shards(config, files, leftovers, directory, report)
+    if leftovers["dropped_bytes"] and not names:
+        raise InputError(
+            f"the inputs ({len(files)} files) hold {leftovers['dropped_bytes']} bytes, less than one record of "
+            f"record_bytes = {config.record_bytes}"
+        )
+    if not names:
+        first = next(iter(files.values()))
+        raise InputError(f"the inputs ({len(files)} files, the first is {first}) hold no record")
+    if inputs_stamp(files) != stamp:
+        raise InputError("the input files changed while they were read; build again")
+    manifest, hashes = inventory(directory, names, identity)
+    if manifest.num_records != num_records:
+        raise BuildError(f"dataset {output} could not be written: it holds {manifest.num_records} records")
+    _stamp(directory, stamp)
+    write_inventory(directory, manifest, hashes)
+    flush_to_disk(directory)
     try:
-        names, num_records = _write_shards(config, files, leftovers, directory, report)
-        if not names:
-            raise InputError(_no_records(config, files, leftovers))
-        if inputs_stamp(files) != stamp:
-            raise InputError("the input files changed while they were read; build again")
-        manifest, hashes = inventory(directory, names, identity)
-        if manifest.num_records != num_records:
-            raise BuildError(
-                f"dataset {output} could not be written: it holds {manifest.num_records} records"
-            )
-        _stamp(directory, stamp)
-        write_inventory(directory, manifest, hashes)
-        flush_to_disk(directory)
-        try:
-            os.rename(directory, output)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
-                return _reuse(config, output, files, report)  # a process on another machine was faster
-            raise
-        flush_to_disk(os.path.dirname(output))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        os.rename(directory, output)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
+            return _reuse(config, output, files, report)  # a process on another machine was faster
+        raise
+    flush_to_disk(os.path.dirname(output))
     return BuildResult(output, manifest, reused=False, **leftovers)
 
 
@@ -332,15 +333,6 @@ def _write_shards(
     return names, num_records
 
 
-def _no_records(config: BuildConfig, files: Mapping[str, str], leftovers: Counter[str]) -> str:
-    if leftovers["dropped_bytes"]:
-        return (
-            f"the inputs ({len(files)} files) hold {leftovers['dropped_bytes']} bytes, less than one record of "
-            f"record_bytes = {config.record_bytes}"
-        )
-    return f"the inputs ({len(files)} files, the first is {next(iter(files.values()))}) hold no record"
-
-
 # The place of a build
 
 
@@ -359,37 +351,39 @@ def _is_finished(output: str) -> bool:
     )
 
 
-def _temporary_prefix(output: str) -> str:
-    """The host is in the name because a flock may not reach across machines: each removes only its own leftovers."""
-    parent, name = os.path.split(output)
-    return os.path.join(parent, f".{name}.building-{socket.gethostname()}-")
-
-
 @contextlib.contextmanager
-def _locked(output: str, while_waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock, waiting for it as long as it takes; removes what dead builders left."""
+def _workplace(output: str, report: Progress) -> Iterator[str]:
+    """A new directory beside the output, for one builder at a time: waits as long as it takes for the lock.
+
+    What dead builders left is removed. The host is in the names because a flock may not reach across machines: each
+    removes only its own leftovers.
+    """
     parent, name = os.path.split(output)
     os.makedirs(parent, exist_ok=True)
-    path = os.path.join(parent, f".{name}.build-lock")
+    lock = os.path.join(parent, f".{name}.build-lock")
+    prefix = os.path.join(parent, f".{name}.building-{socket.gethostname()}-")
     while True:
-        with open(path, "ab") as file:
+        with open(lock, "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+                is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
             except (BlockingIOError, FileNotFoundError):
-                while_waiting()
+                report(BuildProgress("waiting"))
                 time.sleep(_SECONDS_BETWEEN_TRIES)
                 continue
             if not is_there:  # the holder before removed the file: this is the lock of a name that is gone
                 continue
+            directory = f"{prefix}{os.getpid()}-{time.time_ns()}"
             try:
-                for leftover in glob.glob(f"{glob.escape(_temporary_prefix(output))}*"):
+                for leftover in glob.glob(f"{glob.escape(prefix)}*"):
                     shutil.rmtree(leftover, ignore_errors=True)
-                yield
+                os.mkdir(directory)
+                yield directory
                 return
             finally:
+                shutil.rmtree(directory, ignore_errors=True)
                 with contextlib.suppress(OSError):
-                    os.unlink(path)
+                    os.unlink(lock)
 
 
 def _stamp(directory: str, stamp: str) -> None:

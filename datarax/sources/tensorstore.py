@@ -88,8 +88,7 @@ class TensorStoreSource(DataSource):
     def __init__(
         self, config: TensorStoreConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> None:
-        super().__init__(config, rngs=rngs, name=name)
-        self._open(TensorStoreRecords(config, self.name))
+        super().__init__(config, TensorStoreRecords(config), rngs=rngs, name=name)
 
 
 class TensorStoreRecords(Records):
@@ -99,10 +98,10 @@ class TensorStoreRecords(Records):
     columnar = True
     num_sampled = 8  # each costs a whole chunk, which may be large
 
-    def __init__(self, config: TensorStoreConfig, source_name: str) -> None:
+    def __init__(self, config: TensorStoreConfig) -> None:
         import tensorstore as ts
 
-        self._made_from = config, source_name
+        self._config = config
         self._is_single = config.places is not config.path
         self._specs = {name: _spec(name, each, config.missing_chunks) for name, each in config.places.items()}
         context = ts.Context({"cache_pool": {"total_bytes_limit": config.cache_bytes}})
@@ -116,15 +115,12 @@ class TensorStoreRecords(Records):
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
             raise InputError(
-                f"the arrays of source {source_name!r} have different numbers of records: {listed}; row i of each is "
-                f"record i"
+                f"the arrays have different numbers of records: {listed}; row i of each is record i"
             )
         self._length = next(iter(lengths.values()))
-        if self._length == 0:
-            raise InputError(f"source {source_name!r} is empty: its arrays have 0 records")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._made_from
+        return type(self), (self._config,)
 
     def __len__(self) -> int:
         return self._length
@@ -141,9 +137,7 @@ class TensorStoreRecords(Records):
     def outline(self) -> dict[str, Any]:
         """Dtype and shape of a record's part in each array."""
         stores = sorted(self._stores.items())
-        return {
-            "layout": {n: f"{dtype_name(s.dtype.numpy_dtype)}{list(s.shape[1:])}" for n, s in stores},
-        }
+        return {"layout": {n: f"{dtype_name(s.dtype.numpy_dtype)}{list(s.shape[1:])}" for n, s in stores}}
 
     def content_fingerprint(self) -> dict[str, Any]:
         """SHA-256 of all values, array after array, in blocks of a fixed number of bytes: where they end counts."""

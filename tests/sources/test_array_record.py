@@ -15,7 +15,7 @@ from datarax.core.tree import canonical_json
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
 from datarax.sources import array_record_files as files_module
 from datarax.sources.files import listed, recorded_files
-from datarax.sources.open import SourceTable, list_files
+from datarax.sources.open import SourceTable
 
 
 def write(path: Path, records: list[bytes], options: str = "group_size:1,uncompressed") -> Path:
@@ -78,8 +78,8 @@ def test_an_identity_keeps_the_files_or_what_proves_a_list_of_them(tmp_path: Pat
     table = SourceTable(kind="array_record", settings={"files": str(tmp_path / "data")})
     for path in (tmp_path / "data").glob("*/*.array_record"):
         path.unlink()
-    assert list_files(table) == source.files(), "the manifest alone says it"
-    assert listed(list_files(table)) == identity["files"]
+    assert table.config().list_files() == source.files(), "the manifest alone says it"
+    assert listed(table.config().list_files()) == identity["files"]
 
 
 def test_files_are_ordered_by_name_however_they_are_listed(three: Path):
