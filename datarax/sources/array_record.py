@@ -4,8 +4,6 @@ With a manifest beside the files, counts come from it and no file is opened befo
 `array_record_files.py`, the manifest in `manifest.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import fnmatch
@@ -64,8 +62,10 @@ class ArrayRecordConfig(SourceConfig):
     def __post_init__(self) -> None:
         """Checks the fields."""
         super().__post_init__()
-        files = self.files if isinstance(self.files, (str, os.PathLike)) else tuple(self.files)
-        object.__setattr__(self, "files", os.fspath(files) if isinstance(files, os.PathLike) else files)
+        files = self.files
+        object.__setattr__(
+            self, "files", os.fspath(files) if isinstance(files, (str, os.PathLike)) else tuple(files)
+        )
         if not self.files:
             raise ConfigError("files of an ArrayRecord source must name at least one path")
         if self.build is not None and not isinstance(self.files, str):
@@ -75,9 +75,10 @@ class ArrayRecordConfig(SourceConfig):
         """With absolute paths."""
         files = [self.files] if isinstance(self.files, str) else self.files
         absolute = tuple(require_local(each, "files") for each in files)
-        build = None if self.build is None else self.build.resolved()
         return dataclasses.replace(
-            self, files=absolute[0] if isinstance(self.files, str) else absolute, build=build
+            self,
+            files=absolute[0] if isinstance(self.files, str) else absolute,
+            build=self.build and self.build.resolved(),
         )
 
     def prepare(self, say: Callable[[str], None]) -> None:
@@ -85,7 +86,7 @@ class ArrayRecordConfig(SourceConfig):
         if self.build is not None:
             build_if_missing(self.build, str(self.files), say)
 
-    def open(self) -> ArrayRecordSource:
+    def open(self) -> "ArrayRecordSource":
         """The source of these files."""
         return ArrayRecordSource(self)
 
@@ -157,9 +158,8 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
     ) -> None:
         self._made_from = base, files, recorded, max_open_files
         self.base, self._listed, self._recorded = base, files, recorded
-        self._paths = [os.path.join(base, file.name) for file in files]
-        counts = [file.num_records for file in files]
-        super().__init__(zip(self._paths, counts, strict=True), max_open_files=max_open_files)
+        paths = [os.path.join(base, file.name) for file in files]
+        super().__init__(paths, [file.num_records for file in files], max_open_files=max_open_files)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._made_from
@@ -245,7 +245,7 @@ def _find_dataset(
                 f"replaced; restore it, or build the dataset again"
             )
     counts = [each.entry.num_records for each in recorded] or count_records(paths)
-    return base, with_first_indices(zip(names, counts, sizes, strict=True)), recorded
+    return base, with_first_indices(list(zip(names, counts, sizes, strict=True))), recorded
 
 
 def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
@@ -256,7 +256,7 @@ def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
     """
     common = load_manifest(base)
     homes = [os.path.dirname(path) if common is None else base for path in paths]
-    manifests = {home: load_manifest(home) if common is None else common for home in homes}
+    manifests = {home: load_manifest(home) if common is None else common for home in dict.fromkeys(homes)}
     without = sorted(home for home, manifest in manifests.items() if manifest is None)
     if len(without) == len(manifests):
         return []
@@ -325,7 +325,7 @@ def expected_files(
     # A manifest may list more than a config names.
     parts = [pattern.split("/") for pattern in patterns]
     return with_first_indices(
-        each for each in facts if each[0] in patterns or any(_matches(each[0].split("/"), p) for p in parts)
+        [each for each in facts if each[0] in patterns or any(_matches(each[0].split("/"), p) for p in parts)]
     )
 
 

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -90,13 +90,14 @@ class ArrayRecordFiles:
     or not, has a pool of its own.
 
     Args:
-        files: absolute path and number of records of each.
+        paths: absolute paths of the files.
+        counts: number of records in each.
         max_open_files: readers that are kept between reads.
     """
 
-    def __init__(self, files: Iterable[tuple[str, int]], *, max_open_files: int) -> None:
-        self._files = list(files)
-        self._ends = np.cumsum([count for _, count in self._files], dtype=np.int64)  # int64[num_files]
+    def __init__(self, paths: Sequence[str], counts: Sequence[int], *, max_open_files: int) -> None:
+        self._paths, self._counts = paths, counts
+        self._ends = np.cumsum(counts, dtype=np.int64)  # int64[num_files]
         self._max_open_files = max_open_files
         self._pool: OrderedDict[int, list[ArrayRecordReader]] = (
             OrderedDict()
@@ -120,7 +121,7 @@ class ArrayRecordFiles:
         records: list[bytes] = []
         for start, stop in itertools.pairwise([*borders, len(wanted)]):
             number = int(file_of[start])
-            first = int(self._ends[number]) - self._files[number][1]
+            first = int(self._ends[number]) - self._counts[number]
             records += self._read_file(number, (wanted[start:stop] - first).tolist())
         return list(map(records.__getitem__, places.tolist()))
 
@@ -132,7 +133,7 @@ class ArrayRecordFiles:
             self.num_open_files = 0
 
     def _read_file(self, number: int, positions: list[int]) -> list[bytes]:
-        path, expected = self._files[number]
+        path, expected = self._paths[number], self._counts[number]
         with self._lock:
             if self._closed:
                 raise ValueError("this ArrayRecord source is closed")

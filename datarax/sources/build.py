@@ -5,8 +5,6 @@ the disk. A lock beside the output, a `flock`, is freed by the kernel when its h
 builder left is removed by the next one that holds it. Read next: `build_inputs.py` (the records), `manifest.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

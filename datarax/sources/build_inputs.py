@@ -1,7 +1,5 @@
 """Raw text and JSONL files, and the records that are cut from them. Knows nothing of how records are stored."""
 
-from __future__ import annotations
-
 import enum
 import hashlib
 import io

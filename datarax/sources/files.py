@@ -4,14 +4,12 @@ Names are relative to the deepest directory that holds all the files, so that mo
 nothing of what is in the files. Read next: `manifest.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +36,8 @@ class SourceFile:
     """Bytes."""
 
 
-def with_first_indices(facts: Iterable[tuple[str, int, int]]) -> tuple[SourceFile, ...]:
+def with_first_indices(facts: Sequence[tuple[str, int, int]]) -> tuple[SourceFile, ...]:
     """The files of a source from (name, records, bytes) of each, in their order."""
-    facts = list(facts)
     firsts = itertools.accumulate((num_records for _, num_records, _ in facts), initial=0)
     return tuple(SourceFile(n, first, c, size) for (n, c, size), first in zip(facts, firsts, strict=False))
 

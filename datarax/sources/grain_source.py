@@ -3,8 +3,6 @@
 Hugging Face and TFDS data sets, PyTorch map-style datasets, Grain's own `MapDataset`, your own class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -43,7 +41,7 @@ class GrainConfig(SourceConfig):
 class NamedGrainConfig(NamedDataConfig, GrainConfig):
     """Any object of Grain's random-access protocol."""
 
-    def open(self) -> GrainSource:
+    def open(self) -> "GrainSource":
         """A source of the object that `use` names."""
         return GrainSource(self, self.data())
 

@@ -6,8 +6,6 @@ time, so the same bytes give the same manifest wherever and whenever they were w
 are made (`build.py`) or which of them a source reads (`array_record.py`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -17,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from datarax.core.config import Checked, Natural, check_fields
 from datarax.core.errors import InputError, ReadError
 from datarax.core.formats import UnknownFormatError, reader_of
 from datarax.core.tree import digest
@@ -43,17 +40,14 @@ _NUM_NAMED_RECORDS = 5
 class FileEntry:
     """One data file of a dataset."""
 
-    name: Checked[str]
+    name: str
     """POSIX path relative to the manifest's directory."""
-    size: Natural
+    size: int
     """Bytes."""
-    num_records: Natural
+    num_records: int
     """Records in this file."""
-    sha256: Checked[str]
+    sha256: str
     """SHA-256 of the whole file, 64 hex digits."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -62,13 +56,10 @@ class Manifest:
 
     files: tuple[FileEntry, ...]
     """Sorted by name."""
-    record_hashes_sha256: Checked[str]
+    record_hashes_sha256: str
     """SHA-256 of the side file with the record hashes."""
-    build: Checked[Mapping[str, Any]] | None = None
+    build: Mapping[str, Any] | None = None
     """What the dataset was built from (`BuildConfig.identity`); None for files that were there before."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @property
     def num_records(self) -> int:
@@ -211,7 +202,7 @@ class RecordedFile:
         """
         first = sum(file.num_records for file in self.manifest.files if file.name < self.entry.name)
         hashes = load_record_hashes(self.manifest, self.directory)[first : first + self.entry.num_records]
-        file = ArrayRecordFiles([(self.path, self.entry.num_records)], max_open_files=1)
+        file = ArrayRecordFiles([self.path], [self.entry.num_records], max_open_files=1)
         for position in positions:  # one by one: a record that cannot be read must not hide the next
             try:
                 (record,) = file.read([position])
@@ -274,7 +265,7 @@ def inventory(
     for name in names:
         path = os.path.join(directory, name)
         num_records = open_reader(path).num_records()
-        records = ArrayRecordFiles([(path, num_records)], max_open_files=1)
+        records = ArrayRecordFiles([path], [num_records], max_open_files=1)
         for start in range(0, num_records, _RECORDS_PER_READ):
             block = records.read(range(start, min(start + _RECORDS_PER_READ, num_records)))
             hashes += b"".join(map(record_hash, block))

@@ -3,8 +3,6 @@
 Knows nothing of files.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ class MemoryConfig(SourceConfig):
 class NamedMemoryConfig(NamedDataConfig, MemoryConfig):
     """Arrays or a list in memory."""
 
-    def open(self) -> MemorySource:
+    def open(self) -> "MemorySource":
         """A source of the data that `use` names."""
         return MemorySource(self, self.data())
 

@@ -4,12 +4,10 @@ A kind is a line of `KINDS` and one file. Its config class says which settings t
 module is imported when somebody asks for either, never when a stored config is read. Read next: `range.py`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from datarax.core.config import REST, DataraxModuleConfig, from_tree, load_attribute, to_tree
 from datarax.core.errors import ConfigError
@@ -67,7 +65,7 @@ class SourceTable:
         settings = {key: value for key, value in self.settings.items() if key in keys}
         return from_tree(config_class, settings, "source")
 
-    def resolved(self) -> SourceTable:
+    def resolved(self) -> Self:
         """With the kind's settings checked and absolute paths.
 
         Raises:

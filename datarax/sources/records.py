@@ -4,8 +4,6 @@ A `DataSource` is the one module around it, and adds all that kinds share: check
 next: `range.py`, the smallest kind, and `source.py`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from collections.abc import Iterable, Sequence

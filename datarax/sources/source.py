@@ -5,8 +5,6 @@ records once, first to last, and can be stopped and continued like any iterator 
 orders, batches or processes, and the module nothing of where records lie: that is `records.py`.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +35,7 @@ class SourceConfig(DataraxModuleConfig):
     name: Text = "data"
     """The source's name in orders, seeds and record keys: another name gives another shuffle. Part of the identity."""
 
-    def open(self) -> DataSource:
+    def open(self) -> "DataSource":
         """A new source of these settings.
 
         Raises:
@@ -138,7 +136,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
     @property
     def records(self) -> Records:
         """The adapter; of a subclass that has another runtime one that knows nothing."""
-        return self._runtime if isinstance(self._runtime, Records) else _UNKNOWN
+        return self._runtime if isinstance(self._runtime, Records) else Records()
 
     # What a subclass without an adapter defines
 
@@ -254,14 +252,27 @@ class DataSource(CheckpointableIteratorModule[Any]):
             A PyTree of new arrays [n, ...] if the source is columnar, else a list of n records.
 
         Raises:
-            IndexError: if an index is out of range.
+            IndexError: if an index is out of range, naming it; negative ones are not counted from the end.
             TypeError: if the indices are not integers in one dimension.
             ReadError: if the data cannot be read.
             ValueError: if the source is closed.
         """
         if self._is_closed:
             raise ValueError(f"source {self.name!r} is closed")
-        return self._read(checked_indices(indices, self._length(), self.name))
+        array = np.asarray(indices)
+        if array.size == 0 and array.ndim == 1 and not isinstance(indices, np.ndarray):
+            array = array.astype(np.int64)  # NumPy takes an empty list for floats
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise TypeError(
+                f"indices into source {self.name!r} must be integers in one dimension, got "
+                f"{array.dtype}{list(array.shape)}"
+            )
+        outside = (array < 0) | (array >= self._length())
+        if outside.any():
+            raise IndexError(
+                f"index {array[outside][0]} is out of range for source {self.name!r} of {self._length()} records"
+            )
+        return self._read(array.astype(np.int64, copy=False))
 
     def __getitem__(self, index: int) -> Any:
         """Record `index`, as `read([index])` gives it."""
@@ -356,26 +367,3 @@ class DataSource(CheckpointableIteratorModule[Any]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r}, num_records={self._length()})"
-
-
-_UNKNOWN = Records()
-
-
-def checked_indices(indices: Any, length: int, name: str) -> np.ndarray:
-    """`indices` as int64[n].
-
-    Raises:
-        IndexError: if one is not in [0, length), naming it; negative ones are not counted from the end.
-        TypeError: if they are not integers in one dimension.
-    """
-    array = np.asarray(indices)
-    if array.size == 0 and array.ndim == 1 and not isinstance(indices, np.ndarray):
-        array = array.astype(np.int64)  # NumPy takes an empty list for floats
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(
-            f"indices into source {name!r} must be integers in one dimension, got {array.dtype}{list(array.shape)}"
-        )
-    outside = (array < 0) | (array >= length)
-    if outside.any():
-        raise IndexError(f"index {array[outside][0]} is out of range for source {name!r} of {length} records")
-    return array.astype(np.int64, copy=False)

@@ -61,11 +61,8 @@ class TensorStoreConfig(SourceConfig):
 
     def resolved(self) -> Self:
         """With absolute paths; specs stay as they are."""
-        path = self.path
-        if isinstance(path, str):
-            return dataclasses.replace(self, path=require_local(path, "path"))
         absolute = {k: require_local(v, "path") if isinstance(v, str) else v for k, v in self.places.items()}
-        return self if "driver" in path else dataclasses.replace(self, path=absolute)
+        return dataclasses.replace(self, path=absolute if self.places is self.path else absolute["data"])
 
     def open(self) -> TensorStoreSource:
         """The source of these arrays."""
@@ -110,7 +107,18 @@ class TensorStoreRecords(Records):
             name: ts.open(ts.Spec(spec), open=True, read=True, context=context)
             for name, spec in self._specs.items()
         }
-        self._stores = {name: self._opened(name, future) for name, future in opening.items()}
+        self._stores = {
+            name: self._result(name, "opened", InputError, each) for name, each in opening.items()
+        }
+        for name, store in self._stores.items():
+            if store.rank == 0:
+                raise InputError(
+                    f"array {self._where(name)} is a single number; its first axis must be the records"
+                )
+            if store.domain.origin[0] != 0:
+                raise InputError(
+                    f"array {self._where(name)} does not begin at index 0 but at {store.domain.origin[0]}"
+                )
         lengths = {name: store.shape[0] for name, store in self._stores.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
@@ -131,7 +139,7 @@ class TensorStoreRecords(Records):
         if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
             rows = slice(int(rows[0]), int(rows[-1]) + 1)
         reading = {name: store[rows].read() for name, store in self._stores.items()}
-        columns = {name: self._finished(name, future) for name, future in reading.items()}
+        columns = {name: self._rows(name, future) for name, future in reading.items()}
         return columns["data"] if self._is_single else columns
 
     def outline(self) -> dict[str, Any]:
@@ -148,35 +156,26 @@ class TensorStoreRecords(Records):
             step = max(1, _BYTES_PER_READ // max(1, row_bytes))
             for start in range(0, self._length, step):
                 block = store[start : min(start + step, self._length)].read()
-                hash_tree(hasher, self._finished(name, block), name)
+                hash_tree(hasher, self._rows(name, block), name)
         return {"num_records": self._length, "sha256": hasher.hexdigest()}
 
     def close(self) -> None:
         """Lets go of the arrays and their cache."""
         self._stores = {}
 
-    def _opened(self, name: str, future: ts.Future) -> ts.TensorStore:
-        where = self._where(name)
-        try:
-            store = future.result()
-        except (ValueError, OSError) as error:
-            raise InputError(f"array {where} cannot be opened: {_reason(error)}") from error
-        if store.rank == 0:
-            raise InputError(f"array {where} is a single number; its first axis must be the records")
-        if store.domain.origin[0] != 0:
-            raise InputError(f"array {where} does not begin at index 0 but at {store.domain.origin[0]}")
-        return store
+    def _rows(self, name: str, reading: ts.Future) -> np.ndarray:
+        return np.asarray(self._result(name, "read", ReadError, reading))
 
-    def _finished(self, name: str, future: ts.Future) -> np.ndarray:
+    def _result(self, name: str, verb: str, kind: type[Exception], future: ts.Future) -> Any:
         try:
-            return np.asarray(future.result())
+            return future.result()
         except (ValueError, OSError) as error:
-            hint = (
-                '; if it was left out because it holds the fill value only, set missing_chunks = "fill"'
-                if "is missing" in str(error)
-                else ""
-            )
-            raise ReadError(f"array {self._where(name)} cannot be read: {_reason(error)}{hint}") from error
+            reason = str(error).split(" [", 1)[0]  # without the spec and the stack that TensorStore appends
+            if "is missing" in reason:
+                reason += (
+                    '; if it was left out because it holds the fill value only, set missing_chunks = "fill"'
+                )
+            raise kind(f"array {self._where(name)} cannot be {verb}: {reason}") from error
 
     def _where(self, name: str) -> str:
         store = self._specs[name].get("kvstore")
@@ -196,8 +195,3 @@ def _spec(name: str, place: Any, missing_chunks: str) -> dict[str, Any]:
     if spec["driver"] in _CHUNKED_DRIVERS:
         spec.setdefault("fill_missing_data_reads", missing_chunks == "fill")
     return spec
-
-
-def _reason(error: Exception) -> str:
-    """TensorStore's message without the spec and the stack that it appends."""
-    return str(error).split(" [", 1)[0]
