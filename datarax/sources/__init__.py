@@ -7,9 +7,8 @@ from datarax.sources.array_record import ArrayRecordConfig, ArrayRecordSource
 from datarax.sources.build import BuildConfig, BuildError, BuildProgress, BuildResult, build_dataset
 from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind
 from datarax.sources.files import SourceFile
-from datarax.sources.grain_source import GrainConfig, GrainSource
 from datarax.sources.manifest import FileEntry, Manifest, load_manifest, write_manifest
-from datarax.sources.memory import MemoryConfig, MemorySource
+from datarax.sources.objects import GrainConfig, GrainSource, MemoryConfig, MemorySource
 from datarax.sources.range import RangeConfig, RangeSource
 from datarax.sources.records import Records
 from datarax.sources.source import DataSource, SourceConfig

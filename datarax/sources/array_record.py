@@ -222,6 +222,8 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
         for file, recorded in zip(self._listed, self._recorded, strict=False):
             first = file.first_index
             start, stop = np.searchsorted(wanted, [first, first + file.num_records])
+            if start == stop:
+                continue
             with contextlib.suppress(InputError):  # the hashes are damaged, which `check_content` says
                 for position, what in recorded.changed((wanted[start:stop] - first).tolist()):
                     found[first + position] = f"{file.name}: {what}"

@@ -99,12 +99,10 @@ class ArrayRecordFiles:
         self._paths, self._counts = paths, counts
         self._ends = np.cumsum(counts, dtype=np.int64)  # int64[num_files]
         self._max_open_files = max_open_files
-        self._pool: OrderedDict[int, list[ArrayRecordReader]] = (
-            OrderedDict()
-        )  # least recently used file first
+        # The least recently used file first.
+        self._pool: OrderedDict[int, list[ArrayRecordReader]] = OrderedDict()
         self.num_open_files = 0
         self._lock = threading.Lock()
-        self._closed = False
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -126,17 +124,15 @@ class ArrayRecordFiles:
         return list(map(records.__getitem__, places.tolist()))
 
     def close(self) -> None:
-        """Closes the files. A read that is going on in another thread still ends well; later ones are refused."""
+        """Closes the files. A read that is going on in another thread still ends well, and keeps none open."""
         with self._lock:
-            self._closed = True
+            self._max_open_files = 0
             self._pool.clear()
             self.num_open_files = 0
 
     def _read_file(self, number: int, positions: list[int]) -> list[bytes]:
         path, expected = self._paths[number], self._counts[number]
         with self._lock:
-            if self._closed:
-                raise ValueError("this ArrayRecord source is closed")
             idle = self._pool.get(number)
             reader = idle.pop() if idle else None
             self.num_open_files -= reader is not None
@@ -153,10 +149,9 @@ class ArrayRecordFiles:
             # The reader is not given back: after a failure the library answers every read with the same error.
             raise ReadError(_describe_failure(path, positions, error)) from error
         with self._lock:
-            if not self._closed:
-                self._pool.setdefault(number, []).append(reader)
-                self._pool.move_to_end(number)
-                self.num_open_files += 1
+            self._pool.setdefault(number, []).append(reader)
+            self._pool.move_to_end(number)
+            self.num_open_files += 1
             while self.num_open_files > self._max_open_files:
                 _, closed = self._pool.popitem(last=False)  # dropping the last reference closes a file
                 self.num_open_files -= len(closed)

@@ -222,7 +222,7 @@ def _reuse(config: BuildConfig, output: str, files: Mapping[str, str], report: P
     with contextlib.suppress(OSError), open(os.path.join(output, INPUTS_STAMP_NAME), "rb") as file:
         stamped = file.read()
     if stamped == stamp.encode():  # compared with these inputs before: they need not be read again
-        sha256 = recorded["inputs"]["sha256"]
+        sha256 = (recorded.get("inputs") or {}).get("sha256", "")
     else:
         report(BuildProgress("reading"))
         sha256 = inputs_digest(files)

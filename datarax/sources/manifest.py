@@ -113,7 +113,7 @@ def load_manifest(directory: str) -> Manifest | None:
     except (OSError, UnknownFormatError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"manifest {path} cannot be read: {why}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"manifest {path} is damaged or not a manifest of datarax ({error}); build the dataset again, or remove "
             f"the file and write a new one with write_manifest"

@@ -17,8 +17,8 @@ KINDS = {
     "array_record": "datarax.sources.array_record:ArrayRecordConfig",
     "tensorstore": "datarax.sources.tensorstore:TensorStoreConfig",
     "range": "datarax.sources.range:RangeConfig",
-    "memory": "datarax.sources.memory:NamedMemoryConfig",
-    "grain": "datarax.sources.grain_source:NamedGrainConfig",
+    "memory": "datarax.sources.objects:NamedMemoryConfig",
+    "grain": "datarax.sources.objects:NamedGrainConfig",
 }
 """kind -> `module:Class` of its config."""
 

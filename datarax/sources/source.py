@@ -7,8 +7,8 @@ orders, batches or processes, and the module nothing of where records lie: that 
 
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Self, cast
 
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax.core.config import DataraxModuleConfig, Text, load_attribute
+from datarax.core.config import DataraxModuleConfig, Text
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.module import CheckpointableIteratorModule
 from datarax.core.variables import IterationCount
@@ -62,21 +62,6 @@ class SourceConfig(DataraxModuleConfig):
         """
         with self.open() as source:
             return source.files()
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedDataConfig(SourceConfig):
-    """For kinds around an object: a config file cannot hold it, so it names it."""
-
-    use: str
-    """`module:attribute` of the data, or of a function that returns it."""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of that function."""
-
-    def data(self) -> Any:
-        """The object; what is callable is called."""
-        found = load_attribute(self.use, "source.use")
-        return found(**self.parameters) if callable(found) else found
 
 
 class DataSource(CheckpointableIteratorModule[Any]):
