@@ -158,6 +158,7 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
     ) -> None:
         self._made_from = base, files, recorded, max_open_files
         self.base, self._listed, self._recorded = base, files, recorded
+        self.content_recorded = bool(recorded)
         paths = [os.path.join(base, file.name) for file in files]
         super().__init__(paths, [file.num_records for file in files], max_open_files=max_open_files)
 
@@ -195,11 +196,6 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
         """Size and time of each file."""
         stats = zip(self._listed, file_stats(self._paths, "ArrayRecord file"), strict=True)
         return {file.name: [stat.st_size, stat.st_mtime_ns] for file, stat in stats}
-
-    @property
-    def content_recorded(self) -> bool:
-        """Whether a manifest lies beside the files."""
-        return bool(self._recorded)
 
     def check_content(self, names: Sequence[str] | None = None) -> list[str]:
         """Compares size and SHA-256 of these files with the manifest, and in files that differ every record's hash.
@@ -315,7 +311,9 @@ def expected_files(
     if isinstance(files, str) and os.path.isdir(files):
         base, patterns = patterns[0], [os.path.join(glob.escape(patterns[0]), "**", "*")]
     else:
-        base, _ = relative_names([_without_magic(each) for each in patterns])
+        base, _ = relative_names(patterns)
+        while glob.has_magic(base):
+            base = os.path.dirname(base)
     manifest = load_manifest(base)
     if manifest is not None:
         entries: Any = manifest.tree()["files"]
@@ -338,10 +336,3 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
     return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def _without_magic(pattern: str) -> str:
-    """A path whose directory is the deepest one that the pattern fixes."""
-    while glob.has_magic(os.path.dirname(pattern)):
-        pattern = os.path.dirname(pattern)
-    return pattern

@@ -33,6 +33,9 @@ class Records:
     num_sampled: int = 16
     """How many records the quick fingerprint reads; 0: none, because the outline says what is in them."""
 
+    content_recorded: bool = False
+    """Whether something was recorded that `check_content` can hold the data against."""
+
     def __len__(self) -> int:
         """Number of records, without reading one."""
         raise NotImplementedError(f"{type(self).__name__} must define __len__")
@@ -70,11 +73,6 @@ class Records:
     def content_stamp(self) -> dict[str, Any]:
         """What a file system says of the files: {name: [bytes, mtime in ns]}."""
         return {}
-
-    @property
-    def content_recorded(self) -> bool:
-        """Whether something was recorded that `check_content` can hold the data against."""
-        return False
 
     def check_content(self, names: Sequence[str] | None = None) -> list[str]:
         """Reads what is in these files, or everything, and tells each difference from what was recorded."""
