@@ -25,7 +25,6 @@ from datarax.order import Segment, Timeline
 from datarax.run_config import RunConfig, parse_stored_config
 from datarax.sources import SourceFile
 from datarax.sources.files import listed, recorded_files
-from datarax.sources.open import list_files
 from datarax.training import LOADER_NAME
 from datarax.training.recorded import recorded_recipe, recorded_timeline
 
@@ -216,7 +215,7 @@ def _files_of_then(
         return recorded
     config = entry.config
     if config is not None:
-        lists = (*lists, lambda: list_files(_stored_config(directory, config, overrides).source))
+        lists = (*lists, lambda: _stored_config(directory, config, overrides).source.config().list_files())
     reasons = []
     for list_now in lists:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import time
@@ -16,8 +17,8 @@ from datarax.core.errors import InputError
 from datarax.doctor.checks import Finding, failure, skipped, warning
 from datarax.order import Order, Segment, Timeline
 from datarax.run_config import RunConfig
-from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, TensorStoreConfig
-from datarax.sources.array_record import DataFile, expected_files
+from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, SourceFile, TensorStoreConfig
+from datarax.sources.array_record import expected_files
 from datarax.sources.build import BuildTable
 from datarax.sources.build_inputs import find_inputs
 
@@ -135,13 +136,13 @@ def _directories(config: RunConfig) -> Finding:
 
 def _expected(
     config: RunConfig, source: DataSource | None, recorded: Mapping[str, Any] | None
-) -> list[DataFile] | None:
-    """The files as the run knows them, rather than as they happen to lie there now."""
+) -> Sequence[SourceFile] | None:
+    """The files by absolute paths, as the run knows them, rather than as they happen to lie there now."""
     if isinstance(source, ArrayRecordSource) and (
         recorded is None or recorded.get("num_records") == len(source)
     ):
         at = source.base_directory
-        return [DataFile(os.path.join(at, f.name), f.size, f.num_records) for f in source.files()]
+        return [dataclasses.replace(f, name=os.path.join(at, f.name)) for f in source.files()]
     return expected_files(config.source.settings["files"], recorded)
 
 
@@ -154,7 +155,7 @@ def _timeline(config: RunConfig, num_records: int, start: tuple[int, int]) -> Ti
     return Timeline(segments=(first,), num_rows=num_rows, remainder=loader.remainder)
 
 
-def _first_steps(timeline: Timeline, expected: Sequence[DataFile], steps: range) -> dict[int, int]:
+def _first_steps(timeline: Timeline, expected: Sequence[SourceFile], steps: range) -> dict[int, int]:
     """For each file that is needed, by its number, the first step that needs it."""
     ends = np.cumsum([file.num_records for file in expected], dtype=np.int64)  # int64[num_files]
     holding = int(np.count_nonzero([file.num_records for file in expected]))
@@ -170,12 +171,12 @@ def _first_steps(timeline: Timeline, expected: Sequence[DataFile], steps: range)
     return needed
 
 
-def _looked_at(expected: Sequence[DataFile], needed: Mapping[int, int], steps: range) -> Finding:
+def _looked_at(expected: Sequence[SourceFile], needed: Mapping[int, int], steps: range) -> Finding:
     order = sorted(needed, key=lambda number: (needed[number], number))
     with ThreadPoolExecutor(_LOOKING_THREADS, "datarax-doctor") as pool:
         problems = list(pool.map(lambda number: _problem(expected[number]), order))
     bad = [
-        {"path": expected[number].path, "problem": problem, "first_step": needed[number]}
+        {"path": expected[number].name, "problem": problem, "first_step": needed[number]}
         for number, problem in zip(order, problems, strict=True)
         if problem is not None
     ]
@@ -193,10 +194,10 @@ def _looked_at(expected: Sequence[DataFile], needed: Mapping[int, int], steps: r
     )
 
 
-def _problem(file: DataFile) -> str | None:
+def _problem(file: SourceFile) -> str | None:
     """What is wrong with a file; None if it opens, has its size, and gives its last byte."""
     try:
-        descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(file.name, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size = os.fstat(descriptor).st_size
             if size != file.size:

@@ -15,7 +15,7 @@ import numpy as np
 
 from datarax.core.errors import ConfigError
 from datarax.grain_pipeline.node import FilePart, Node, Shard
-from datarax.sources.sampling import sample_positions
+from datarax.sources.records import sample_positions
 
 _MANY_BRANCHES = 2048
 _NUM_EXAMPLES = 16

@@ -19,7 +19,7 @@ from datarax.core.errors import ConfigError
 from datarax.grain_pipeline.graph import is_dataset
 from datarax.grain_pipeline.node import FilePart, Node, named_stages
 from datarax.sources.files import relative_names
-from datarax.sources.sampling import SAMPLE_VERSION, records_digest, sample_positions
+from datarax.sources.records import SAMPLE_VERSION, records_digest, sample_positions
 from datarax.transforms import function_identity, value_identity
 
 RULES_VERSION = 1

@@ -4,8 +4,7 @@ With a manifest beside the files, counts come from it and no file is opened befo
 `array_record_files.py`, the manifest in `manifest.py`.
 """
 
-from __future__ import annotations
-
+import contextlib
 import dataclasses
 import fnmatch
 import glob
@@ -35,11 +34,10 @@ from datarax.sources.manifest import (
     SIDE_FILES,
     Manifest,
     RecordedFile,
-    hashes_problem,
     load_manifest,
+    load_record_hashes,
 )
-from datarax.sources.records import Records
-from datarax.sources.sampling import records_digest, sample_positions
+from datarax.sources.records import Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 
 _NUM_SAMPLED_FILES = 4
@@ -64,8 +62,10 @@ class ArrayRecordConfig(SourceConfig):
     def __post_init__(self) -> None:
         """Checks the fields."""
         super().__post_init__()
-        files = self.files if isinstance(self.files, (str, os.PathLike)) else tuple(self.files)
-        object.__setattr__(self, "files", os.fspath(files) if isinstance(files, os.PathLike) else files)
+        files = self.files
+        object.__setattr__(
+            self, "files", os.fspath(files) if isinstance(files, (str, os.PathLike)) else tuple(files)
+        )
         if not self.files:
             raise ConfigError("files of an ArrayRecord source must name at least one path")
         if self.build is not None and not isinstance(self.files, str):
@@ -75,9 +75,10 @@ class ArrayRecordConfig(SourceConfig):
         """With absolute paths."""
         files = [self.files] if isinstance(self.files, str) else self.files
         absolute = tuple(require_local(each, "files") for each in files)
-        build = None if self.build is None else self.build.resolved()
         return dataclasses.replace(
-            self, files=absolute[0] if isinstance(self.files, str) else absolute, build=build
+            self,
+            files=absolute[0] if isinstance(self.files, str) else absolute,
+            build=self.build and self.build.resolved(),
         )
 
     def prepare(self, say: Callable[[str], None]) -> None:
@@ -85,19 +86,17 @@ class ArrayRecordConfig(SourceConfig):
         if self.build is not None:
             build_if_missing(self.build, str(self.files), say)
 
-    def open(self) -> ArrayRecordSource:
+    def open(self) -> "ArrayRecordSource":
         """The source of these files."""
         return ArrayRecordSource(self)
 
     def list_files(self) -> Sequence[SourceFile]:
         """The files, by the manifest alone where there is one."""
-        directory = str(self.files)
-        manifest = load_manifest(directory) if os.path.isdir(directory) else None
-        if manifest is None:
+        files = expected_files(self.files) if os.path.isdir(str(self.files)) else None
+        if files is None:
             return super().list_files()
-        _, names = relative_names([os.path.join(directory, each.name) for each in manifest.files])
-        facts = zip(names, manifest.files, strict=True)
-        return with_first_indices([(name, each.num_records, each.size) for name, each in facts])
+        _, names = relative_names([file.name for file in files])
+        return tuple(dataclasses.replace(f, name=name) for name, f in zip(names, files, strict=True))
 
 
 class ArrayRecordSource(DataSource):
@@ -137,16 +136,6 @@ class ArrayRecordSource(DataSource):
         """The directory that the files' names are relative to."""
         return self._runtime.base
 
-    @property
-    def file_names(self) -> list[str]:
-        """The files in the order of their records, relative to `base_directory`."""
-        return [file.name for file in self.files()]
-
-    @property
-    def num_open_files(self) -> int:
-        """Files that are open at the moment and not being read."""
-        return self._runtime.num_open_files
-
 
 class ArrayRecordRecords(ArrayRecordFiles, Records):
     """The records of files, and what is recorded of them.
@@ -169,17 +158,18 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
     ) -> None:
         self._made_from = base, files, recorded, max_open_files
         self.base, self._listed, self._recorded = base, files, recorded
-        self._paths = [os.path.join(base, file.name) for file in files]
-        counts = [file.num_records for file in files]
-        super().__init__(zip(self._paths, counts, strict=True), max_open_files=max_open_files)
+        self.content_recorded = bool(recorded)
+        paths = [os.path.join(base, file.name) for file in files]
+        super().__init__(paths, [file.num_records for file in files], max_open_files=max_open_files)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._made_from
 
     def outline(self) -> dict[str, Any]:
         """Number of files, their names and sizes, and the manifest's digest; opens no file."""
-        content = self._content_digest()
-        return {"num_files": len(self._listed), "files": listed(self._listed), "content": content}
+        content = self.content_fingerprint()
+        sha256 = None if content is None else content["sha256"]
+        return {"num_files": len(self._listed), "files": listed(self._listed), "content": sha256}
 
     def sample(self) -> str:
         """Of at most 16 records, from files all over."""
@@ -196,19 +186,16 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
         return self._listed
 
     def content_fingerprint(self) -> dict[str, Any] | None:
-        """SHA-256 of the manifest's facts about the files; None without a manifest."""
-        content = self._content_digest()
-        return None if content is None else {"num_records": len(self), "sha256": content}
+        """SHA-256 of the manifest's facts about the files (not about others that it may list); None without one."""
+        known = zip(self._listed, self._recorded, strict=False)
+        entries = tuple(dataclasses.replace(each.entry, name=file.name) for file, each in known)
+        sha256 = Manifest(entries, "").content_digest()
+        return {"num_records": len(self), "sha256": sha256} if entries else None
 
     def content_stamp(self) -> dict[str, Any]:
         """Size and time of each file."""
         stats = zip(self._listed, file_stats(self._paths, "ArrayRecord file"), strict=True)
         return {file.name: [stat.st_size, stat.st_mtime_ns] for file, stat in stats}
-
-    @property
-    def content_recorded(self) -> bool:
-        """Whether a manifest lies beside the files."""
-        return bool(self._recorded)
 
     def check_content(self, names: Sequence[str] | None = None) -> list[str]:
         """Compares size and SHA-256 of these files with the manifest, and in files that differ every record's hash.
@@ -218,8 +205,11 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
         known = zip(self._listed, self._recorded, strict=False)
         checked = [each.problem() for file, each in known if names is None or file.name in names]
         if names is None:
-            manifests = {each.directory: each.manifest for each in self._recorded}
-            checked += [hashes_problem(manifest, directory) for directory, manifest in manifests.items()]
+            for directory, manifest in {each.directory: each.manifest for each in self._recorded}.items():
+                try:
+                    load_record_hashes(manifest, directory)
+                except InputError as error:
+                    checked.append(str(error))
         return [problem for problem in checked if problem is not None]
 
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:
@@ -228,31 +218,22 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
         for file, recorded in zip(self._listed, self._recorded, strict=False):
             first = file.first_index
             start, stop = np.searchsorted(wanted, [first, first + file.num_records])
-            if start < stop and hashes_problem(recorded.manifest, recorded.directory) is None:
+            if start == stop:
+                continue
+            with contextlib.suppress(InputError):  # the hashes are damaged, which `check_content` says
                 for position, what in recorded.changed((wanted[start:stop] - first).tolist()):
                     found[first + position] = f"{file.name}: {what}"
         return found
-
-    def _content_digest(self) -> str | None:
-        """Digest of what is recorded of these files (not of others that a manifest may list)."""
-        known = zip(self._listed, self._recorded, strict=False)
-        entries = tuple(dataclasses.replace(each.entry, name=file.name) for file, each in known)
-        return Manifest(entries, "").content_digest() if entries else None
 
 
 def _find_dataset(
     patterns: str | Sequence[str],
 ) -> tuple[str, tuple[SourceFile, ...], list[RecordedFile]]:
     """Of the files that a config names: their base directory, they in the order of their names, what is recorded."""
-    found = find_files(
-        patterns,
-        what="ArrayRecord file",
-        expand_directory=_files_of_directory,
-        ignored_in_globs=SIDE_FILES,
+    paths = find_files(
+        patterns, what="ArrayRecord file", expand_directory=_files_of_directory, ignored_in_globs=SIDE_FILES
     )
-    base, names = relative_names(found)
-    named = sorted(zip(names, found, strict=True))
-    paths = [path for _, path in named]
+    base, names = relative_names(paths)
     sizes = [stat.st_size for stat in file_stats(paths, "ArrayRecord file")]
     recorded = _recorded(base, paths)
     for size, each in zip(sizes, recorded, strict=False):
@@ -262,8 +243,7 @@ def _find_dataset(
                 f"replaced; restore it, or build the dataset again"
             )
     counts = [each.entry.num_records for each in recorded] or count_records(paths)
-    facts = zip(named, counts, sizes, strict=True)
-    return base, with_first_indices([(name, count, size) for (name, _), count, size in facts]), recorded
+    return base, with_first_indices(list(zip(names, counts, sizes, strict=True))), recorded
 
 
 def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
@@ -274,7 +254,7 @@ def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
     """
     common = load_manifest(base)
     homes = [os.path.dirname(path) if common is None else base for path in paths]
-    manifests = {home: load_manifest(home) if common is None else common for home in homes}
+    manifests = {home: load_manifest(home) if common is None else common for home in dict.fromkeys(homes)}
     without = sorted(home for home, manifest in manifests.items() if manifest is None)
     if len(without) == len(manifests):
         return []
@@ -310,29 +290,19 @@ def _files_of_directory(directory: str) -> list[str]:
 # Files that cannot be opened, because one is gone
 
 
-@dataclass(frozen=True)
-class DataFile:
-    """One file of a dataset, as it was recorded; whether it is there, and as large, is for the caller to look."""
-
-    path: str
-    """Absolute path."""
-    size: int
-    """Bytes."""
-    num_records: int
-    """Records in it."""
-
-
 def expected_files(
     files: str | Sequence[str], identity: Mapping[str, Any] | None = None
-) -> list[DataFile] | None:
-    """The files of an ArrayRecord dataset in the order of their records, as a manifest or else an identity lists them.
+) -> Sequence[SourceFile] | None:
+    """The files of a dataset in the order of their records, as a manifest or else an identity lists them.
+
+    Whether they are there, and as large, is for the caller to look.
 
     Args:
         files: what a config says: one directory, paths, or globs.
         identity: of the source, as a snapshot recorded it.
 
     Returns:
-        None if nothing lists them.
+        The files, by absolute paths; None if nothing lists them.
 
     Raises:
         InputError: if there is a manifest that cannot be read.
@@ -341,19 +311,22 @@ def expected_files(
     if isinstance(files, str) and os.path.isdir(files):
         base, patterns = patterns[0], [os.path.join(glob.escape(patterns[0]), "**", "*")]
     else:
-        base, _ = relative_names([_without_magic(each) for each in patterns])
+        base, _ = relative_names(patterns)
+        while glob.has_magic(base):
+            base = os.path.dirname(base)
     manifest = load_manifest(base)
     if manifest is not None:
-        entries: Any = [dataclasses.asdict(each) for each in manifest.files]
+        entries: Any = manifest.tree()["files"]
     else:
         entries = (identity or {}).get("files")
     if not isinstance(entries, list):
         return None
-    found = [DataFile(os.path.join(base, e["name"]), e["size"], e["num_records"]) for e in entries]
+    facts = [(os.path.join(base, each["name"]), each["num_records"], each["size"]) for each in entries]
     # A manifest may list more than a config names.
-    return [
-        f for f in found if any(f.path == p or _matches(f.path.split("/"), p.split("/")) for p in patterns)
-    ]
+    parts = [pattern.split("/") for pattern in patterns]
+    return with_first_indices(
+        [each for each in facts if each[0] in patterns or any(_matches(each[0].split("/"), p) for p in parts)]
+    )
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -363,10 +336,3 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if pattern[0] == "**":
         return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
     return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def _without_magic(pattern: str) -> str:
-    """A path whose directory is the deepest one that the pattern fixes."""
-    while glob.has_magic(os.path.dirname(pattern)):
-        pattern = os.path.dirname(pattern)
-    return pattern

@@ -12,9 +12,8 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,15 +36,6 @@ _LIST_READ_SECONDS_PER_RECORD = 8e-6
 _NUM_PROBES = 8
 
 
-@dataclass
-class _Reader:
-    """An open file. Its position is moved by each read, so one thread has it at a time."""
-
-    library: ArrayRecordReader
-    num_records: int
-    num_chunks: int
-
-
 def open_writer(path: str, *, group_size: int, compression: str) -> ArrayRecordWriter:
     """A writer whose bytes depend on the records alone (one thread, no time in the header)."""
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -53,30 +43,26 @@ def open_writer(path: str, *, group_size: int, compression: str) -> ArrayRecordW
     return ArrayRecordWriter(path, f"group_size:{group_size},{compression}")
 
 
-def open_reader(path: str) -> _Reader:
-    """Opens a file and checks that its index is whole.
+def open_reader(path: str) -> ArrayRecordReader:
+    """Opens a file and checks that its index is whole. A read moves the reader: one thread has it at a time.
 
     Raises:
         ReadError: if the file is missing, is a directory, or is no complete ArrayRecord file.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    if os.path.isdir(path):
-        raise ReadError(f"{path} is a directory, not an ArrayRecord file")
     try:
         with open(path, "rb"):  # the library reports no cause: a missing file looks like an empty one
             pass
     except OSError as error:
         raise ReadError(f"ArrayRecord file {path} cannot be opened: {error.strerror or error}") from error
-    library = ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
-    if not library.ok():  # a reader that is not ok says it has 0 records and raises nothing
+    reader = ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
+    if not reader.ok():  # a reader that is not ok says it has 0 records and raises nothing
         raise ReadError(
             f"{path} is not a complete ArrayRecord file ({os.path.getsize(path)} bytes): it is truncated, damaged or "
             f"of another format; write it again or restore it from a copy"
         )
-    group = re.search(r"group_size:(\d+)", library.writer_options_string() or "")
-    num_records = library.num_records()
-    return _Reader(library, num_records, num_records // max(1, int(group[1]) if group else 1))
+    return reader
 
 
 def count_records(paths: Sequence[str]) -> list[int]:
@@ -87,7 +73,7 @@ def count_records(paths: Sequence[str]) -> list[int]:
     """
     with ThreadPoolExecutor(min(_COUNTING_THREADS, len(paths))) as pool:
         try:
-            return list(pool.map(lambda path: open_reader(path).num_records, paths))
+            return list(pool.map(lambda path: open_reader(path).num_records(), paths))
         except ReadError as error:
             raise InputError(str(error)) from error
 
@@ -104,18 +90,19 @@ class ArrayRecordFiles:
     or not, has a pool of its own.
 
     Args:
-        files: absolute path and number of records of each.
+        paths: absolute paths of the files.
+        counts: number of records in each.
         max_open_files: readers that are kept between reads.
     """
 
-    def __init__(self, files: Iterable[tuple[str, int]], *, max_open_files: int) -> None:
-        self._files = list(files)
-        self._ends = np.cumsum([count for _, count in self._files], dtype=np.int64)  # int64[num_files]
+    def __init__(self, paths: Sequence[str], counts: Sequence[int], *, max_open_files: int) -> None:
+        self._paths, self._counts = paths, counts
+        self._ends = np.cumsum(counts, dtype=np.int64)  # int64[num_files]
         self._max_open_files = max_open_files
-        self._pool: OrderedDict[int, list[_Reader]] = OrderedDict()  # least recently used file first
+        # The least recently used file first.
+        self._pool: OrderedDict[int, list[ArrayRecordReader]] = OrderedDict()
         self.num_open_files = 0
         self._lock = threading.Lock()
-        self._closed = False
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -132,25 +119,28 @@ class ArrayRecordFiles:
         records: list[bytes] = []
         for start, stop in itertools.pairwise([*borders, len(wanted)]):
             number = int(file_of[start])
-            first = int(self._ends[number]) - self._files[number][1]
+            first = int(self._ends[number]) - self._counts[number]
             records += self._read_file(number, (wanted[start:stop] - first).tolist())
         return list(map(records.__getitem__, places.tolist()))
 
     def close(self) -> None:
-        """Closes the files. A read that is going on in another thread still ends well; later ones are refused."""
+        """Closes the files. A read that is going on in another thread still ends well, and keeps none open."""
         with self._lock:
-            self._closed = True
+            self._max_open_files = 0
             self._pool.clear()
             self.num_open_files = 0
 
     def _read_file(self, number: int, positions: list[int]) -> list[bytes]:
-        path, expected = self._files[number]
-        reader = self._taken(number)
+        path, expected = self._paths[number], self._counts[number]
+        with self._lock:
+            idle = self._pool.get(number)
+            reader = idle.pop() if idle else None
+            self.num_open_files -= reader is not None
         if reader is None:
             reader = open_reader(path)
-            if reader.num_records != expected:
+            if reader.num_records() != expected:
                 raise ReadError(
-                    f"{path} has {reader.num_records} records, had {expected} when it was recorded: the file was "
+                    f"{path} has {reader.num_records()} records, had {expected} when it was recorded: the file was "
                     f"replaced; restore it, or build the dataset and its manifest again"
                 )
         try:
@@ -158,45 +148,28 @@ class ArrayRecordFiles:
         except (RuntimeError, IndexError) as error:
             # The reader is not given back: after a failure the library answers every read with the same error.
             raise ReadError(_describe_failure(path, positions, error)) from error
-        self._give_back(number, reader)
-        return records
-
-    def _taken(self, number: int) -> _Reader | None:
         with self._lock:
-            if self._closed:
-                raise ValueError("this ArrayRecord source is closed")
-            if not self._pool.get(number):
-                return None
-            self.num_open_files -= 1
-            return self._pool[number].pop()
-
-    def _give_back(self, number: int, reader: _Reader) -> None:
-        with self._lock:
-            if self._closed:
-                return
             self._pool.setdefault(number, []).append(reader)
             self._pool.move_to_end(number)
             self.num_open_files += 1
             while self.num_open_files > self._max_open_files:
-                oldest, readers = next(iter(self._pool.items()))
-                if readers:
-                    readers.pop()  # dropping the last reference closes the file
-                    self.num_open_files -= 1
-                else:
-                    del self._pool[oldest]
+                _, closed = self._pool.popitem(last=False)  # dropping the last reference closes a file
+                self.num_open_files -= len(closed)
+        return records
 
 
-def _read_sorted(reader: _Reader, positions: list[int]) -> list[bytes]:
+def _read_sorted(reader: ArrayRecordReader, positions: list[int]) -> list[bytes]:
     """Records at ascending different positions, by whichever way the first few show to be the faster."""
-    if len(positions) < 2 * _NUM_PROBES:
-        return _read_one_by_one(reader.library, positions)
     start = time.perf_counter()
-    records = _read_one_by_one(reader.library, positions[:_NUM_PROBES])
+    records = _read_one_by_one(reader, positions[:_NUM_PROBES])
     seconds_per_record = (time.perf_counter() - start) / _NUM_PROBES
     rest = positions[_NUM_PROBES:]
-    if list_read_pays(seconds_per_record, len(rest), reader.num_chunks):
-        return records + reader.library.read(rest)
-    return records + _read_one_by_one(reader.library, rest)
+    if len(rest) >= _NUM_PROBES:
+        group = re.search(r"group_size:(\d+)", reader.writer_options_string() or "")
+        num_chunks = reader.num_records() // int(group[1] if group else 1)
+        if list_read_pays(seconds_per_record, len(rest), num_chunks):
+            return records + reader.read(rest)
+    return records + _read_one_by_one(reader, rest)
 
 
 def list_read_pays(seconds_per_record: float, num_records: int, num_chunks: int) -> bool:
@@ -205,27 +178,24 @@ def list_read_pays(seconds_per_record: float, num_records: int, num_chunks: int)
     return seconds_per_record * num_records > 2 * list_read
 
 
-def _read_one_by_one(library: ArrayRecordReader, positions: list[int]) -> list[bytes]:
-    seek, read = library.seek, library.read
+def _read_one_by_one(reader: ArrayRecordReader, positions: list[int]) -> list[bytes]:
     records = []
-    last = None
-    for position in positions:
-        if last is None or position != last + 1:  # within a run the reader is already there
-            seek(position)
-        records.append(read())
-        last = position
+    for last, position in itertools.pairwise([-2, *positions]):
+        if position != last + 1:  # within a run the reader is already there
+            reader.seek(position)
+        records.append(reader.read())
     return records
 
 
 def _describe_failure(path: str, positions: list[int], error: Exception) -> str:
     """Finds the first record that fails by reading them again, one by one: it happens once, and a name is worth it."""
     try:
-        library = open_reader(path).library
+        reader = open_reader(path)
     except ReadError as failure:
         return str(failure)
     for position in positions:
         try:
-            _read_one_by_one(library, [position])
+            _read_one_by_one(reader, [position])
         except (RuntimeError, IndexError) as failure:
             return f"record {position} of ArrayRecord file {path} cannot be read: {failure}"
     return f"ArrayRecord file {path} could not be read: {error}"

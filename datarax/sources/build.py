@@ -5,8 +5,6 @@ the disk. A lock beside the output, a `flock`, is freed by the kernel when its h
 builder left is removed by the next one that holds it. Read next: `build_inputs.py` (the records), `manifest.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno
@@ -17,19 +15,18 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
 from datarax.core.config import Checked, Positive, check_fields
 from datarax.core.errors import ConfigError, DataraxError, InputError, ReadError
 from datarax.core.tree import differences
-from datarax.sources.array_record_files import open_reader, open_writer
+from datarax.sources.array_record_files import open_writer
 from datarax.sources.build_inputs import (
     PYTHON_STDLIB,
-    InputFile,
     InputKind,
-    Leftovers,
     find_inputs,
     inputs_digest,
     inputs_stamp,
@@ -38,7 +35,14 @@ from datarax.sources.build_inputs import (
     text_records,
 )
 from datarax.sources.files import flush_to_disk, require_local, write_durably
-from datarax.sources.manifest import INPUTS_STAMP_NAME, MANIFEST_NAME, Manifest, ManifestWriter, load_manifest
+from datarax.sources.manifest import (
+    INPUTS_STAMP_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    inventory,
+    load_manifest,
+    write_inventory,
+)
 
 BUILD_FORMAT = 1
 """Raise this when the same inputs and settings give other records."""
@@ -46,6 +50,7 @@ BUILD_FORMAT = 1
 Progress: TypeAlias = Callable[["BuildProgress"], None]
 _MOST_SHARDS = 10**6  # six digits in a name: names must sort like numbers
 _SECONDS_BETWEEN_TRIES = 0.1
+_TOLD_EVERY_RECORDS = 4096
 
 
 class BuildError(DataraxError, OSError):
@@ -169,10 +174,12 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
     try:
         if _is_finished(output):  # asked before the lock: a finished dataset may lie where nobody can write
             return _reuse(config, output, files, report)
-        with _locked(output, lambda: report(BuildProgress("waiting"))):
+        with _workplace(output, report) as directory:
             if _is_finished(output):
                 return _reuse(config, output, files, report)
-            return _build(config, output, files, report)
+            return _build(config, output, files, report, directory)
+    except ReadError as error:
+        raise BuildError(f"dataset {output} could not be written: {error}") from error
     except DataraxError:
         raise
     except OSError as error:
@@ -207,13 +214,15 @@ def build_if_missing(table: BuildTable, output: str, say: Callable[[str], None])
         say(f"built {result.manifest.num_records:,} records in {output}")
 
 
-def _reuse(config: BuildConfig, output: str, files: list[InputFile], report: Progress) -> BuildResult:
+def _reuse(config: BuildConfig, output: str, files: Mapping[str, str], report: Progress) -> BuildResult:
     manifest = load_manifest(output)
     assert manifest is not None
     recorded = dict(manifest.build or {})
-    stamp, inputs = inputs_stamp(files), recorded.get("inputs")
-    if isinstance(inputs, dict) and _is_stamped(output, stamp):
-        sha256 = inputs.get("sha256", "")
+    stamp, stamped = inputs_stamp(files), b""
+    with contextlib.suppress(OSError), open(os.path.join(output, INPUTS_STAMP_NAME), "rb") as file:
+        stamped = file.read()
+    if stamped == stamp.encode():  # compared with these inputs before: they need not be read again
+        sha256 = (recorded.get("inputs") or {}).get("sha256", "")
     else:
         report(BuildProgress("reading"))
         sha256 = inputs_digest(files)
@@ -227,53 +236,55 @@ def _reuse(config: BuildConfig, output: str, files: list[InputFile], report: Pro
     return BuildResult(output, manifest, reused=True)
 
 
-def _build(config: BuildConfig, output: str, files: list[InputFile], report: Progress) -> BuildResult:
+def _build(
+    config: BuildConfig, output: str, files: Mapping[str, str], report: Progress, directory: str
+) -> BuildResult:
     report(BuildProgress("reading"))
     stamp = inputs_stamp(files)
     identity = config.identity(inputs_digest(files), len(files))
-    leftovers = Leftovers()
-    directory = f"{_temporary_prefix(output)}{os.getpid()}-{time.time_ns()}"
-    os.mkdir(directory)
+    leftovers = Counter[str]()
+    names, num_records = _write_shards(config, files, leftovers, directory, report)
+    if leftovers["dropped_bytes"] and not names:
+        raise InputError(
+            f"the inputs ({len(files)} files) hold {leftovers['dropped_bytes']} bytes, less than one record of "
+            f"record_bytes = {config.record_bytes}"
+        )
+    if not names:
+        first = next(iter(files.values()))
+        raise InputError(f"the inputs ({len(files)} files, the first is {first}) hold no record")
+    if inputs_stamp(files) != stamp:
+        raise InputError("the input files changed while they were read; build again")
+    manifest, hashes = inventory(directory, names, identity)
+    if manifest.num_records != num_records:
+        raise BuildError(f"dataset {output} could not be written: it holds {manifest.num_records} records")
+    _stamp(directory, stamp)
+    write_inventory(directory, manifest, hashes)
+    flush_to_disk(directory)
     try:
-        with ManifestWriter(directory, lambda n, size: report(BuildProgress("writing", n, size))) as writer:
-            lengths = _shard_lengths(config, files)
-            _write_shards(config, _records(config, files, leftovers), lengths, directory, writer)
-            if writer.num_records == 0:
-                raise InputError(_no_records(config, files, leftovers))
-            if inputs_stamp(files) != stamp:
-                raise InputError("the input files changed while they were read; build again")
-            _stamp(directory, stamp)
-            manifest = writer.finish(identity)
-        flush_to_disk(directory)
-        try:
-            os.rename(directory, output)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
-                return _reuse(config, output, files, report)  # a process on another machine was faster
-            raise
-        flush_to_disk(os.path.dirname(output))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    return BuildResult(output, manifest, reused=False, **vars(leftovers))
+        os.rename(directory, output)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
+            return _reuse(config, output, files, report)  # a process on another machine was faster
+        raise
+    flush_to_disk(os.path.dirname(output))
+    return BuildResult(output, manifest, reused=False, **leftovers)
 
 
-def _records(config: BuildConfig, files: list[InputFile], leftovers: Leftovers) -> Iterator[bytes]:
+def _records(config: BuildConfig, files: Mapping[str, str], leftovers: Counter[str]) -> Iterator[bytes]:
     if config.kind is InputKind.JSONL:
         return jsonl_records(files, leftovers)
     skip_undecodable = is_standard_library(config.inputs)
     return text_records(files, config.record_bytes, leftovers, skip_undecodable=skip_undecodable)
 
 
-def _shard_lengths(config: BuildConfig, files: list[InputFile]) -> Iterator[int | None]:
+def _shard_lengths(config: BuildConfig, files: Mapping[str, str]) -> Iterator[int | None]:
     """Number of records in each shard; None: all that are left."""
     if config.records_per_shard is not None:
         return itertools.repeat(config.records_per_shard)
     if config.num_shards is None:
         return iter([None])
-    total = sum(1 for _ in _records(config, files, Leftovers()))
-    if total == 0:
-        return iter([None])  # refused when they are written, in the same words as for one shard
-    if total < config.num_shards:
+    total = sum(1 for _ in _records(config, files, Counter()))
+    if 0 < total < config.num_shards:
         raise InputError(f"{total} records cannot fill num_shards = {config.num_shards} files; ask for fewer")
     each, more = divmod(total, config.num_shards)
     return iter([each + (i < more) for i in range(config.num_shards)])
@@ -281,51 +292,43 @@ def _shard_lengths(config: BuildConfig, files: list[InputFile]) -> Iterator[int 
 
 def _write_shards(
     config: BuildConfig,
-    records: Iterator[bytes],
-    lengths: Iterator[int | None],
+    files: Mapping[str, str],
+    leftovers: Counter[str],
     directory: str,
-    writer: ManifestWriter,
-) -> None:
-    for i, length in enumerate(lengths):
-        shard = itertools.islice(records, length)
-        first = next(shard, None)
+    report: Progress,
+) -> tuple[list[str], int]:
+    """Writes the records of the inputs: names of the files, none if there are no records, and number of records."""
+    records = _records(config, files, leftovers)
+    names: list[str] = []
+    num_records = num_bytes = 0
+    for length in _shard_lengths(config, files):
+        first = next(records, None)
         if first is None:
-            return
-        if i == _MOST_SHARDS:
+            break
+        if len(names) == _MOST_SHARDS:
             raise InputError(
                 f"the dataset would have more than {_MOST_SHARDS} files; ask for more records_per_shard"
             )
-        name = f"records-{i:06d}.array_record"
-        before = writer.num_records
-        _write_shard(config, os.path.join(directory, name), itertools.chain([first], shard), writer)
-        writer.add_file(name, writer.num_records - before)
+        names.append(f"records-{len(names):06d}.array_record")
+        path = os.path.join(directory, names[-1])
+        try:
+            shard = open_writer(path, group_size=config.group_size, compression=config.compression)
+            rest = itertools.islice(records, None if length is None else length - 1)
+            for record in itertools.chain([first], rest):
+                shard.write(record)
+                num_records += 1
+                num_bytes += len(record)
+                if num_records % _TOLD_EVERY_RECORDS == 0:
+                    report(BuildProgress("writing", num_records, num_bytes))
+            shard.close()
+            flush_to_disk(path)
+        except RuntimeError as error:  # the library's own error, which holds the cause as text
+            raise BuildError(f"dataset file {path} could not be written: {error}") from error
+    report(BuildProgress("writing", num_records, num_bytes))
     # Drawn to the end, where what is left over is known.
     if next(records, None) is not None:
         raise InputError("the input files changed while they were read; build again")
-
-
-def _write_shard(config: BuildConfig, path: str, records: Iterator[bytes], writer: ManifestWriter) -> None:
-    before = writer.num_records
-    shard = open_writer(path, group_size=config.group_size, compression=config.compression)
-    try:
-        for record in records:
-            shard.write(record)
-            writer.add_record(record)
-        shard.close()
-        flush_to_disk(path)
-        if open_reader(path).num_records != writer.num_records - before:
-            raise RuntimeError("it holds fewer records than were written to it")
-    except (RuntimeError, ReadError) as error:  # the library's own error, which holds the cause as text
-        raise BuildError(f"dataset file {path} could not be written: {error}") from error
-
-
-def _no_records(config: BuildConfig, files: list[InputFile], leftovers: Leftovers) -> str:
-    if config.record_bytes is not None and leftovers.dropped_bytes:
-        return (
-            f"the inputs ({len(files)} files) hold {leftovers.dropped_bytes} bytes, less than one record of "
-            f"record_bytes = {config.record_bytes}"
-        )
-    return f"the inputs ({len(files)} files, the first is {files[0].path}) hold no record"
+    return names, num_records
 
 
 # The place of a build
@@ -346,58 +349,39 @@ def _is_finished(output: str) -> bool:
     )
 
 
-def _temporary_prefix(output: str) -> str:
-    """The host is in the name because a flock may not reach across machines: each removes only its own leftovers."""
-    parent, name = os.path.split(output)
-    return os.path.join(parent, f".{name}.building-{socket.gethostname()}-")
-
-
 @contextlib.contextmanager
-def _locked(output: str, while_waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock, waiting for it as long as it takes; removes what dead builders left."""
+def _workplace(output: str, report: Progress) -> Iterator[str]:
+    """A new directory beside the output, for one builder at a time: waits as long as it takes for the lock.
+
+    What dead builders left is removed. The host is in the names because a flock may not reach across machines: each
+    removes only its own leftovers.
+    """
     parent, name = os.path.split(output)
     os.makedirs(parent, exist_ok=True)
-    path = os.path.join(parent, f".{name}.build-lock")
+    lock = os.path.join(parent, f".{name}.build-lock")
+    prefix = os.path.join(parent, f".{name}.building-{socket.gethostname()}-")
     while True:
-        with open(path, "ab") as file:
-            while not _try_lock(file.fileno()):
-                while_waiting()
-                time.sleep(_SECONDS_BETWEEN_TRIES)
-            # The holder before may have removed the file: then this is the lock of a name that is gone.
-            if not _is_same_file(file.fileno(), path):
-                continue
+        with open(lock, "ab") as file:
             try:
-                for leftover in glob.glob(f"{glob.escape(_temporary_prefix(output))}*"):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
+            except (BlockingIOError, FileNotFoundError):
+                report(BuildProgress("waiting"))
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+                continue
+            if not is_there:  # the holder before removed the file: this is the lock of a name that is gone
+                continue
+            directory = f"{prefix}{os.getpid()}-{time.time_ns()}"
+            try:
+                for leftover in glob.glob(f"{glob.escape(prefix)}*"):
                     shutil.rmtree(leftover, ignore_errors=True)
-                yield
+                os.mkdir(directory)
+                yield directory
                 return
             finally:
+                shutil.rmtree(directory, ignore_errors=True)
                 with contextlib.suppress(OSError):
-                    os.unlink(path)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_same_file(descriptor: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _is_stamped(directory: str, stamp: str) -> bool:
-    """Whether the dataset was last compared with inputs of this stamp, so that they need not be read again."""
-    try:
-        with open(os.path.join(directory, INPUTS_STAMP_NAME), "rb") as file:
-            return file.read() == stamp.encode()
-    except OSError:
-        return False
+                    os.unlink(lock)
 
 
 def _stamp(directory: str, stamp: str) -> None:

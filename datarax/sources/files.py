@@ -4,8 +4,6 @@ Names are relative to the deepest directory that holds all the files, so that mo
 nothing of what is in the files. Read next: `manifest.py`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import itertools
@@ -64,12 +62,9 @@ def require_local(path: str | os.PathLike[str], what: str) -> str:
     Raises:
         InputError: if `path` is empty, is not a path, or names an object store or another remote place.
     """
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        raise InputError(f"{what} must be a path, got {path!r} of type {type(path).__name__}") from None
-    if not isinstance(text, str) or not text:
-        raise InputError(f"{what} must be a non-empty path, got {text!r}")
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
+    if not text:
+        raise InputError(f"{what} must be a non-empty path, got {path!r}")
     if _REMOTE.match(text):
         raise InputError(
             f"{what} {text!r} is not a local path; object stores are not supported yet, copy the data to a local disk"
@@ -100,15 +95,17 @@ def find_files(
         path = require_local(pattern, what)
         if os.path.isdir(path):
             files = expand_directory(path)
-        elif os.path.lexists(path):
-            files = [path]
-        elif not glob.has_magic(path):
-            raise InputError(f"{what} {path} does not exist")
         else:
-            matches = [m for m in glob.glob(path, recursive=True) if not os.path.isdir(m)]
-            files = [m for m in matches if os.path.basename(m) not in ignored_in_globs]
+            files = [path] if os.path.lexists(path) else glob.glob(path, recursive=True)
+            files = [
+                f
+                for f in files
+                if f == path or not (os.path.isdir(f) or os.path.basename(f) in ignored_in_globs)
+            ]
             if not files:
-                raise InputError(f"no {what} matches {path}")
+                raise InputError(
+                    f"no {what} matches {path}" if glob.has_magic(path) else f"{what} {path} does not exist"
+                )
         for file in files:
             if file in found:
                 raise InputError(f"{what} {file} is named twice, by {found[file]!r} and by {str(pattern)!r}")
@@ -145,10 +142,9 @@ def write_durably(path: str, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # as a rule it has its name by now
             os.unlink(partial)
-        raise
     flush_to_disk(os.path.dirname(path))
 
 

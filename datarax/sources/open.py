@@ -4,24 +4,21 @@ A kind is a line of `KINDS` and one file. Its config class says which settings t
 module is imported when somebody asks for either, never when a stored config is read. Read next: `range.py`.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from datarax.core.config import REST, DataraxModuleConfig, from_tree, load_attribute, to_tree
 from datarax.core.errors import ConfigError
-from datarax.sources.files import SourceFile
 from datarax.sources.source import DataSource, SourceConfig
 
 KINDS = {
     "array_record": "datarax.sources.array_record:ArrayRecordConfig",
     "tensorstore": "datarax.sources.tensorstore:TensorStoreConfig",
     "range": "datarax.sources.range:RangeConfig",
-    "memory": "datarax.sources.memory:NamedMemoryConfig",
-    "grain": "datarax.sources.grain_source:NamedGrainConfig",
+    "memory": "datarax.sources.objects:NamedMemoryConfig",
+    "grain": "datarax.sources.objects:NamedGrainConfig",
 }
 """kind -> `module:Class` of its config."""
 
@@ -59,16 +56,16 @@ class SourceTable:
         """
         config_class = load_attribute(KINDS[self.kind], "source.kind")
         keys = set(setting_names(config_class))
-        # An empty table says nothing: configs were once kept with a `parameters` that belongs to some kinds only.
-        settings = {key: value for key, value in self.settings.items() if key in keys or value != {}}
-        for key in settings:
-            if key not in keys:
+        for key, value in self.settings.items():
+            # An empty table says nothing: configs were once kept with a `parameters` that belongs to some kinds only.
+            if key not in keys and value != {}:
                 raise ConfigError(
                     f"[source] {key} does not belong to kind = {self.kind!r}, which takes {', '.join(sorted({*keys, 'kind'}))}"
                 )
+        settings = {key: value for key, value in self.settings.items() if key in keys}
         return from_tree(config_class, settings, "source")
 
-    def resolved(self) -> SourceTable:
+    def resolved(self) -> Self:
         """With the kind's settings checked and absolute paths.
 
         Raises:
@@ -106,13 +103,3 @@ def open_source(
     if build:
         config.prepare(say)
     return config.open()
-
-
-def list_files(table: SourceTable) -> Sequence[SourceFile]:
-    """The files of a source as they are listed today, reading no record: by the manifest alone where there is one.
-
-    Raises:
-        ConfigError: if the table does not describe a source.
-        InputError: if there is neither a manifest nor the files.
-    """
-    return table.config().list_files()

@@ -1,7 +1,5 @@
 """The integers of a range as records: no data at all, so its length may be anything. For tests, sizes, and indices."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -41,7 +39,7 @@ class RangeConfig(SourceConfig):
         except OverflowError:
             raise ConfigError(f"a range from {self.start} to {self.stop} is longer than 2**63 - 1") from None
 
-    def open(self) -> RangeSource:
+    def open(self) -> "RangeSource":
         """The source of these integers."""
         return RangeSource(self)
 

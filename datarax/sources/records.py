@@ -4,15 +4,19 @@ A `DataSource` is the one module around it, and adds all that kinds share: check
 next: `range.py`, the smallest kind, and `source.py`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from datarax.core.tree import hash_tree
 from datarax.sources.files import SourceFile
-from datarax.sources.sampling import records_digest, sample_positions
+
+SAMPLE_VERSION = 1
+"""Names the choice of samples and the encoding of records. Part of every identity that holds a sample: raise it when
+either changes."""
 
 
 class Records:
@@ -28,6 +32,9 @@ class Records:
     """True: `read` gives a PyTree of arrays [n, ...]. False: it gives a list of n records."""
     num_sampled: int = 16
     """How many records the quick fingerprint reads; 0: none, because the outline says what is in them."""
+
+    content_recorded: bool = False
+    """Whether something was recorded that `check_content` can hold the data against."""
 
     def __len__(self) -> int:
         """Number of records, without reading one."""
@@ -67,11 +74,6 @@ class Records:
         """What a file system says of the files: {name: [bytes, mtime in ns]}."""
         return {}
 
-    @property
-    def content_recorded(self) -> bool:
-        """Whether something was recorded that `check_content` can hold the data against."""
-        return False
-
     def check_content(self, names: Sequence[str] | None = None) -> list[str]:
         """Reads what is in these files, or everything, and tells each difference from what was recorded."""
         return []
@@ -82,3 +84,23 @@ class Records:
 
     def close(self) -> None:
         """Frees what is open; no read follows."""
+
+
+def sample_positions(length: int, count: int) -> list[int]:
+    """At most `count` (>= 2) different positions in range(length), evenly spread, the first and the last among them."""
+    if length <= count:
+        return list(range(length))
+    return [i * (length - 1) // (count - 1) for i in range(count)]
+
+
+def records_digest(records: Iterable[Any], indices: Iterable[int] | None = None) -> str:
+    """SHA-256 over a sequence of records, as hex. Their indices in a source are for messages only.
+
+    Raises:
+        TypeError: if a record holds something that has no plain bytes, naming the place and the type.
+    """
+    hasher = hashlib.sha256()
+    names = (f"{i} of the sample" for i in itertools.count()) if indices is None else indices
+    for name, record in zip(names, records, strict=False):
+        hash_tree(hasher, record, f"record {name}")
+    return hasher.hexdigest()

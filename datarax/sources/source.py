@@ -5,12 +5,10 @@ records once, first to last, and can be stopped and continued like any iterator 
 orders, batches or processes, and the module nothing of where records lie: that is `records.py`.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Self, cast
 
@@ -18,13 +16,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax.core.config import DataraxModuleConfig, Text, load_attribute
+from datarax.core.config import DataraxModuleConfig, Text
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.module import CheckpointableIteratorModule
 from datarax.core.variables import IterationCount
 from datarax.sources.files import SourceFile
-from datarax.sources.records import Records
-from datarax.sources.sampling import SAMPLE_VERSION
+from datarax.sources.records import SAMPLE_VERSION, Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +35,7 @@ class SourceConfig(DataraxModuleConfig):
     name: Text = "data"
     """The source's name in orders, seeds and record keys: another name gives another shuffle. Part of the identity."""
 
-    def open(self) -> DataSource:
+    def open(self) -> "DataSource":
         """A new source of these settings.
 
         Raises:
@@ -65,21 +62,6 @@ class SourceConfig(DataraxModuleConfig):
         """
         with self.open() as source:
             return source.files()
-
-
-@dataclass(frozen=True, kw_only=True)
-class NamedDataConfig(SourceConfig):
-    """For kinds around an object: a config file cannot hold it, so it names it."""
-
-    use: str
-    """`module:attribute` of the data, or of a function that returns it."""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of that function."""
-
-    def data(self) -> Any:
-        """The object; what is callable is called."""
-        found = load_attribute(self.use, "source.use")
-        return found(**self.parameters) if callable(found) else found
 
 
 class DataSource(CheckpointableIteratorModule[Any]):
@@ -125,8 +107,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
             raise ConfigError("a source's name must not be empty")
         self._applied_count = IterationCount(np.zeros((), np.int64))
         self._skipped_count = IterationCount(np.zeros((), np.int64))
-        self.position.set_value(0)
-        self.epoch.set_value(0)
+        DataSource.reset(self)
         self._is_closed = False
         if records is not None:
             self._open(records)
@@ -138,23 +119,23 @@ class DataSource(CheckpointableIteratorModule[Any]):
         self.columnar = records.columnar
 
     @property
-    def _records(self) -> Records:
-        """The adapter; of a subclass that has another runtime the one that knows nothing."""
-        return self._runtime if isinstance(self._runtime, Records) else _UNKNOWN
+    def records(self) -> Records:
+        """The adapter; of a subclass that has another runtime one that knows nothing."""
+        return self._runtime if isinstance(self._runtime, Records) else Records()
 
     # What a subclass without an adapter defines
 
     def _length(self) -> int:
         """Number of records, without reading one."""
-        return len(self._records)
+        return len(self.records)
 
     def _read(self, indices: np.ndarray) -> Any:
         """The records at int64[n] indices that lie in [0, len(self)); n may be 0, and indices may repeat."""
-        return self._records.read(indices)
+        return self.records.read(indices)
 
     def _close(self) -> None:
         """Frees what is open."""
-        self._records.close()
+        self.records.close()
 
     def _reopened(self) -> object:
         """A runtime object of its own for a clone, in place of `_runtime`."""
@@ -169,10 +150,10 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Raises:
             InputError: if a record that it samples cannot be read or hashed.
         """
-        if not self._records.num_sampled:
+        if not self.records.num_sampled:
             return self.outline()
         try:
-            return {**self.outline(), "sample": self._records.sample()}
+            return {**self.outline(), "sample": self.records.sample()}
         except ReadError as error:
             raise InputError(str(error)) from error
 
@@ -183,7 +164,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
         """
         if type(self).identity is not DataSource.identity:
             return self.identity()
-        records = self._records
+        records = self.records
         version = {"sample_version": SAMPLE_VERSION} if records.num_sampled else {}
         counted = {"kind": records.kind, "name": self.name, "num_records": len(records)}
         return {**counted, **records.outline(), **version}
@@ -192,25 +173,25 @@ class DataSource(CheckpointableIteratorModule[Any]):
 
     def files(self) -> Sequence[SourceFile]:
         """The files that the records lie in, in the order of the records; () where a record is in no one file."""
-        return self._records.files()
+        return self.records.files()
 
     @property
     def content_recorded(self) -> bool:
         """Whether something was recorded that `check_content` can hold the data against."""
-        return self._records.content_recorded
+        return self.records.content_recorded
 
     def check_content(self) -> list[str]:
         """Reads everything and compares it with what was recorded; each problem names the file, and the record if known.
 
         Without a record to hold it against (`content_recorded` is False) nothing is read and nothing is found.
         """
-        return self._records.check_content()
+        return self.records.check_content()
 
     def check_files(self, names: Sequence[str]) -> list[str]:
         """What `check_content` finds in some of the files of `content_stamp`; a kind may check more than it is asked for."""
         if type(self).check_content is not DataSource.check_content:
             return self.check_content()
-        return self._records.check_content(names)
+        return self.records.check_content(names)
 
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:
         """Reads some records and compares them with what was recorded: index -> where it lies and what is wrong with it.
@@ -220,7 +201,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Args:
             indices: int64[n], each in [0, len(self)).
         """
-        return self._records.changed_among(indices)
+        return self.records.changed_among(indices)
 
     def content_fingerprint(self) -> dict[str, Any] | None:
         """The full fingerprint, which changes with every byte; None if none can be had without a manifest.
@@ -229,7 +210,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
             InputError: if a record holds something that has no plain bytes.
             ReadError: if something cannot be read.
         """
-        return self._records.content_fingerprint()
+        return self.records.content_fingerprint()
 
     def content_stamp(self) -> dict[str, Any]:
         """What a file system says of the files: {name: [bytes, mtime in ns]}. Never identity.
@@ -239,7 +220,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Raises:
             InputError: naming a file that is gone.
         """
-        return self._records.content_stamp()
+        return self.records.content_stamp()
 
     # Reading
 
@@ -256,14 +237,27 @@ class DataSource(CheckpointableIteratorModule[Any]):
             A PyTree of new arrays [n, ...] if the source is columnar, else a list of n records.
 
         Raises:
-            IndexError: if an index is out of range.
+            IndexError: if an index is out of range, naming it; negative ones are not counted from the end.
             TypeError: if the indices are not integers in one dimension.
             ReadError: if the data cannot be read.
             ValueError: if the source is closed.
         """
         if self._is_closed:
             raise ValueError(f"source {self.name!r} is closed")
-        return self._read(checked_indices(indices, self._length(), self.name))
+        array = np.asarray(indices)
+        if array.size == 0 and array.ndim == 1 and not isinstance(indices, np.ndarray):
+            array = array.astype(np.int64)  # NumPy takes an empty list for floats
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise TypeError(
+                f"indices into source {self.name!r} must be integers in one dimension, got "
+                f"{array.dtype}{list(array.shape)}"
+            )
+        outside = (array < 0) | (array >= self._length())
+        if outside.any():
+            raise IndexError(
+                f"index {array[outside][0]} is out of range for source {self.name!r} of {self._length()} records"
+            )
+        return self._read(array.astype(np.int64, copy=False))
 
     def __getitem__(self, index: int) -> Any:
         """Record `index`, as `read([index])` gives it."""
@@ -358,26 +352,3 @@ class DataSource(CheckpointableIteratorModule[Any]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r}, num_records={self._length()})"
-
-
-_UNKNOWN = Records()
-
-
-def checked_indices(indices: Any, length: int, name: str) -> np.ndarray:
-    """`indices` as int64[n].
-
-    Raises:
-        IndexError: if one is not in [0, length), naming it; negative ones are not counted from the end.
-        TypeError: if they are not integers in one dimension.
-    """
-    array = np.asarray(indices)
-    if array.size == 0 and array.ndim == 1 and not isinstance(indices, np.ndarray):
-        array = array.astype(np.int64)  # NumPy takes an empty list for floats
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(
-            f"indices into source {name!r} must be integers in one dimension, got {array.dtype}{list(array.shape)}"
-        )
-    outside = (array < 0) | (array >= length)
-    if outside.any():
-        raise IndexError(f"index {array[outside][0]} is out of range for source {name!r} of {length} records")
-    return array.astype(np.int64, copy=False)

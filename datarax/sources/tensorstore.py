@@ -61,11 +61,8 @@ class TensorStoreConfig(SourceConfig):
 
     def resolved(self) -> Self:
         """With absolute paths; specs stay as they are."""
-        path = self.path
-        if isinstance(path, str):
-            return dataclasses.replace(self, path=require_local(path, "path"))
         absolute = {k: require_local(v, "path") if isinstance(v, str) else v for k, v in self.places.items()}
-        return self if "driver" in path else dataclasses.replace(self, path=absolute)
+        return dataclasses.replace(self, path=absolute if self.places is self.path else absolute["data"])
 
     def open(self) -> TensorStoreSource:
         """The source of these arrays."""
@@ -88,8 +85,7 @@ class TensorStoreSource(DataSource):
     def __init__(
         self, config: TensorStoreConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None
     ) -> None:
-        super().__init__(config, rngs=rngs, name=name)
-        self._open(TensorStoreRecords(config, self.name))
+        super().__init__(config, TensorStoreRecords(config), rngs=rngs, name=name)
 
 
 class TensorStoreRecords(Records):
@@ -99,10 +95,10 @@ class TensorStoreRecords(Records):
     columnar = True
     num_sampled = 8  # each costs a whole chunk, which may be large
 
-    def __init__(self, config: TensorStoreConfig, source_name: str) -> None:
+    def __init__(self, config: TensorStoreConfig) -> None:
         import tensorstore as ts
 
-        self._made_from = config, source_name
+        self._config = config
         self._is_single = config.places is not config.path
         self._specs = {name: _spec(name, each, config.missing_chunks) for name, each in config.places.items()}
         context = ts.Context({"cache_pool": {"total_bytes_limit": config.cache_bytes}})
@@ -111,20 +107,28 @@ class TensorStoreRecords(Records):
             name: ts.open(ts.Spec(spec), open=True, read=True, context=context)
             for name, spec in self._specs.items()
         }
-        self._stores = {name: self._opened(name, future) for name, future in opening.items()}
+        self._stores = {
+            name: self._result(name, "opened", InputError, each) for name, each in opening.items()
+        }
+        for name, store in self._stores.items():
+            if store.rank == 0:
+                raise InputError(
+                    f"array {self._where(name)} is a single number; its first axis must be the records"
+                )
+            if store.domain.origin[0] != 0:
+                raise InputError(
+                    f"array {self._where(name)} does not begin at index 0 but at {store.domain.origin[0]}"
+                )
         lengths = {name: store.shape[0] for name, store in self._stores.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
             raise InputError(
-                f"the arrays of source {source_name!r} have different numbers of records: {listed}; row i of each is "
-                f"record i"
+                f"the arrays have different numbers of records: {listed}; row i of each is record i"
             )
         self._length = next(iter(lengths.values()))
-        if self._length == 0:
-            raise InputError(f"source {source_name!r} is empty: its arrays have 0 records")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._made_from
+        return type(self), (self._config,)
 
     def __len__(self) -> int:
         return self._length
@@ -135,15 +139,13 @@ class TensorStoreRecords(Records):
         if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
             rows = slice(int(rows[0]), int(rows[-1]) + 1)
         reading = {name: store[rows].read() for name, store in self._stores.items()}
-        columns = {name: self._finished(name, future) for name, future in reading.items()}
+        columns = {name: self._rows(name, future) for name, future in reading.items()}
         return columns["data"] if self._is_single else columns
 
     def outline(self) -> dict[str, Any]:
         """Dtype and shape of a record's part in each array."""
         stores = sorted(self._stores.items())
-        return {
-            "layout": {n: f"{dtype_name(s.dtype.numpy_dtype)}{list(s.shape[1:])}" for n, s in stores},
-        }
+        return {"layout": {n: f"{dtype_name(s.dtype.numpy_dtype)}{list(s.shape[1:])}" for n, s in stores}}
 
     def content_fingerprint(self) -> dict[str, Any]:
         """SHA-256 of all values, array after array, in blocks of a fixed number of bytes: where they end counts."""
@@ -154,35 +156,26 @@ class TensorStoreRecords(Records):
             step = max(1, _BYTES_PER_READ // max(1, row_bytes))
             for start in range(0, self._length, step):
                 block = store[start : min(start + step, self._length)].read()
-                hash_tree(hasher, self._finished(name, block), name)
+                hash_tree(hasher, self._rows(name, block), name)
         return {"num_records": self._length, "sha256": hasher.hexdigest()}
 
     def close(self) -> None:
         """Lets go of the arrays and their cache."""
         self._stores = {}
 
-    def _opened(self, name: str, future: ts.Future) -> ts.TensorStore:
-        where = self._where(name)
-        try:
-            store = future.result()
-        except (ValueError, OSError) as error:
-            raise InputError(f"array {where} cannot be opened: {_reason(error)}") from error
-        if store.rank == 0:
-            raise InputError(f"array {where} is a single number; its first axis must be the records")
-        if store.domain.origin[0] != 0:
-            raise InputError(f"array {where} does not begin at index 0 but at {store.domain.origin[0]}")
-        return store
+    def _rows(self, name: str, reading: ts.Future) -> np.ndarray:
+        return np.asarray(self._result(name, "read", ReadError, reading))
 
-    def _finished(self, name: str, future: ts.Future) -> np.ndarray:
+    def _result(self, name: str, verb: str, kind: type[Exception], future: ts.Future) -> Any:
         try:
-            return np.asarray(future.result())
+            return future.result()
         except (ValueError, OSError) as error:
-            hint = (
-                '; if it was left out because it holds the fill value only, set missing_chunks = "fill"'
-                if "is missing" in str(error)
-                else ""
-            )
-            raise ReadError(f"array {self._where(name)} cannot be read: {_reason(error)}{hint}") from error
+            reason = str(error).split(" [", 1)[0]  # without the spec and the stack that TensorStore appends
+            if "is missing" in reason:
+                reason += (
+                    '; if it was left out because it holds the fill value only, set missing_chunks = "fill"'
+                )
+            raise kind(f"array {self._where(name)} cannot be {verb}: {reason}") from error
 
     def _where(self, name: str) -> str:
         store = self._specs[name].get("kvstore")
@@ -202,8 +195,3 @@ def _spec(name: str, place: Any, missing_chunks: str) -> dict[str, Any]:
     if spec["driver"] in _CHUNKED_DRIVERS:
         spec.setdefault("fill_missing_data_reads", missing_chunks == "fill")
     return spec
-
-
-def _reason(error: Exception) -> str:
-    """TensorStore's message without the spec and the stack that it appends."""
-    return str(error).split(" [", 1)[0]

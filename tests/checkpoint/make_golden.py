@@ -29,7 +29,7 @@ from datarax.sources.build import BuildConfig, build_dataset
 from datarax.sources.manifest import INPUTS_STAMP_NAME as BUILD_STAMP_NAME
 from datarax.sources.manifest import MANIFEST_FORMAT as DATASET_FORMAT
 from datarax.sources.open import open_source
-from datarax.sources.sampling import SAMPLE_VERSION
+from datarax.sources.records import SAMPLE_VERSION
 from datarax.training import LogConfig, TrainingSession, load_task
 from datarax.transforms import IDENTITY_VERSION
 from tests.checkpoint.golden_parts import Own, save_as_one_of_several, shared_loader

@@ -15,7 +15,7 @@ from datarax.core.tree import canonical_json
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
 from datarax.sources import array_record_files as files_module
 from datarax.sources.files import listed, recorded_files
-from datarax.sources.open import SourceTable, list_files
+from datarax.sources.open import SourceTable
 
 
 def write(path: Path, records: list[bytes], options: str = "group_size:1,uncompressed") -> Path:
@@ -63,7 +63,7 @@ def test_files_say_which_records_they_hold(tmp_path: Path):
         assert file.size == (tmp_path / file.name).stat().st_size
         held = source.read(np.arange(file.first_index, file.first_index + file.num_records))
         assert held == records(100 * k, file.num_records)
-    assert source.num_open_files <= len(counts)
+    assert source.records.num_open_files <= len(counts)
 
 
 @pytest.mark.parametrize("count", [3, 20])
@@ -78,14 +78,18 @@ def test_an_identity_keeps_the_files_or_what_proves_a_list_of_them(tmp_path: Pat
     table = SourceTable(kind="array_record", settings={"files": str(tmp_path / "data")})
     for path in (tmp_path / "data").glob("*/*.array_record"):
         path.unlink()
-    assert list_files(table) == source.files(), "the manifest alone says it"
-    assert listed(list_files(table)) == identity["files"]
+    assert table.config().list_files() == source.files(), "the manifest alone says it"
+    assert listed(table.config().list_files()) == identity["files"]
 
 
 def test_files_are_ordered_by_name_however_they_are_listed(three: Path):
     paths = [str(three / f"part-{k}.array_record") for k in (2, 0, 1)]
     source = open_source(paths)
-    assert source.file_names == ["part-0.array_record", "part-1.array_record", "part-2.array_record"]
+    assert [file.name for file in source.files()] == [
+        "part-0.array_record",
+        "part-1.array_record",
+        "part-2.array_record",
+    ]
     assert [record[:6] for record in source.read([0, 300, 899])] == [b"000000", b"000300", b"000899"]
     assert source.identity() == open_source(f"{three}/*").identity() == open_source(str(three)).identity()
 
@@ -95,7 +99,7 @@ def test_names_are_relative_to_the_deepest_common_directory(tmp_path: Path):
         (tmp_path / name).parent.mkdir()
         write(tmp_path / name, [name.encode()])
     source = open_source(f"{tmp_path}/**/[xy]")
-    assert (source.base_directory, source.file_names) == (str(tmp_path), ["a/x", "b/y"])
+    assert (source.base_directory, [file.name for file in source.files()]) == (str(tmp_path), ["a/x", "b/y"])
 
 
 def test_a_path_that_exists_is_taken_literally(tmp_path: Path):
@@ -135,7 +139,7 @@ def test_datasets_side_by_side_keep_their_manifests(tmp_path: Path):
         write(tmp_path / name / "x", records(len(name), 10))
         write_manifest(f"{tmp_path}/{name}/*")
     source = open_source([str(tmp_path / "code"), str(tmp_path / "books")])
-    assert source.file_names == ["books/x", "code/x"]
+    assert [file.name for file in source.files()] == ["books/x", "code/x"]
     assert source.content_recorded
     flip(tmp_path / "code" / "x", 70_000)
     (problem,) = source.check_content()
@@ -212,7 +216,7 @@ def test_with_a_manifest_no_file_is_opened_before_it_is_read(three: Path):
         replace_by_junk(three / f"part-{k}.array_record")
     source = open_source(str(three))
     assert len(source) == 900
-    assert source.num_open_files == 0
+    assert source.records.num_open_files == 0
     with pytest.raises(ReadError, match=r"part-2.array_record is not a complete ArrayRecord file"):
         source.read([899])
 
@@ -240,8 +244,8 @@ def test_no_more_files_stay_open_than_allowed(tmp_path: Path):
     with open_source(f"{tmp_path}/*", max_open_files=3) as source:
         for _ in range(2):
             assert [r[:6] for r in source.read(np.arange(80))] == [b"%06d" % i for i in range(80)]
-            assert source.num_open_files == 3
-    assert source.num_open_files == 0
+            assert source.records.num_open_files == 3
+    assert source.records.num_open_files == 0
 
 
 # Reading
@@ -293,7 +297,7 @@ def test_a_renamed_file_is_another_identity(tmp_path: Path):
 def test_times_of_change_move_the_stamp_and_not_the_identity(three: Path):
     source = open_source(str(three))
     identity, stamp = source.identity(), source.content_stamp()
-    assert list(stamp) == source.file_names
+    assert list(stamp) == [file.name for file in source.files()]
     os.utime(three / "part-0.array_record", ns=(1, 1))
     assert source.identity() == open_source(str(three)).identity() == identity
     assert source.content_stamp() != stamp
@@ -364,6 +368,6 @@ def test_clones_open_files_of_their_own(three: Path):
     source = open_source(str(three))
     source.read([0])
     clone = source.clone()
-    assert clone.num_open_files == 0
+    assert clone.records.num_open_files == 0
     source.close()
     assert clone[0][:6] == b"000000"

@@ -11,6 +11,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from datarax.core.errors import InputError
+from datarax.core.tree import digest
 from datarax.sources import Manifest, load_manifest, write_manifest
 from datarax.sources.manifest import RECORD_HASHES_NAME, load_record_hashes, record_hash
 
@@ -73,31 +74,63 @@ def test_no_manifest_is_none(tmp_path: Path):
     assert load_manifest(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda tree: [tree], "no JSON object"),
-        (lambda tree: {**tree, "format": "1"}, "no format number"),
-        (lambda tree: {**tree, "more": 0}, "its fields are"),
-        (lambda tree: {key: tree[key] for key in tree if key != "build"}, "its fields are"),
-        (lambda tree: {**tree, "num_records": 4}, "num_records is not the sum"),
-        (lambda tree: {**tree, "files": []}, "its files are none"),
-        (lambda tree: {**tree, "files": tree["files"][::-1]}, "not sorted"),
-        (lambda tree: _with_entry(tree, name="../a"), "leads elsewhere"),
-        (lambda tree: _with_entry(tree, name="/a"), "leads elsewhere"),
-        (lambda tree: _with_entry(tree, size=True), "size of file 'a' is True"),
-        (lambda tree: _with_entry(tree, num_records="2"), "num_records of file 'a' is '2'"),
-        (lambda tree: _with_entry(tree, num_records=-2), "a negative count"),
-        (lambda tree: _with_entry(tree, mtime=0), "a file entry is"),
-        (lambda tree: {**tree, "record_hashes": {}}, "record_hashes has other fields"),
-        (lambda tree: {**tree, "build": []}, "build is no object"),
-    ],
-)
-def test_a_manifest_that_does_not_say_what_it_must_is_refused(dataset: Path, change, message: str):
+CHANGES = [
+    (lambda tree: {**tree, "more": 0}, "its fields are not those of a manifest"),
+    (lambda tree: {key: tree[key] for key in tree if key != "build"}, "'build'"),
+    (lambda tree: {**tree, "num_records": 4}, "or contradict each other"),
+    (lambda tree: {**tree, "files": []}, "its files are none"),
+    (lambda tree: {**tree, "files": tree["files"][::-1]}, "not sorted"),
+    (lambda tree: _with_entry(tree, name="../a"), "leads elsewhere"),
+    (lambda tree: _with_entry(tree, name="/a"), "leads elsewhere"),
+    (lambda tree: _with_entry(tree, mtime=0), "unexpected keyword argument 'mtime'"),
+    (lambda tree: {**tree, "record_hashes": {}}, "'sha256'"),
+]
+
+
+DAMAGES = [
+    *(change for change, _ in CHANGES),
+    lambda tree: _with_entry(tree, size=True),
+    lambda tree: _with_entry(tree, num_records="2"),
+    lambda tree: _with_entry(tree, num_records=-2),
+    lambda tree: {**tree, "build": []},
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_manifest_that_was_changed_is_refused_by_its_checksum(dataset: Path, damage):
     write_manifest(f"{dataset}/*")
     path = dataset / "manifest.json"
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(
+        InputError, match=r"manifest .*manifest.json is damaged .*its checksum does not match"
+    ):
+        load_manifest(str(dataset))
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_a_manifest_that_does_not_say_what_it_must_is_refused(dataset: Path, change, message: str):
+    """Written so, with a checksum that matches."""
+    write_manifest(f"{dataset}/*")
+    path = dataset / "manifest.json"
+    tree = change(json.loads(path.read_text()))
+    tree["checksum"] = digest({key: value for key, value in tree.items() if key != "checksum"})
+    path.write_text(json.dumps(tree))
     with pytest.raises(InputError, match=rf"manifest .*manifest.json is damaged .*{message}"):
+        load_manifest(str(dataset))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "no JSON object"),
+        ("{}", "no format number"),
+        ('{"format": "1"}', "no format number"),
+        ('{"format": 1}', "'checksum'"),
+    ],
+)
+def test_json_that_is_no_manifest_is_refused(dataset: Path, text: str, message: str):
+    (dataset / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=f"is damaged or not a manifest of datarax .*{message}"):
         load_manifest(str(dataset))
 
 

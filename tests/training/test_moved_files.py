@@ -169,7 +169,7 @@ def test_a_first_look_only_records(source, begun):
     rewrite(shards(begun)[0], 1)
     found, said = look(source, None)
     assert (found.problems, found.notes, said) == ([], [], [])
-    assert list(found.stamps["text"]["files"]) == source.file_names
+    assert list(found.stamps["text"]["files"]) == [file.name for file in source.files()]
 
 
 def test_another_manifest_makes_every_file_worth_a_look(source, begun):

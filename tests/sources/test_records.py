@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datarax.core.tree import hash_tree
-from datarax.sources.sampling import records_digest, sample_positions
+from datarax.sources.records import records_digest, sample_positions
 
 
 def digest(tree: Any) -> str:

@@ -1,0 +1,294 @@
+"""Records from a Python object: arrays or a list in memory, or whatever meets Grain's random-access protocol.
+
+Hugging Face and TFDS data sets, PyTorch map-style datasets, Grain's own `MapDataset`, your own class: all of them have
+`len(data)` and `data[i]`. Knows nothing of files.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from flax import nnx
+
+from datarax.core.config import Text, load_attribute
+from datarax.core.errors import InputError
+from datarax.core.tree import dtype_name, hash_tree
+from datarax.sources.records import Records, records_digest, sample_positions
+from datarax.sources.source import DataSource, SourceConfig
+
+# Up to here the quick fingerprint hashes every byte (some 20 ms), so that no change at all escapes it.
+_HASHED_WHOLE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedDataConfig(SourceConfig):
+    """For kinds around an object: a config file cannot hold it, so it names it."""
+
+    use: str
+    """`module:attribute` of the data, or of a function that returns it."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that function."""
+
+    def data(self) -> Any:
+        """The object; what is callable is called."""
+        found = load_attribute(self.use, "source.use")
+        return found(**self.parameters) if callable(found) else found
+
+
+# In memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(SourceConfig):
+    """Settings of a `MemorySource`; the data itself is no setting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedMemoryConfig(NamedDataConfig, MemoryConfig):
+    """Arrays or a list in memory."""
+
+    def open(self) -> "MemorySource":
+        """A source of the data that `use` names."""
+        return MemorySource(self, self.data())
+
+
+class MemorySource(DataSource):
+    """Records in memory.
+
+    A PyTree of arrays with one leading axis is columnar: record i is row i of every array, and a read gathers rows
+    into new arrays. A *list* (and only a list, at the top) is a list of records of any kind.
+
+    The data is not copied. Changing it while it is read changes the batches, and the fingerprints from then on:
+    give a copy if the original goes on living. A pickle holds all of it.
+
+    Args:
+        config: name and module settings.
+        data: the arrays or the list.
+        rngs: see `DataSource`.
+        name: see `DataSource`.
+
+    Raises:
+        InputError: if there are no records, an array has no leading axis, or the lengths differ, naming the arrays.
+    """
+
+    def __init__(
+        self, config: MemoryConfig, data: Any, *, rngs: nnx.Rngs | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(config, rngs=rngs, name=name)
+        self._open(MemoryRecords(data, self.name))
+
+    def _given(self) -> dict[str, Any]:
+        return {"data": self._runtime.data}
+
+
+class MemoryRecords(Records):
+    """A PyTree of arrays [n, ...], or a list of anything."""
+
+    kind = "memory"
+    num_sampled = 1024
+
+    def __init__(self, data: Any, name: str) -> None:
+        self.data, self._name = data, name
+        self.columnar = type(data) is not list
+        if not self.columnar:
+            return
+        leaves, self._structure = jax.tree.flatten_with_path(data)
+        names = [jax.tree_util.keystr(path, simple=True, separator=".") or "data" for path, _ in leaves]
+        self._columns = [(name, _column(name, leaf)) for name, (_, leaf) in zip(names, leaves, strict=True)]
+        if not self._columns:
+            raise InputError("the data holds no arrays; give a PyTree of arrays, or a list of records")
+        if len({len(column) for _, column in self._columns}) > 1:
+            lengths = ", ".join(f"{name}: {len(column)}" for name, column in self._columns)
+            raise InputError(
+                f"the arrays have different numbers of records: {lengths}; row i of each is record i"
+            )
+        self.data = jax.tree.unflatten(self._structure, [column for _, column in self._columns])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.data, self._name)  # JAX pickles no structure with nodes of the user's
+
+    def __len__(self) -> int:
+        return len(self._columns[0][1] if self.columnar else self.data)
+
+    def read(self, indices: np.ndarray) -> Any:
+        """Gathers the rows, or looks the records up."""
+        if not self.columnar:
+            return list(map(self.data.__getitem__, indices.tolist()))
+        # The indices are known to be in range; "clip" spares NumPy a second check and a buffer.
+        taken = [np.take(column, indices, axis=0, mode="clip") for _, column in self._columns]
+        return jax.tree.unflatten(self._structure, taken)
+
+    def outline(self) -> dict[str, Any]:
+        """Dtype and shape of a record's part in each array, or that it is a list."""
+        if not self.columnar:
+            return {"layout": "list"}
+        return {"layout": {name: f"{dtype_name(c.dtype)}{list(c.shape[1:])}" for name, c in self._columns}}
+
+    def sample(self) -> str:
+        """Every byte of arrays up to 16 MiB, sampled records beyond."""
+        if self.columnar and sum(column.nbytes for _, column in self._columns) <= _HASHED_WHOLE_BYTES:
+            return self._digest(range(len(self)))
+        return self._digest(sample_positions(len(self), self.num_sampled))
+
+    def content_fingerprint(self) -> dict[str, Any]:
+        """SHA-256 of every byte of the arrays, or of every record."""
+        return {"num_records": len(self), "sha256": self._digest(range(len(self)))}
+
+    def _digest(self, at: Sequence[int]) -> str:
+        if not self.columnar:
+            try:
+                return records_digest(map(self.data.__getitem__, at), at)
+            except TypeError as error:
+                raise InputError(
+                    f"source {self._name!r} cannot be fingerprinted: {error}; use records of numbers, text, bytes, "
+                    f"arrays and containers of these, or a GrainSource with a version"
+                ) from error
+        hasher = hashlib.sha256(str(self._structure).encode())
+        for name, column in self._columns:
+            hash_tree(hasher, column if len(at) == len(column) else column[at], name)
+        return hasher.hexdigest()
+
+
+def _column(name: str, leaf: Any) -> np.ndarray:
+    if not isinstance(leaf, (np.ndarray, jax.Array)):
+        raise InputError(
+            f"{name} of the data is a {type(leaf).__name__}, not an array; give arrays [records, ...], or a list of "
+            f"records"
+        )
+    array = np.asarray(leaf)
+    if array.ndim == 0:
+        raise InputError(f"{name} of the data is a single number; its first axis must be the records")
+    if array.dtype.hasobject:
+        raise InputError(f"{name} of the data is an array of Python objects; give a list of records instead")
+    return array
+
+
+# Of Grain's protocol
+
+
+@runtime_checkable
+class ReadsBatches(Protocol):
+    """What an object offers that answers a list of indices at once (Hugging Face, PyTorch, ArrayRecord)."""
+
+    def __getitems__(self, indices: Sequence[int], /) -> Sequence[Any]:
+        """The records at `indices`, in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrainConfig(SourceConfig):
+    """Settings of a `GrainSource`.
+
+    Raises:
+        ConfigError: if the version is an empty text.
+    """
+
+    version: Text | None = None
+    """Your name for the present content of the data, part of the identity: change it when the content changes. Needed
+    if the records cannot be hashed; else samples of them are hashed as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedGrainConfig(NamedDataConfig, GrainConfig):
+    """Any object of Grain's random-access protocol."""
+
+    def open(self) -> "GrainSource":
+        """A source of the object that `use` names."""
+        return GrainSource(self, self.data())
+
+
+class GrainSource(DataSource):
+    """Records of an object with `len(data)` and `data[i]`, read through its `__getitems__` where it has one.
+
+    As Grain's protocol demands, the object must give the same record for the same index every time, and to several
+    threads at once. It is not copied, and clones share it; it stays open when the source is closed. The source pickles
+    if the object does.
+
+    Args:
+        config: name and version.
+        data: the object.
+        rngs: see `DataSource`.
+        name: see `DataSource`.
+
+    Raises:
+        TypeError: if the object does not meet the protocol.
+        InputError: if it has no records.
+    """
+
+    def __init__(
+        self, config: GrainConfig, data: Any, *, rngs: nnx.Rngs | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(config, rngs=rngs, name=name)
+        self._open(GrainRecords(data, config.version, self.name))
+
+    def _given(self) -> dict[str, Any]:
+        return {"data": self._runtime.data}
+
+
+class GrainRecords(Records):
+    """The user's object."""
+
+    kind = "grain"
+
+    def __init__(self, data: Any, version: str | None, name: str) -> None:
+        import grain  # here, because it is slow to import and other kinds have no use for it
+
+        if isinstance(data, type) or not isinstance(data, grain.sources.RandomAccessDataSource):
+            raise TypeError(
+                f"the data of source {name!r} is a {type(data).__name__}, which has no len() and [index]; give an "
+                f"object that meets Grain's RandomAccessDataSource protocol"
+            )
+        self.data = data
+        self._version, self._name, self._length = version, name, len(data)
+        if self._length == 0:
+            raise InputError(f"source {name!r} is empty: its {type(data).__name__} has 0 records")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, indices: np.ndarray) -> list[Any]:
+        """One call for all records where the object can, else one for each."""
+        wanted = indices.tolist()
+        if not isinstance(self.data, ReadsBatches):
+            return [self.data[i] for i in wanted]
+        if not wanted:
+            return []  # some implementations fail on an empty list
+        records = list(self.data.__getitems__(wanted))
+        if len(records) != len(wanted):
+            raise ValueError(
+                f"{type(self.data).__name__}.__getitems__ gave {len(records)} records for {len(wanted)} indices"
+            )
+        return records
+
+    def outline(self) -> dict[str, Any]:
+        """Class of the object, and the declared version.
+
+        Where the class lies counts no more than where a function lies: libraries move their own between versions.
+        """
+        return {"type": type(self.data).__qualname__, "version": self._version}
+
+    def sample(self) -> str | None:
+        """Of 16 records; None if they cannot be hashed.
+
+        Raises:
+            InputError: if the records cannot be hashed and no version is declared, or if a record is another one
+                when it is read again.
+        """
+        at = np.array(sample_positions(self._length, self.num_sampled), dtype=np.int64)
+        try:
+            once, again = (records_digest(self.read(at), at) for _ in range(2))
+        except TypeError as error:
+            if self._version is None:
+                raise InputError(
+                    f"source {self._name!r} cannot be fingerprinted: {error}; declare a version in its config, and "
+                    f"change it whenever the data changes"
+                ) from error
+            return None
+        if once != again:
+            raise InputError(
+                f"source {self._name!r} gives other records when it is read again; a source must be deterministic, "
+                f"randomness belongs in a random transform"
+            )
+        return once
