@@ -31,10 +31,10 @@ from datarax.grain_pipeline.iterators import Iterators, frozen
 from datarax.loader.recipe import HostRows
 from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken
 from datarax.order import Digest, id64, key_hashes, row_hashes
+from datarax.order.digest import has_fixed_bytes
 
 _KEY_BLOCK = 1024  # a key hash costs 15 µs alone and 10 ns in a block
 _PLAIN_LEAF = "#plain"
-_SAME_EVERYWHERE = "biufcmMSU"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,10 +230,8 @@ def _checked(leaf: Any, path: str) -> np.ndarray:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise _unhashable(path, "an array of random keys")
     array = np.asarray(leaf)
-    dtype = array.dtype
-    fixed = dtype.kind in _SAME_EVERYWHERE or (dtype.kind == "V" and dtype.names is None)
-    if dtype.hasobject or not fixed or dtype.char in "gG" or dtype.subdtype is not None:
-        raise _unhashable(path, f"an array of {dtype}")
+    if not has_fixed_bytes(array.dtype):
+        raise _unhashable(path, f"an array of {array.dtype}")
     return array
 
 
