@@ -1,11 +1,9 @@
 """An existing Grain pipeline as a datarax module: its own state, with our identity, digests and strict restore.
 
-Read `pipeline.py` first, then `graph.py` (what the pipeline is made of), `identity.py`, `refusals.py`, `iterators.py`.
+Read `pipeline.py` first, then `graph.py` (what the pipeline is made of), `identity.py` and `iterators.py`.
 """
 
-from datarax.grain_pipeline.config import GrainPipelineConfig as GrainPipelineConfig
-from datarax.grain_pipeline.config import GrainPipelineTable as GrainPipelineTable
-from datarax.grain_pipeline.load import load_grain_pipeline as load_grain_pipeline
-from datarax.grain_pipeline.pipeline import GrainPipeline as GrainPipeline
+from datarax.grain_pipeline.config import GrainPipelineTable, load_grain_pipeline
+from datarax.grain_pipeline.pipeline import GrainPipeline, GrainPipelineConfig
 
 __all__ = ["GrainPipeline", "GrainPipelineConfig", "GrainPipelineTable", "load_grain_pipeline"]

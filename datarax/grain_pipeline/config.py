@@ -1,4 +1,4 @@
-"""What a `GrainPipeline` is told, and how a run names the function that builds one."""
+"""The table `[grain_pipeline]` of a run's config, which names a function, and the pipeline that it stands for."""
 
 from __future__ import annotations
 
@@ -6,27 +6,11 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from datarax.core.config import DataraxModuleConfig, Positive, Text, check_fields
+from datarax.core.config import Checked, Limit, Text, check_fields, load_attribute
 from datarax.core.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrainPipelineConfig(DataraxModuleConfig):
-    """Settings of a `GrainPipeline`.
-
-    Raises:
-        ConfigError: if a field has the wrong kind or range.
-    """
-
-    name: Text = "grain"
-    """The pipeline's name: part of the identity and of every digest."""
-    version: Text | int | None = None
-    """Stands for what cannot be read of the pipeline (functions without source text, sources without plain records, stages
-    that are not Grain's own); raise it whenever that changes. Functions are then not read at all."""
-    num_steps: Positive | None = None
-    """Elements of the whole run; None for as many as the pipeline has. Never identity."""
+from datarax.grain_pipeline.pipeline import GrainPipeline, GrainPipelineConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +21,10 @@ class GrainPipelineTable:
         ConfigError: if a field has the wrong kind.
     """
 
-    use: str
+    use: Annotated[str, Limit(lambda use: ":" in use, "of the form 'module:function'")]
     """`module:function` that returns a grain.MapDataset, grain.IterDataset or grain.DataLoader. If it has parameters
     named `process_index` and `process_count`, it is told them."""
-    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parameters: Checked[Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Arguments of the function, by name."""
     name: Text = "grain"
     """See `GrainPipelineConfig.name`."""
@@ -49,14 +33,38 @@ class GrainPipelineTable:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not isinstance(self.use, str) or ":" not in self.use:
-            raise ConfigError(f"grain_pipeline.use must be 'module:function', got {self.use!r}")
-        if not isinstance(self.parameters, Mapping) or not all(
-            isinstance(key, str) for key in self.parameters
-        ):
-            raise ConfigError(
-                f"grain_pipeline.parameters must be a table of arguments, got {self.parameters!r}"
-            )
+
+
+def load_grain_pipeline(
+    use: str,
+    parameters: Mapping[str, Any] | None = None,
+    name: str = "grain",
+    version: str | int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> GrainPipeline:
+    """Call the user's function and wrap what it returns.
+
+    Args:
+        use: `module:function`.
+        parameters: its arguments.
+        name: see `GrainPipelineConfig.name`.
+        version: see `GrainPipelineConfig.version`.
+        process_index: given to the function if it has a parameter of this name.
+        process_count: given to the function if it has a parameter of this name.
+
+    Raises:
+        ConfigError: if the function cannot be found, does not take these parameters or returns something else, or if its
+            pipeline is refused.
+    """
+    fn = load_attribute(use, "grain_pipeline.use")
+    if not callable(fn):
+        raise ConfigError(f"grain_pipeline.use = {use!r} is a {type(fn).__name__}, not a function")
+    made = fn(**arguments_for(fn, parameters or {}, process_index, process_count))
+    try:
+        return GrainPipeline(GrainPipelineConfig(name=name, version=version), made)
+    except TypeError as error:
+        raise ConfigError(f"grain_pipeline.use = {use!r}: {error}") from error
 
 
 def arguments_for(

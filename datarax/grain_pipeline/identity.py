@@ -1,23 +1,24 @@
-"""The identity of a Grain pipeline: everything that can change one of its elements, and nothing that cannot.
+"""What a Grain pipeline is: its identity, what Grain gets wrong with it, and how many elements it has.
 
-Stages stand in the order of the data's way, by number and kind, so that a difference reads
-`pipeline.02_ShuffleMapDataset.seed: was 1, is 2`. Moving files, read-ahead, threads and library versions do not count; which
-shard this process reads is state, and only how many there are is identity. Knows nothing of Grain's attributes: see `graph.py`.
+The identity is everything that can change an element, and nothing that cannot: moving files, read-ahead, threads and library
+versions do not count; which shard this process reads is state, and only how many there are is identity. Stages stand in the
+order of the data's way, by number and kind, so that a difference reads `pipeline.02_ShuffleMapDataset.seed: was 1, is 2`. What
+Grain cannot resume is refused, what it delivers otherwise than one would think is told. Knows nothing of Grain's objects:
+`graph.py` has read them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from datarax.core.errors import ConfigError
-from datarax.grain_pipeline.graph import is_dataset
-from datarax.grain_pipeline.node import FilePart, Node, named_stages
+from datarax.grain_pipeline.graph import ENDLESS, Node, all_stages, named_stages
+from datarax.order.grain import num_repeated
 from datarax.sources.files import relative_names
 from datarax.sources.records import SAMPLE_VERSION, records_digest, sample_positions
 from datarax.transforms import function_identity, value_identity
@@ -33,122 +34,192 @@ _END_BYTES = 1 << 16  # of a file that is no random-access source, both ends are
 _LIBRARIES = frozenset({"grain", "jax", "jaxlib", "ml_dtypes", "numpy", "tree", "optree"})
 
 
-@dataclass(frozen=True)
-class Describer:
-    """Spells the nodes of one pipeline."""
+def stages_identity(node: Node, owner: str, *, declared: bool) -> dict[str, Any]:
+    """The stages that end with `node`, by number and kind.
 
-    owner: str
-    """The pipeline's name, in messages."""
-    declared: bool
-    """Whether its author has declared a version, which then stands for what cannot be read."""
-
-    def pipeline(self, node: Node) -> dict[str, Any]:
-        """The stages that end with `node`, by number and kind.
-
-        Raises:
-            ConfigError: naming the stage and what cannot be described.
-        """
-        return {name: self._stage(each, name) for name, each in named_stages(node)}
-
-    def _stage(self, node: Node, name: str) -> dict[str, Any]:
-        if not node.known and not self.declared:
-            raise ConfigError(
-                f"{self.owner} has a stage {name} that is not known, so nothing can be said of its elements or of its "
-                f"state; use stages of grain 0.2.18 itself, or declare a version of the pipeline (version=1), to be raised "
-                f"whenever what it delivers changes"
-            )
-        tree = {key: self._value(value, f"{key} of {name}") for key, value in node.parameters.items()}
-        for key, fn in node.functions.items():
-            tree[key] = self._function(fn, f"{self.owner}, {key} of {name},")
-        if node.source is not None or node.files:
-            tree |= self._source(node, name)
-        if node.branches:
-            tree["parents"] = {key: self.pipeline(each) for key, each in node.branches.items()}
-        return tree
-
-    def _value(self, value: Any, what: str) -> Any:
-        return value_identity(value, what, self.owner, versioned="the pipeline", declared=self.declared)
-
-    def _function(self, fn: Any, owner: str) -> dict[str, Any]:
-        return function_identity(
-            fn, owner, versioned="the pipeline", declared=self.declared, by_name=_LIBRARIES
-        )
-
-    def _source(self, node: Node, name: str) -> dict[str, Any]:
-        tree: dict[str, Any] = {}
-        if node.files:
-            tree["files"] = file_trees(node.files, ends=node.source is None)
-        if node.source is not None:
-            tree |= {"type": type(node.source).__qualname__, "num_records": node.length}
-            tree |= {"sample_version": SAMPLE_VERSION, "sample": self._sample(node.source, name)}
-        return tree
-
-    def _sample(self, source: Any, name: str) -> str | None:
-        try:
-            first = _sample_digest(source)
-            if first != _sample_digest(source):
-                raise ConfigError(
-                    f"the source of {self.owner}, {name}, gives other records when it is read again; a source must be "
-                    f"deterministic, randomness belongs in a random_map"
-                )
-        except TypeError as error:
-            if not self.declared:
-                raise ConfigError(
-                    f"the source of {self.owner}, {name}, cannot be fingerprinted: {error}; declare a version of the "
-                    f"pipeline (version=1), to be raised whenever the data change"
-                ) from error
-            return None
-        return first
-
-
-def file_trees(parts: Sequence[FilePart], *, ends: bool) -> list[dict[str, Any]]:
-    """Relative name, size and range of each file; with `ends` a digest of its first and last 64 KiB.
+    Args:
+        node: the last stage.
+        owner: the pipeline's name, in messages.
+        declared: whether its author has declared a version, which then stands for what cannot be read.
 
     Raises:
-        ConfigError: if a local file cannot be read.
+        ConfigError: naming the stage and what cannot be described.
     """
-    local = [os.path.abspath(part.path) for part in parts if "://" not in part.path]
-    if len(local) != len(
-        parts
-    ):  # sizes of object stores are not asked for; records are sampled as everywhere
-        names = [part.path for part in parts]
-        sizes: list[int | None] = [None] * len(parts)
-    else:
-        _, names = relative_names(local)
-        sizes = [_size(path) for path in local]
-    trees: list[dict[str, Any]] = []
-    for part, name, size in zip(parts, names, sizes, strict=True):
-        tree: dict[str, Any] = {"name": name, "bytes": size}
-        if part.end is not None:
-            tree |= {"start": part.start, "end": part.end}
-        if ends and size is not None:
-            tree["ends"] = _ends(part.path, size)
-        trees.append(tree)
+    return {name: _stage(each, name, owner, declared) for name, each in named_stages(node)}
+
+
+def _stage(node: Node, name: str, owner: str, declared: bool) -> dict[str, Any]:
+    if not node.known and not declared:
+        raise ConfigError(
+            f"{owner} has a stage {name} that is not known, so nothing can be said of its elements or of its "
+            f"state; use stages of grain 0.2.18 itself, or declare a version of the pipeline (version=1), to be raised "
+            f"whenever what it delivers changes"
+        )
+    version: dict[str, Any] = {"versioned": "the pipeline", "declared": declared}
+    tree = {
+        key: value_identity(value, f"{key} of {name}", owner, **version)
+        for key, value in node.parameters.items()
+    }
+    for key, fn in node.functions.items():
+        tree[key] = function_identity(fn, f"{owner}, {key} of {name},", by_name=_LIBRARIES, **version)
+    if node.files:
+        tree["files"] = _files(node)
+    if node.source is not None:
+        tree |= {"type": type(node.source).__qualname__, "num_records": node.length}
+        tree |= {"sample_version": SAMPLE_VERSION, "sample": _sample(node, name, owner, declared)}
+    if node.branches:
+        tree["parents"] = {
+            key: stages_identity(each, owner, declared=declared) for key, each in node.branches.items()
+        }
+    return tree
+
+
+def _files(node: Node) -> list[dict[str, Any]]:
+    """Relative name, size and range of each file; a digest of its first and last 64 KiB where no records are sampled."""
+    paths = [path for path, _ in node.files]
+    # Sizes of object stores are not asked for; records are sampled as everywhere.
+    is_local = not any("://" in path for path in paths)
+    names = relative_names([os.path.abspath(path) for path in paths])[1] if is_local else paths
+    trees = [{"name": name, "bytes": None, **part} for name, (_, part) in zip(names, node.files, strict=True)]
+    for tree, path in zip(trees, paths if is_local else (), strict=is_local):
+        try:
+            tree["bytes"] = size = os.stat(path).st_size
+            if node.source is None:
+                with open(path, "rb") as file:
+                    hasher = hashlib.sha256(file.read(_END_BYTES))
+                    file.seek(max(0, size - _END_BYTES))
+                    hasher.update(file.read(_END_BYTES))
+                tree["ends"] = hasher.hexdigest()
+        except OSError as error:
+            raise ConfigError(f"file {path} of a Grain pipeline cannot be read: {error.strerror}") from error
     return trees
 
 
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError as error:
-        raise ConfigError(f"file {path} of a Grain pipeline cannot be read: {error.strerror}") from error
-
-
-def _ends(path: str, size: int) -> str:
-    with open(path, "rb") as file:
-        hasher = hashlib.sha256(file.read(_END_BYTES))
-        file.seek(max(0, size - _END_BYTES))
-        hasher.update(file.read(_END_BYTES))
-    return hasher.hexdigest()
-
-
-def _sample_digest(source: Any) -> str | None:
-    """Digest of sampled records, of small objects in memory of all; None where the records are datasets."""
-    length = len(source)
-    if length and is_dataset(source[0]):
-        return None  # each is described as a pipeline of its own
-    if isinstance(source, np.ndarray) and source.nbytes <= _WHOLE_BYTES:
-        return records_digest([source])
+def _sample(node: Node, name: str, owner: str, declared: bool) -> str | None:
+    """Digest of sampled records, of small objects in memory of all; None where the records are pipelines of their own."""
+    if node.branches:
+        return None
+    source = node.source
+    whole = isinstance(source, np.ndarray) and source.nbytes <= _WHOLE_BYTES
     in_memory = isinstance(source, (list, tuple, np.ndarray))
-    most = _WHOLE_RECORDS if in_memory else _NUM_SAMPLED_RECORDS
-    return records_digest(source[i] for i in sample_positions(length, most))
+    positions = sample_positions(len(source), _WHOLE_RECORDS if in_memory else _NUM_SAMPLED_RECORDS)
+
+    def read() -> str:
+        return records_digest([source] if whole else (source[i] for i in positions))
+
+    try:
+        first, second = read(), read()
+    except TypeError as error:
+        if declared:
+            return None
+        raise ConfigError(
+            f"the source of {owner}, {name}, cannot be fingerprinted: {error}; declare a version of the "
+            f"pipeline (version=1), to be raised whenever the data change"
+        ) from error
+    if first != second:
+        raise ConfigError(
+            f"the source of {owner}, {name}, gives other records when it is read again; a source must be "
+            f"deterministic, randomness belongs in a random_map"
+        )
+    return first
+
+
+# What Grain gets wrong: the stage, the defect and the way out
+
+_SEVERAL_ITERATORS = frozenset({"InterleaveIterDataset", "mp_prefetch", "multithread_prefetch"})
+_DEFECTS = {
+    "RepeatIterDataset": (
+        "Grain starts every pass over {below} from one state that it changes itself, so files come twice or never, and "
+        "a restore within a later pass skips the rest of it. Repeat before the data become a stream "
+        "(MapDataset.repeat), or within each of the interleaved datasets"
+    ),
+    "CacheIterDataset": (
+        "its state does not hold what it has cached, so a restore reads everything from the beginning, and the state that "
+        "it gives after a restore is another one. Cache in the source (an object with the records in memory)"
+    ),
+    "Operation": (
+        "{class} is an operation of the old kind, which may keep records in a buffer that no state "
+        "holds; they are lost at a restore. Use grain.transforms (Map, RandomMap, Filter, FlatMap, Batch), or pack in an "
+        "IterDataset pipeline"
+    ),
+}
+
+
+def check_resumable(node: Node, owner: str) -> None:
+    """Refuse a pipeline that Grain cannot take up again where it was.
+
+    Raises:
+        ConfigError: naming the stage, the defect, and what to do.
+    """
+    for path, stage in all_stages(node):
+        if stage.kind in _DEFECTS:
+            several = (at.split(".")[-1] for at, each in all_stages(stage) if _has_several_iterators(each))
+            below = next(several, None)
+            if below or stage.kind != "RepeatIterDataset":
+                defect = _DEFECTS[stage.kind].format(**stage.parameters, below=below)
+                raise ConfigError(f"{owner}: {path} cannot be resumed: {defect}")
+
+
+def _has_several_iterators(stage: Node) -> bool:
+    return stage.kind in _SEVERAL_ITERATORS or (stage.kind == "ParquetIterDataset" and len(stage.files) > 1)
+
+
+def warnings_of(node: Node) -> Iterator[str]:
+    """What the user of this pipeline should know before a run, one sentence each."""
+    for path, stage in all_stages(node):
+        length = stage.length
+        if length is None or length == ENDLESS:
+            continue
+        repeated = num_repeated(length)
+        if stage.kind == "ShuffleMapDataset" and repeated:
+            yield (
+                f"{path}: Grain's shuffle is no permutation of {length} records: in every epoch {repeated} of them "
+                f"{'is' if repeated == 1 else 'are'} never delivered and as many come twice; take one record more or less"
+            )
+        if stage.kind == "WindowShuffleMapDataset" and length % stage.parameters["window_size"]:
+            yield (
+                f"{path}: the last window of {length} records is shorter than {stage.parameters['window_size']}, and Grain "
+                f"shuffles it as if it were whole: some records come twice and others never; make the length a multiple of "
+                f"the window"
+            )
+
+
+# How many elements it has
+
+_SAME_LENGTH_MAPS = frozenset(
+    {
+        *("BatchMapDataset", "ConcatenateMapDataset", "MapMapDataset", "MapWithIndexMapDataset"),
+        *("MixedMapDataset", "RandomMapMapDataset", "RangeMapDataset", "RepeatMapDataset"),
+        *("ShuffleMapDataset", "SliceMapDataset", "SourceMapDataset", "WindowShuffleMapDataset"),
+        "ZipMapDataset",
+    }
+)
+_COUNTED_STREAMS = frozenset(
+    {
+        *("BatchIterDataset", "MapIterDataset", "MapWithIndexIterDataset", "PrefetchIterDataset"),
+        *("RandomMapIterDataset", "WindowShuffleIterDataset"),
+    }
+)
+
+
+def num_elements(node: Node) -> int | None:
+    """How many elements the pipeline delivers, where that can be told from its stages; `ENDLESS` if it has no end.
+
+    A map that returns None, which a MapDataset skips, cannot be seen here.
+    """
+    if node.kind in _SAME_LENGTH_MAPS:
+        stages = [stage for _, stage in all_stages(node)]
+        if any(stage.kind not in _SAME_LENGTH_MAPS for stage in stages):
+            return None
+        # Grain divides its number for endless like any other, so batches or shards of it are counted too.
+        of_endless = any(stage.length == ENDLESS for stage in stages)
+        return ENDLESS if of_endless and (node.length or 0) >= ENDLESS >> 32 else node.length
+    count = None if node.below is None else num_elements(node.below)
+    if count is None:
+        return None
+    if node.kind == "LimitIterDataset":
+        return min(count, node.parameters["count"])
+    if node.kind == "BatchIterDataset" and count != ENDLESS:
+        size: int = node.parameters["batch_size"]
+        return count // size if node.parameters["drop_remainder"] else -(-count // size)
+    return count if node.kind in _COUNTED_STREAMS else None

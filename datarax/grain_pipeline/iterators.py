@@ -1,21 +1,33 @@
-"""Fresh iterators of a Grain pipeline, at its beginning or at a recorded state.
+"""Fresh iterators of a Grain pipeline, at its beginning or at a recorded state, and these states as values.
 
-An iterator is never restored in place: Grain leaves flags, positions and buffers of what was before in it. Knows nothing of
-modules and snapshots.
+An iterator is never restored in place: Grain leaves flags, positions and buffers of what was before in it. It hands out and
+keeps dicts that it goes on changing, and reads a state without a look at its form; here a state is copied at each border and
+compared with one of the same pipeline before Grain sees it. Knows nothing of modules and snapshots.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
-from datarax.grain_pipeline.graph import close_iterator, mark_flags_parsed
-from datarax.grain_pipeline.node import Node, all_stages
-from datarax.grain_pipeline.states import check_form, difference, for_grain, frozen
+import grain
+import numpy as np
+
+from datarax.core.errors import InputError
+from datarax.grain_pipeline.graph import Node, all_stages, attribute
 
 # What a DataLoader writes into its state to recognise its parts: a repr, which for most objects holds an address. Our
 # identity says what these are, so they are filled in anew.
 _DESCRIPTIONS = ("sampler", "data_source")
+
+_SCALARS = (type(None), bool, int, float, str, bytes)
+_WORKERS = "iterators_in_use_states"
+_FREE = (_WORKERS, "future_states")
+"""Lists and dicts whose content differs from place to place in a run: the states of whichever datasets are open."""
+_INDICES = "iterators_in_use_indices"
+_MAY_RETURN_TO_ZERO = "next_index_in_buffer"
+"""A flat map whose parent has ended forgets where it was in a buffer that it will never fill again."""
 
 
 class Iterators:
@@ -31,13 +43,21 @@ class Iterators:
         stages = [stage for _, stage in all_stages(node)]
         self._has_processes = any(stage.has_processes for stage in stages)
         self._all_known = all(stage.known for stage in stages)
-        self._start: Any = None
 
     def open(self) -> Any:
         """A fresh iterator at the beginning."""
         if self._has_processes:
-            mark_flags_parsed()
+            from absl import flags
+
+            # Else Grain raises UnparsedFlagAccessError in a script that does not run under absl's `app.run`.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
         return iter(self._pipeline)
+
+    def close(self, iterator: Any) -> None:
+        """Ends the threads and processes of an iterator."""
+        is_plain = isinstance(iterator, grain.DatasetIterator)
+        (iterator if is_plain else attribute(iterator, "_iterator")).close()
 
     def state_of(self, iterator: Any) -> Any:
         """The state of an iterator, as a private copy that a snapshot can hold.
@@ -55,46 +75,143 @@ class Iterators:
 
         Raises:
             ValueError: if the state does not fit this pipeline, or if Grain gives back another one.
-        OSError: if what Grain reads to take up its place cannot be read.
+            OSError: if what Grain reads to take up its place cannot be read.
         """
-        if self._all_known:
-            check_form(self._start_state(), state)
+        wrong = difference(self._start, state, form_only=True) if self._all_known else None
+        if wrong is not None:
+            raise ValueError(wrong)
         iterator = self.open()
         try:
-            start = self._start_state() if self._has_processes else None
-            self._set(iterator, for_grain(state, start))
+            given = for_grain(state, self._start if self._has_processes else None)
+            own = iterator.get_state()
+            if isinstance(own, bytes):
+                described = {key: value for key, value in json.loads(own).items() if key in _DESCRIPTIONS}
+                given = json.dumps({**given, **described}).encode()
+            iterator.set_state(given)
             found = self.state_of(iterator)
         except OSError:
-            close_iterator(iterator)
+            self.close(iterator)
             raise  # the disk's fault, not the state's
         except Exception as error:
-            close_iterator(iterator)
+            self.close(iterator)
             raise ValueError(
                 f"grain_state: Grain cannot restore it: {type(error).__name__}: {error}"
             ) from error
         changed = difference(state, found) if self._all_known else None
         if changed is not None:
-            close_iterator(iterator)
+            self.close(iterator)
             raise ValueError(f"Grain gives another state back than was set: {changed}")
         return iterator
 
-    def close(self, iterator: Any) -> None:
-        """Ends the threads and processes of an iterator."""
-        close_iterator(iterator)
+    @functools.cached_property
+    def _start(self) -> Any:
+        iterator = self.open()
+        try:
+            return self.state_of(iterator)
+        finally:
+            self.close(iterator)
 
-    def _start_state(self) -> Any:
-        if self._start is None:
-            iterator = self.open()
-            try:
-                self._start = self.state_of(iterator)
-            finally:
-                close_iterator(iterator)
-        return self._start
 
-    def _set(self, iterator: Any, state: Any) -> None:
-        own = iterator.get_state()
-        if not isinstance(own, bytes):
-            iterator.set_state(state)
-            return
-        described = {key: value for key, value in json.loads(own).items() if key in _DESCRIPTIONS}
-        iterator.set_state(json.dumps({**state, **described}).encode())
+# States
+
+
+def frozen(state: Any, path: str = "") -> Any:
+    """A copy of a state that shares nothing with it that anyone could change; tuples and int keys stay what they are.
+
+    Raises:
+        InputError: if it holds what a snapshot cannot hold, naming the place.
+    """
+    kind = type(state)
+    if kind in _SCALARS or isinstance(state, np.generic):
+        return state
+    if kind in (dict, Unshared):
+        return {key: frozen(value, f"{path}.{key}" if path else str(key)) for key, value in state.items()}
+    if kind in (list, tuple):
+        return kind(frozen(value, f"{path}[{i}]") for i, value in enumerate(state))
+    if kind is np.ndarray and not state.dtype.hasobject:
+        return state.copy()
+    raise InputError(
+        f"Grain's state holds a {kind.__module__}.{kind.__qualname__} at {path or 'its top'}, which a snapshot cannot "
+        f"hold; keep None, bool, int, float, str, bytes, list, tuple, dict or NumPy values in the state of your iterator"
+    )
+
+
+class Unshared(dict[str, Any]):
+    """A state for Grain that gives another copy of the list of open datasets at each look.
+
+    An interleave keeps that list and writes into it, and so do what stands above it and holds the same state for its next
+    save (window shuffles, flat maps, packing): after a restore in place of the list itself, their saves would be wrong.
+    """
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        return list(value) if key == _INDICES else value
+
+
+def for_grain(state: Any, start: Any) -> Any:
+    """A private copy of a state that Grain may keep.
+
+    Args:
+        state: a frozen state.
+        start: the one that the pipeline starts from, if processes read it, else None. A process slices the pipeline for
+            itself, but the state of one that has delivered nothing was made of the whole: restored there it fails, or reads
+            what belongs to another. So nothing is said of a process that is where it started.
+    """
+    if isinstance(state, dict):
+        below = start if isinstance(start, dict) else {}
+        copied = {
+            key: for_grain(value, None if key == _WORKERS else below.get(key)) for key, value in state.items()
+        }
+        if _INDICES not in state:
+            return copied
+        if _WORKERS in below:
+            began = zip(below[_INDICES], below[_WORKERS], strict=True)
+            places = zip(began, state[_INDICES], state[_WORKERS], copied[_WORKERS], strict=True)
+            copied[_WORKERS] = [
+                {} if was_at == at and now is not None and difference(was, now) is None else own
+                for (was_at, was), at, now, own in places
+            ]
+        return Unshared(copied)
+    if isinstance(state, (list, tuple)):
+        has_starts = isinstance(start, (list, tuple)) and len(start) == len(state)
+        starts = start if has_starts else [None] * len(state)
+        return type(state)(for_grain(each, was) for each, was in zip(state, starts, strict=True))
+    return frozen(state)
+
+
+def difference(was: Any, now: Any, path: str = "grain_state", *, form_only: bool = False) -> str | None:
+    """Where two states differ, in words; None if they mean the same and are the same to the last type.
+
+    Args:
+        was: one state.
+        now: the other.
+        path: what paths begin with.
+        form_only: whether only keys, lengths and types are compared, with those of the state that `now`'s pipeline starts from.
+    """
+    is_free = form_only and path.endswith(_FREE)
+    if form_only and was is None:
+        return None
+    if type(was) is not type(now):
+        return f"{path} is of another kind: expected {type(was).__name__}, got {now!r}"
+    if isinstance(was, dict):
+        if is_free or (not now and _WORKERS in path):
+            return None  # nothing was said of it: see `for_grain`
+        missing, extra = set(was) - set(now), set(now) - set(was)
+        if missing or extra:
+            return (
+                f"{path} has other keys: missing={sorted(missing, key=str)}, extra={sorted(extra, key=str)}"
+            )
+        below = [(was[key], now[key], f"{path}.{key}") for key in was]
+    elif isinstance(was, (list, tuple)):
+        if len(was) != len(now):
+            return (
+                f"{path} has {len(now)} entries, {'this pipeline has' if form_only else 'it had'} {len(was)}"
+            )
+        below = (
+            [] if is_free else [(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(was, now, strict=True))]
+        )
+    else:
+        same = form_only or (np.array_equal(was, now) if isinstance(was, np.ndarray) else was == now)
+        may_differ = path.endswith(f".{_MAY_RETURN_TO_ZERO}") and now == 0
+        return None if same or may_differ else f"{path} was {was!r}, is {now!r}"
+    return next(filter(None, (difference(*each, form_only=form_only) for each in below)), None)

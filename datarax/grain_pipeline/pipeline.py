@@ -1,32 +1,57 @@
 """An existing Grain pipeline as a stream: its elements, and a state that continues it exactly.
 
-What a hand-over counts is `loader/stream.py`'s to say; what the pipeline is made of and how it is restored live in `graph.py`
-and `iterators.py`. Knows nothing of snapshots and processes.
+What a hand-over counts is `loader/stream.py`'s to say; what the pipeline is made of and how it is restored live in `graph.py`,
+`identity.py` and `iterators.py`. Knows nothing of snapshots and processes.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import jax
 import numpy as np
 from flax import nnx
 
-from datarax.core.config import DataraxModuleConfig
+from datarax.core.config import DataraxModuleConfig, Positive, Text
+from datarax.core.errors import InputError
+from datarax.core.tree import ARRAYS, hash_tree
 from datarax.core.variables import Held
-from datarax.grain_pipeline.config import GrainPipelineConfig
-from datarax.grain_pipeline.element import element_hash, num_rows
-from datarax.grain_pipeline.graph import read_pipeline
-from datarax.grain_pipeline.identity import RULES_VERSION, Describer
-from datarax.grain_pipeline.iterators import Iterators
-from datarax.grain_pipeline.node import Shard, shards_of
-from datarax.grain_pipeline.refusals import check_resumable, num_elements, warnings_of
-from datarax.grain_pipeline.states import frozen
+from datarax.grain_pipeline.graph import ENDLESS, Shard, all_stages, read_pipeline
+from datarax.grain_pipeline.identity import (
+    RULES_VERSION,
+    check_resumable,
+    num_elements,
+    stages_identity,
+    warnings_of,
+)
+from datarax.grain_pipeline.iterators import Iterators, frozen
 from datarax.loader.recipe import HostRows
 from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken
-from datarax.order import Digest, id64, key_hashes
+from datarax.order import Digest, id64, key_hashes, row_hashes
+from datarax.order.digest import has_fixed_bytes
 
 _KEY_BLOCK = 1024  # a key hash costs 15 µs alone and 10 ns in a block
+_PLAIN_LEAF = "#plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrainPipelineConfig(DataraxModuleConfig):
+    """Settings of a `GrainPipeline`.
+
+    Raises:
+        ConfigError: if a field has the wrong kind or range.
+    """
+
+    name: Text = "grain"
+    """The pipeline's name: part of the identity and of every digest."""
+    version: Text | int | None = None
+    """Stands for what cannot be read of the pipeline (functions without source text, sources without plain records, stages
+    that are not Grain's own); raise it whenever that changes. Functions are then not read at all."""
+    num_steps: Positive | None = None
+    """Elements of the whole run; None for as many as the pipeline has. Never identity."""
 
 
 class _Elements(Feed):
@@ -49,13 +74,17 @@ class _Elements(Feed):
             "name": name,
             "rules": RULES_VERSION,
             "version": config.version,
-            "pipeline": Describer(owner, declared=config.version is not None).pipeline(node),
+            "pipeline": stages_identity(node, owner, declared=config.version is not None),
         }
         self.name = name
         self.pipeline = pipeline
-        self.warnings = warnings_of(node)
-        self.num_steps = config.num_steps if config.num_steps is not None else num_elements(node)
-        self.shards: dict[str, Shard] = shards_of(node)
+        self.warnings = list(warnings_of(node))
+        count = num_elements(node) if config.num_steps is None else config.num_steps
+        self.num_steps = None if count == ENDLESS else count
+        self.shards: dict[str, Shard] = {
+            path: stage.shard for path, stage in all_stages(node) if stage.shard is not None
+        }
+        """Which shard each stage takes that takes one, by its path."""
         self._iterators = Iterators(pipeline, node)
         self._open: tuple[int, Any] | None = None
         """How many elements an iterator has given, and the iterator."""
@@ -89,7 +118,7 @@ class _Elements(Feed):
             element = next(iterator)
             state = self._iterators.state_of(iterator)
             rows = HostRows(
-                element, 1, self._key_hash(step), element_hash(element, step), None, 1, num_rows(element)
+                element, 1, self._key_hash(step), element_hash(element, step), None, 1, _num_rows(element)
             )
             self._open = step + 1, iterator
         except StopIteration:
@@ -149,10 +178,69 @@ class _Elements(Feed):
         if step // _KEY_BLOCK != block:
             block = step // _KEY_BLOCK
             steps = np.arange(block * _KEY_BLOCK, (block + 1) * _KEY_BLOCK, dtype=np.int64)
-            source = np.full(1, id64(self.name), np.uint64)
-            hashes = key_hashes(steps, source[0], steps, np.zeros_like(steps), part=self._part)
+            source = np.array(id64(self.name), np.uint64)
+            hashes = key_hashes(steps, source, steps, np.zeros_like(steps), part=self._part)
             self._keys = block, hashes
         return int(hashes[step % _KEY_BLOCK])
+
+
+# The digest of one element: every byte of a tree of arrays and plain values, with their paths, types and shapes. Lists and
+# tuples count alike, and so does an empty container and none.
+
+
+def element_hash(element: Any, position: int) -> int:
+    """The row hash of an element, taken as one row: see `datarax.order.digest.row_hashes`.
+
+    Arrays and NumPy scalars are hashed as they are; None, bool, int, float, str and bytes go through one SHA-256, with
+    their paths, whose 32 bytes are a leaf of their own.
+
+    Raises:
+        InputError: if a leaf has no bytes that are the same everywhere, naming its path and what to do.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(element, is_leaf=lambda leaf: leaf is None)
+    arrays: list[tuple[str, np.ndarray]] = []
+    plain = hashlib.sha256()
+    for keys, leaf in leaves:
+        path = jax.tree_util.keystr(keys)
+        if isinstance(leaf, ARRAYS):
+            arrays.append((path, _checked(leaf, path)[np.newaxis]))
+            continue
+        try:
+            hash_tree(plain, path, path)
+            hash_tree(plain, leaf, path)
+        except TypeError:
+            raise _unhashable(path, f"a {type(leaf).__module__}.{type(leaf).__qualname__}") from None
+    if len(arrays) < len(leaves):
+        arrays.append((_PLAIN_LEAF, np.frombuffer(plain.digest(), np.uint8)[np.newaxis]))
+    return int(row_hashes(np.array([position], np.int64), arrays)[0])
+
+
+def _num_rows(element: Any) -> int:
+    """Length of the leading axis that all arrays of an element share; 1 if there is none."""
+    shapes = [
+        np.shape(leaf) for leaf in jax.tree.leaves(element) if isinstance(leaf, (np.ndarray, jax.Array))
+    ]
+    lengths = {shape[0] if shape else 1 for shape in shapes}
+    return lengths.pop() if len(lengths) == 1 else 1
+
+
+def _checked(leaf: Any, path: str) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        raise _unhashable(path, "a jax.Array that spans processes")
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise _unhashable(path, "an array of random keys")
+    array = np.asarray(leaf)
+    if not has_fixed_bytes(array.dtype):
+        raise _unhashable(path, f"an array of {array.dtype}")
+    return array
+
+
+def _unhashable(path: str, what: str) -> InputError:
+    return InputError(
+        f"the element has {what} at {path or 'its top'}, whose bytes are not the same everywhere, so it can be neither "
+        f"recorded nor verified; end the pipeline with a map that makes it arrays of numbers, fixed-width strings, str, "
+        f"bytes or plain numbers"
+    )
 
 
 class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
@@ -234,7 +322,20 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
             )
         if state["epoch"] is not None:
             raise ValueError(f"epoch: a Grain pipeline has none, got {state['epoch']}")
-        self._check_shards(state["shards"])
+        own, given = self._feed.shards, state["shards"]
+        if not isinstance(given, dict) or set(given) != set(own):
+            raise ValueError(
+                f"shards: this pipeline is sharded at {sorted(own)}, the state says {given!r}; it belongs to another pipeline"
+            )
+        for path, (index, count) in own.items():
+            was = given[path]
+            if was != (index, count):
+                is_shard = isinstance(was, tuple) and len(was) == 2
+                told = f"shard {was[0]} of {was[1]}" if is_shard else repr(was)
+                raise ValueError(
+                    f"shards.{path}: this is the state of {told}, but this process reads shard {index} of {count}; give each "
+                    f"process the state of its own shard"
+                )
         if (idx == 0) != (state["grain_state"] is None):
             raise ValueError(
                 f"grain_state: after {idx} elements it must be {'None' if idx == 0 else 'a dict'}, got {state['grain_state']!r}"
@@ -242,23 +343,6 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
         if idx and not isinstance(state["grain_state"], dict):
             raise ValueError(f"grain_state: expected a dict, got {state['grain_state']!r}")
         self._feed.prepare(state["grain_state"])
-
-    def _check_shards(self, given: Any) -> None:
-        own = self._feed.shards
-        if not isinstance(given, dict) or set(given) != set(own):
-            raise ValueError(
-                f"shards: this pipeline is sharded at {sorted(own)}, the state says {given!r}; it belongs to another pipeline"
-            )
-        for path, (index, count) in own.items():
-            if given[path] != (index, count):
-                was = given[path]
-                told = (
-                    f"shard {was[0]} of {was[1]}" if isinstance(was, tuple) and len(was) == 2 else repr(was)
-                )
-                raise ValueError(
-                    f"shards.{path}: this is the state of {told}, but this process reads shard {index} of {count}; give each "
-                    f"process the state of its own shard"
-                )
 
     def _state_restored(self) -> None:
         runtime, feed = self._runtime, self._feed

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,7 @@ import numpy as np
 
 from datarax.core.errors import InputError
 from datarax.core.tree import reader_of
-from datarax.order.positions import checked_positions, positions_and_lowest
-from datarax.order.seeds import GOLDEN, constant_word, derive_seed, mix64, mix64_in_place
+from datarax.order.seeds import GOLDEN, checked_positions, constant_word, derive_seed, mix64
 
 DIGEST_VERSION = 1
 """Raise this when any hash changes, keep the old reader, and add a golden file."""
@@ -72,12 +70,15 @@ def key_hashes(
     Returns:
         uint64[n].
     """
-    position, lowest = positions_and_lowest(position)
+    position, lowest = checked_positions(position)
     num_rows = len(position)
     source = _words("source_id", source_id, num_rows)
     record = _words("index", index, num_rows)
     passes = _words("epoch", epoch, num_rows)
-    rest = _rest(part, start, length, num_rows)
+    if type(part) is int and type(start) is int and type(length) is int:
+        rest = _rest_of_all(part, start, length)
+    else:
+        rest = _rest(part, start, length, num_rows)
     of_pass = np.asarray(passes * _BY_EPOCH + source)
     hashes = np.empty(num_rows, np.uint64)
     spare = np.empty(min(_KEY_CHUNK, num_rows), np.uint64)
@@ -107,8 +108,8 @@ def key_hashes_of_pass(position: np.ndarray, source_id: int, index: np.ndarray, 
         uint64[n].
     """
     hashes, of_pass = np.empty(len(position), np.uint64), _of_pass(source_id, epoch)
-    spare = np.empty_like(hashes)
-    _hash_keys(hashes, spare, position.view(np.uint64), of_pass, index.view(np.uint64), _WHOLE_RECORD)
+    spare, rest = np.empty_like(hashes), _rest_of_all(0, 0, -1)
+    _hash_keys(hashes, spare, position.view(np.uint64), of_pass, index.view(np.uint64), rest)
     return hashes
 
 
@@ -121,25 +122,16 @@ def _of_pass(source_id: int, epoch: int) -> np.ndarray:
 def _rest(
     part: np.ndarray | int, start: np.ndarray | int, length: np.ndarray | int, num_rows: int
 ) -> np.ndarray:
-    if type(part) is int and type(start) is int and type(length) is int:
-        return _rest_of_all(part, start, length)
     fields = (("part", part), ("start", start), ("length", length))
-    mixed = _mixed(*(np.atleast_1d(_words(*field, num_rows)) for field in fields))
+    first, second, third = (np.atleast_1d(_words(*field, num_rows)) for field in fields)
+    mixed = mix64(mix64(mix64(first) ^ second) ^ third)
     return mixed if len(mixed) == num_rows else mixed.reshape(())
 
 
 @functools.lru_cache(maxsize=256)
 def _rest_of_all(part: int, start: int, length: int) -> np.ndarray:
     """uint64[], where all rows are the same part. Kept: small vector calls cost as much as a thousand rows."""
-    words = (np.array([field], np.int64).view(np.uint64) for field in (part, start, length))
-    return constant_word(int(_mixed(*words)[0]))
-
-
-def _mixed(part: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    return mix64(mix64(mix64(part) ^ start) ^ length)
-
-
-_WHOLE_RECORD = _rest_of_all(0, 0, -1)
+    return _rest(part, start, length, num_rows=0)
 
 
 def _hash_keys(
@@ -159,7 +151,7 @@ def _hash_keys(
     np.multiply(record, _BY_INDEX, out=spare)
     x += spare
     x += rest
-    mix64_in_place(x, spare)
+    mix64(x, out=x, spare=spare)
 
 
 def row_hashes(position: np.ndarray, leaves: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
@@ -188,7 +180,7 @@ def row_hashes(position: np.ndarray, leaves: Iterable[tuple[str, np.ndarray]]) -
         InputError: if a leaf has another number of rows, a path comes twice, or a dtype has no bytes that are
             the same everywhere (objects, variable-width strings, records with fields, long double).
     """
-    position = checked_positions(position)
+    position, _ = checked_positions(position)
     hashes = np.zeros(len(position), np.uint64)
     by_position = mix64(position.view(np.uint64) ^ _POSITION_SALT)
     paths = set()
@@ -238,25 +230,28 @@ def _segment_sums(segments: np.ndarray) -> np.ndarray:
 
 
 def _as_words(array: np.ndarray) -> np.ndarray:
-    """The rows' bytes as little-endian words, filled with zeros: uint64[n, words]."""
-    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
+    """The rows' bytes as words, filled with zeros: uint64[n, words]. Little-endian, as is every machine that runs JAX."""
+    if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    num_rows, row_bytes = len(array), int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
-    as_bytes = np.ascontiguousarray(array).reshape(num_rows, -1).view(np.uint8) if array.size else None
-    if as_bytes is None:
-        return np.zeros((num_rows, -(-row_bytes // 8)), np.uint64)
+    values_of_row = int(np.prod(array.shape[1:], dtype=np.int64))
+    as_bytes = np.ascontiguousarray(array).reshape(len(array), values_of_row).view(np.uint8)
+    row_bytes = as_bytes.shape[1]
     if row_bytes % 8:
-        filled = np.zeros((num_rows, -(-row_bytes // 8) * 8), np.uint8)
+        filled = np.zeros((len(array), -(-row_bytes // 8) * 8), np.uint8)
         filled[:, :row_bytes] = as_bytes
         as_bytes = filled
-    words = as_bytes.view("<u8")
-    return words if sys.byteorder == "little" else words.astype(np.uint64)
+    return as_bytes.view(np.uint64)
+
+
+def has_fixed_bytes(dtype: np.dtype) -> bool:
+    """Whether the bytes of such values are the same everywhere: no objects, fields, texts of any width, long doubles."""
+    is_fixed = dtype.kind in "biufcmMSU" or (dtype.kind == "V" and dtype.names is None)
+    return is_fixed and not dtype.hasobject and dtype.char not in "gG" and dtype.subdtype is None
 
 
 @functools.lru_cache(maxsize=256)
 def _leaf_seed(path: str, dtype: np.dtype, row_shape: tuple[int, ...]) -> int:
-    fixed_width_bytes = dtype.kind in "biufcmMSU" or (dtype.kind == "V" and dtype.names is None)
-    if dtype.hasobject or not fixed_width_bytes or dtype.char in "gG" or dtype.subdtype is not None:
+    if not has_fixed_bytes(dtype):
         raise InputError(
             f"leaf {path!r} has the dtype {dtype}, whose bytes are not the same everywhere; deliver "
             "numbers or fixed-width strings (one leaf per field), or switch the bytes digest off (loader.byte_digest = false)"
@@ -318,7 +313,7 @@ class Digest:
         """
         if not isinstance(state, Mapping) or "version" not in state:
             raise ValueError(f"a digest has the fields {_FIELDS}, got {state!r}")
-        return reader_of(state["version"], _READERS, "digest version")(state)
+        return reader_of(state["version"], {1: _read_v1}, "digest version")(state)
 
 
 _FIELDS = ["bytes", "keys", "rows", "version"]
@@ -337,6 +332,3 @@ def _parse_hex(field: str, text: Any) -> int:
     if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{16}", text):
         raise ValueError(f"digest.{field} is {text!r}, not 16 lower-case hex digits")
     return int(text, 16)
-
-
-_READERS = {1: _read_v1}

@@ -14,15 +14,10 @@ import math
 
 import numpy as np
 
-from datarax.order.permutation import walk_below
+from datarax.order.permutation import Permutations, walk_below
 
 ROUNDS = 4
 MIN_BLOCK_BITS = 16
-
-
-def epoch_seeds(seed: int, epochs: tuple[int, ...]) -> np.ndarray:
-    """Grain's seed of each epoch, (seed + epoch) mod 2^32: uint32[k]."""
-    return np.array([(seed + epoch) % 2**32 for epoch in epochs], np.uint32)
 
 
 def derived_shuffle_seed(pipeline_seed: int, ops_between: int) -> int:
@@ -40,12 +35,12 @@ def num_repeated(n: int) -> int:
     return max(0, n - (1 << _block_bits(n)))
 
 
-class GrainPermutations:
+class GrainPermutations(Permutations):
     """What Grain's shuffle makes of range(n), under each of k seeds.
 
     Args:
         n: Number of records, 1 <= n < 2^63.
-        seeds: uint32[k], `epoch_seeds`.
+        seeds: uint32[k]; Grain's seed of an epoch is (seed + epoch) mod 2^32.
     """
 
     def __init__(self, n: int, seeds: np.ndarray) -> None:
@@ -56,39 +51,32 @@ class GrainPermutations:
         small = self._bits == MIN_BLOCK_BITS and n <= 1 << MIN_BLOCK_BITS
         self._table = np.stack([self._build_table(k) for k in range(len(seeds))]) if small else None
 
-    def __call__(self, index: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
-        """Where each index goes: int64[m] -> int64[m]; `member` says which of the k maps."""
-        if self._table is not None:
+    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+        """Where each index goes; with `inverse` which index below the block's size goes to each value."""
+        if self._table is not None and not inverse:
             return self._table[0 if member is None else member, index].astype(np.int64)
         # Grain's words drop the bits above the block, so a position beyond it repeats an earlier one.
         start = np.asarray(index, np.int64).view(np.uint64) & np.uint64((1 << self._bits) - 1)
-        return walk_below(self._n, start, member, self._encrypt).view(np.int64)
+        return walk_below(self._n, start, member, inverse, self._cipher).view(np.int64)
 
     def preimages(self, values: np.ndarray) -> np.ndarray:
         """Every index that the first map sends to one of `values`: none or two each at lengths with `num_repeated`."""
         if self._table is not None:
             return np.flatnonzero(np.isin(self._table[0], values))
-        reached = values[values >> self._bits == 0].view(np.uint64)
-        first = walk_below(self._n, reached, None, self._decrypt).view(np.int64)
-        # An index beyond the block repeats the one below it: see `__call__`.
+        first = self.inverse(values[values >> self._bits == 0])
+        # An index beyond the block repeats the one below it: see `_moved`.
         again = np.arange(0, self._n, 1 << self._bits)
         found = (first[:, np.newaxis] + again).reshape(-1)
         return found[found < self._n]
 
-    def _encrypt(self, x: np.ndarray, member: np.ndarray | None) -> np.ndarray:
-        return self._cipher(x, member, range(ROUNDS))
-
-    def _decrypt(self, x: np.ndarray, member: np.ndarray | None) -> np.ndarray:
-        return self._cipher(x, member, range(ROUNDS - 1, -1, -1))
-
-    def _cipher(self, x: np.ndarray, member: np.ndarray | None, rounds: range) -> np.ndarray:
-        """The rounds in the given order, each of which undoes itself: uint64[m] -> uint64[m]."""
+    def _cipher(self, x: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+        """The rounds, each of which undoes itself: uint64[m] -> uint64[m]."""
         half_bits = self._bits // 2
         mask = np.uint64((1 << half_bits) - 1)
         halves = [(x >> np.uint64(half_bits)).astype(np.uint32), (x & mask).astype(np.uint32)]  # left, right
-        for r in rounds:
+        for r in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
             changed, other = halves[r % 2], halves[1 - r % 2]
-            changed ^= _simon(other, half_bits)
+            changed ^= _simon_table(half_bits).take(other) if half_bits <= 16 else _simon(other, half_bits)
             changed ^= self._keys[r, 0] if member is None else self._keys[r].take(member)
         result = halves[0].astype(np.uint64)
         result <<= np.uint64(half_bits)
@@ -125,15 +113,12 @@ def _block_bits(n: int) -> int:
 
 def _simon(x: np.ndarray, half_bits: int) -> np.ndarray:
     """Simon's round function, (x <<< 1 & x <<< 8) ^ x <<< 2, on words of half_bits: uint32[m]."""
-    if half_bits <= 16:
-        return _simon_table(half_bits).take(x)
     return (_rotated(x, 1, half_bits) & _rotated(x, 8, half_bits)) ^ _rotated(x, 2, half_bits)
 
 
 @functools.lru_cache(maxsize=16)
 def _simon_table(half_bits: int) -> np.ndarray:
-    x = np.arange(1 << half_bits, dtype=np.uint32)
-    return (_rotated(x, 1, half_bits) & _rotated(x, 8, half_bits)) ^ _rotated(x, 2, half_bits)
+    return _simon(np.arange(1 << half_bits, dtype=np.uint32), half_bits)
 
 
 def _rotated(x: np.ndarray, by: int, half_bits: int) -> np.ndarray:
@@ -146,21 +131,20 @@ def _round_keys(seeds: np.ndarray) -> np.ndarray:
 
     The algorithm of [rand.util.seedseq] with one seed word, on vectors of k seeds.
     """
-    size, given = ROUNDS, 1
+    size = ROUNDS
     t = (size - 1) // 2  # the standard's choice for fewer than 7 words
     p = (size - t) // 2
     q = p + t
     b = np.full((size, len(seeds)), 0x8B8B8B8B, np.uint32)
-    steps = max(given + 1, size)
-    for k in range(steps):
+    for k in range(size):
         x = b[k % size] ^ b[(k + p) % size] ^ b[(k - 1) % size]
         r1 = (x ^ (x >> np.uint32(27))) * np.uint32(1664525)
-        added = np.uint32(given) if k == 0 else np.uint32(k % size) + (seeds if k <= given else np.uint32(0))
-        r2 = r1 + added
+        # The one word that is given comes second, after how many are given.
+        r2 = r1 + np.uint32(max(k, 1)) + (seeds if k == 1 else np.uint32(0))
         b[(k + p) % size] += r1
         b[(k + q) % size] += r2
         b[k % size] = r2
-    for k in range(steps, steps + size):
+    for k in range(size, 2 * size):
         x = b[k % size] + b[(k + p) % size] + b[(k - 1) % size]
         r3 = (x ^ (x >> np.uint32(27))) * np.uint32(1566083941)
         r4 = r3 - np.uint32(k % size)

@@ -18,12 +18,16 @@ import numpy as np
 
 from datarax.core.errors import ConfigError, InputError
 from datarax.order.grain import num_repeated
-from datarax.order.known_answers import named_version, order_name
 from datarax.order.permutation import Identity, Permutations
-from datarax.order.policy import GrainStyle, OrderConfig, OrderPolicy
-from datarax.order.positions import MAX_POSITION, checked_positions
-from datarax.order.seeds import id64
-from datarax.order.versions import ALGORITHMS
+from datarax.order.seeds import MAX_POSITION, checked_positions, id64
+from datarax.order.versions import (
+    ALGORITHMS,
+    GrainStyle,
+    OrderConfig,
+    OrderPolicy,
+    named_version,
+    order_name,
+)
 
 _EPOCHS_KEPT = 4  # epochs whose round keys are kept: a run reads from one or two at a time
 
@@ -103,10 +107,10 @@ class Order:
             TypeError: if the positions are not integers.
             InputError: if one is below -1 or beyond 2^63 - 1.
         """
-        positions = checked_positions(positions)
-        pads = positions < 0
-        if not pads.any():
+        positions, lowest = checked_positions(positions)
+        if lowest >= 0:
             return self._keys(positions)
+        pads = positions < 0
         keys = RecordKeys(*(np.full(len(positions), -1, dtype) for dtype in (np.int32, np.int64, np.int64)))
         real = self._keys(positions[~pads])
         keys.source[~pads], keys.index[~pads], keys.epoch[~pads] = real.source, real.index, real.epoch

@@ -8,12 +8,12 @@ or policies; see `order.py`. A change to what any index maps to needs a new `ORD
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
-from datarax.order.seeds import splitmix_stream
+from datarax.order.seeds import GOLDEN, mix64, splitmix_stream
 
 LARGEST_SORTED = 256
 """Up to this n a permutation is sorted: networks of fewer bits are measurably not uniform."""
@@ -29,30 +29,35 @@ _CHUNK = 16384  # lanes per pass: the work vectors stay in a core's second-level
 _TABLES_AT_ONCE = 4096  # sorted together; bounds the work space at 16 MiB
 
 
-class Permutations(Protocol):
+class Permutations(ABC):
     """k maps of range(n) to itself; a permutation each, except where the Grain policy is not."""
 
     def __call__(self, index: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
-        """Where each index goes: int64[m] in range(n) -> int64[m].
+        """Where each index goes.
 
-        `member`, int[m], says which of the k maps each lane takes; None where k is 1.
+        Args:
+            index: int64[m], each in range(n).
+            member: int[m], which of the k maps each lane takes; None where k is 1.
+
+        Returns:
+            int64[m].
         """
-        ...
-
-    def preimages(self, values: np.ndarray) -> np.ndarray:
-        """Every index that the first map sends to one of `values`, in no order: int64[m] -> int64[...]."""
-        ...
-
-
-class KeyedPermutations(Permutations, Protocol):
-    """k permutations of range(n) with their inverses."""
+        return self._moved(index, member, inverse=False)
 
     def inverse(self, value: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
         """Which index goes to each value: the inverse of calling, same shapes."""
-        ...
+        return self._moved(value, member, inverse=True)
+
+    def preimages(self, values: np.ndarray) -> np.ndarray:
+        """Every index that the first map sends to one of `values`, in no order: int64[m] -> int64[...]."""
+        return self.inverse(values)
+
+    @abstractmethod
+    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+        """Where each index goes, or with `inverse` comes from; else as a call."""
 
 
-def keyed_permutations(n: int, seeds: np.ndarray) -> KeyedPermutations:
+def keyed_permutations(n: int, seeds: np.ndarray) -> Permutations:
     """A permutation of range(n) for each seed: `SortedPermutations` to n = 256, then `FeistelPermutations`.
 
     Args:
@@ -62,19 +67,14 @@ def keyed_permutations(n: int, seeds: np.ndarray) -> KeyedPermutations:
     return SortedPermutations(n, seeds) if n <= LARGEST_SORTED else FeistelPermutations(n, seeds)
 
 
-class Identity:
+class Identity(Permutations):
     """The map that leaves every index where it is."""
 
-    def __call__(self, index: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
-        """A copy of the index."""
+    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
         return np.array(index, np.int64)
 
-    def preimages(self, values: np.ndarray) -> np.ndarray:
-        """The values themselves."""
-        return np.array(values, np.int64)
 
-
-class SortedPermutations:
+class SortedPermutations(Permutations):
     """Permutations of range(n), n <= 256, one for each of k seeds: exactly uniform over random words.
 
     Index i goes to j where word j + 1 of the seed's splitmix64 stream is the i-th smallest (from 0) of its
@@ -93,28 +93,21 @@ class SortedPermutations:
             words = splitmix_stream(seeds[first : first + _TABLES_AT_ONCE], n)
             self._table[first : first + _TABLES_AT_ONCE] = words.argsort(axis=0).T
 
-    def __call__(self, index: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
-        """Where each index goes: int64[m] -> int64[m]; `member` says which of the k permutations."""
-        return self._table[0 if member is None else member, index].astype(np.int64)
-
-    def inverse(self, value: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
-        """Which index goes to each value: the inverse of calling, same shapes."""
-        return self._inverse_table[0 if member is None else member, value].astype(np.int64)
-
-    def preimages(self, values: np.ndarray) -> np.ndarray:
-        """The one index that the first permutation sends to each of `values`."""
-        return self.inverse(values)
+    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+        table = self._inverse_table if inverse else self._table
+        return table[0 if member is None else member, index].astype(np.int64)
 
     @functools.cached_property
     def _inverse_table(self) -> np.ndarray:
         return self._table.argsort(axis=1).astype(np.uint8)
 
 
+Evaluate = Callable[[np.ndarray, np.ndarray | None, bool], np.ndarray]
+"""(uint64[m], which of the k permutations each lane takes, whether backwards) -> uint64[m]."""
+
+
 def walk_below(
-    n: int,
-    x: np.ndarray,
-    member: np.ndarray | None,
-    evaluate: Callable[[np.ndarray, np.ndarray | None], np.ndarray],
+    n: int, x: np.ndarray, member: np.ndarray | None, inverse: bool, evaluate: Evaluate
 ) -> np.ndarray:
     """Cycle walking, uint64[m] -> uint64[m]: apply `evaluate`, then again to the lanes that are not below n.
 
@@ -122,21 +115,22 @@ def walk_below(
         n: The limit that each lane has to come below.
         x: uint64[m], where each lane starts.
         member: int[m] or None, handed to `evaluate` with the lanes that remain.
-        evaluate: A permutation of a domain that holds x; every cycle through x goes below n.
+        inverse: Handed to `evaluate`.
+        evaluate: Permutations of a domain that holds x; every cycle through x goes below n.
     """
     limit = np.uint64(n)
-    value = evaluate(x, member)
+    value = evaluate(x, member, inverse)
     outside = np.flatnonzero(value >= limit)
     again = value[outside]
     while len(outside):
-        again = evaluate(again, None if member is None else member[outside])
+        again = evaluate(again, None if member is None else member[outside], inverse)
         value[outside] = again
         left_over = again >= limit
         outside, again = outside[left_over], again[left_over]
     return value
 
 
-class FeistelPermutations:
+class FeistelPermutations(Permutations):
     """Permutations of range(n), one for each of k seeds.
 
     With b = bits of n - 1, an index is right + 2^c * left: the right half has c = b - b // 2 bits, the left
@@ -162,34 +156,15 @@ class FeistelPermutations:
         self._n = n
         self._right_bits = np.uint64(right_bits)
         self._right_mask = np.uint32((1 << right_bits) - 1)
-        self._left_size = -(-n >> right_bits)  # at most 2^31: a sum of two stays in 32 bits
+        left_size = -(-n >> right_bits)  # at most 2^31: a sum of two stays in 32 bits
+        self._left_size, self._modulus = np.uint64(left_size), np.uint32(left_size)
         words = splitmix_stream(np.asarray(seeds, np.uint64), ROUNDS)
         lower, upper = words.astype(np.uint32), (words >> _SHIFT_32).astype(np.uint32)
         self._keys = np.stack([lower, upper], axis=1)  # uint32[ROUNDS, 2, k]
 
-    def __call__(self, index: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
-        """Where each index goes.
-
-        Args:
-            index: int64[m], each in range(n).
-            member: int[m], which of the k permutations each lane takes; None where k is 1.
-
-        Returns:
-            int64[m].
-        """
-        return self._walk(index, member, False)
-
-    def inverse(self, value: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
-        """Which index goes to each value: the inverse of calling, same shapes."""
-        return self._walk(value, member, True)
-
-    def preimages(self, values: np.ndarray) -> np.ndarray:
-        """The one index that the first permutation sends to each of `values`."""
-        return self.inverse(values)
-
-    def _walk(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
         start = np.asarray(index, np.int64).view(np.uint64)
-        return walk_below(self._n, start, member, lambda x, of: self._network(x, of, inverse)).view(np.int64)
+        return walk_below(self._n, start, member, inverse, self._network).view(np.int64)
 
     def _network(self, x: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
         """One pass over the power-of-two domain: uint64[m] -> uint64[m]."""
@@ -206,31 +181,33 @@ class FeistelPermutations:
         right = x.astype(np.uint32)
         right &= self._right_mask
         left = (x >> self._right_bits).astype(np.uint32)
-        work = _Work(len(x))
+        mixed, shifted, wide = np.empty_like(right), np.empty_like(right), np.empty_like(x)
         per_lane = None if member is None else _per_lane(member)
         for r in reversed(range(ROUNDS)) if inverse else range(ROUNDS):
             k1, k2 = self._keys[r, 0], self._keys[r, 1]
             if per_lane is not None:
                 k1, k2 = per_lane(k1), per_lane(k2)
+            np.add(left if r % 2 else right, k1, out=mixed)
+            mixed *= _MULTIPLY_1
+            np.right_shift(mixed, _SHIFT_15, out=shifted)
+            mixed ^= shifted
+            mixed += k2
+            mixed *= _MULTIPLY_2
+            np.right_shift(mixed, _SHIFT_16, out=shifted)
+            mixed ^= shifted
             if r % 2:
-                mixed = work.mix(left, k1, k2)
                 mixed &= self._right_mask
                 right ^= mixed
-            else:
-                self._add_to_left(left, work.scaled(work.mix(right, k1, k2), self._left_size), inverse)
+                continue
+            # To range(left_size) without a division; and of two candidates for the sum the wrong one has wrapped.
+            np.multiply(mixed, self._left_size, out=wide, dtype=np.uint64)
+            wide >>= _SHIFT_32
+            np.copyto(mixed, wide, casting="unsafe")
+            (np.subtract if inverse else np.add)(left, mixed, out=left)
+            (np.add if inverse else np.subtract)(left, self._modulus, out=mixed)
+            np.minimum(left, mixed, out=left)
         np.left_shift(left, self._right_bits, out=result, dtype=np.uint64)
         np.bitwise_or(result, right, out=result)
-
-    def _add_to_left(self, left: np.ndarray, amount: np.ndarray, inverse: bool) -> None:
-        """Add or subtract modulo left_size without dividing: of two candidates the wrong one has wrapped."""
-        modulus = np.uint32(self._left_size)
-        if inverse:
-            left -= amount
-            np.add(left, modulus, out=amount)
-        else:
-            left += amount
-            np.subtract(left, modulus, out=amount)
-        np.minimum(left, amount, out=left)
 
 
 def _per_lane(member: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -246,30 +223,93 @@ def _per_lane(member: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda words: words.take(of).repeat(lengths)
 
 
-class _Work:
-    """The work vectors of one chunk, and the round function that needs them."""
+# The block policy: permute storage blocks, then the records inside a window of blocks, for long reads. A window of W blocks is
+# read as W runs of consecutive records, while every record may stand at any place of its window.
 
-    def __init__(self, num_lanes: int) -> None:
-        self._mixed = np.empty(num_lanes, np.uint32)
-        self._shifted = np.empty(num_lanes, np.uint32)
-        self._wide = np.empty(num_lanes, np.uint64)
 
-    def mix(self, x: np.ndarray, k1: np.ndarray, k2: np.ndarray) -> np.ndarray:
-        mixed, shifted = self._mixed, self._shifted
-        np.add(x, k1, out=mixed)
-        np.multiply(mixed, _MULTIPLY_1, out=mixed)
-        np.right_shift(mixed, _SHIFT_15, out=shifted)
-        np.bitwise_xor(mixed, shifted, out=mixed)
-        np.add(mixed, k2, out=mixed)
-        np.multiply(mixed, _MULTIPLY_2, out=mixed)
-        np.right_shift(mixed, _SHIFT_16, out=shifted)
-        np.bitwise_xor(mixed, shifted, out=mixed)
-        return mixed
+class BlockPermutations(Permutations):
+    """Permutations of range(n) that keep blocks of consecutive records together in windows, one a seed.
 
-    def scaled(self, mixed: np.ndarray, size: int) -> np.ndarray:
-        """floor(mixed * size / 2^32): a 32-bit value carried to range(size) without a division."""
-        np.copyto(self._wide, mixed)
-        self._wide *= np.uint64(size)
-        self._wide >>= _SHIFT_32
-        np.copyto(mixed, self._wide, casting="unsafe")
-        return mixed
+    Record i is in block i // block_size. The full blocks are permuted by `keyed_permutations` under the
+    block seed; a short last block stays last. The resulting sequence of records is cut into windows of
+    window_blocks * block_size, the last one maybe shorter, and window w is permuted by `keyed_permutations`
+    of its length under the seed mix64(window seed + (w + 1) * GOLDEN).
+
+    Args:
+        n: Number of records, 1 <= n < 2^63.
+        block_size: Records per block, >= 1.
+        window_blocks: Blocks per window, >= 1.
+        block_seeds: uint64[k], the key of the blocks' permutation.
+        window_seeds: uint64[k], the key of the permutations inside windows.
+    """
+
+    def __init__(
+        self, n: int, block_size: int, window_blocks: int, block_seeds: np.ndarray, window_seeds: np.ndarray
+    ) -> None:
+        self._block_size = min(block_size, n)
+        self._num_full = n // self._block_size
+        self._blocks = keyed_permutations(self._num_full, block_seeds)
+        self._window_seeds = np.asarray(window_seeds, np.uint64)
+        self._window_size = min(window_blocks * block_size, n)
+        self._last_window = (n - 1) // self._window_size
+        self._last_window_size = n - self._last_window * self._window_size
+
+    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+        if inverse:
+            return self._move_in_windows(self._move_blocks(index, member, inverse), member, inverse)
+        return self._move_blocks(self._move_in_windows(index, member, inverse), member, inverse)
+
+    def _move_blocks(self, record: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+        block = record // self._block_size
+        moved = record - block * self._block_size
+        moved += self._block_moves(block, member, inverse) * self._block_size
+        return moved
+
+    def _block_moves(self, block: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+        if member is None and len(block):
+            # A sequence of positions names few blocks many times: one evaluation each, not one a record.
+            first = int(block.min())
+            span = int(block.max()) - first + 1
+            if span < len(block):
+                return self._permute_blocks(np.arange(first, first + span), None, inverse).take(block - first)
+        return self._permute_blocks(block, member, inverse)
+
+    def _permute_blocks(self, block: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+        full = block < self._num_full
+        if full.all():
+            return self._blocks._moved(block, member, inverse)
+        moved = block.copy()  # the short last block stays where it is
+        moved[full] = self._blocks._moved(block[full], None if member is None else member[full], inverse)
+        return moved
+
+    def _move_in_windows(self, record: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+        window = record // self._window_size
+        first = window * self._window_size
+        offset = record - first
+        in_last = window == self._last_window
+        if self._last_window_size == self._window_size or not in_last.any():
+            return first + self._permuted(self._window_size, offset, window, member, inverse)
+        moved = np.empty_like(record)
+        for lanes, size in ((~in_last, self._window_size), (in_last, self._last_window_size)):
+            members = None if member is None else member[lanes]
+            moved[lanes] = self._permuted(size, offset[lanes], window[lanes], members, inverse)
+        return first + moved
+
+    def _permuted(
+        self, size: int, offset: np.ndarray, window: np.ndarray, member: np.ndarray | None, inverse: bool
+    ) -> np.ndarray:
+        starts, run = _runs(window, member)
+        seeds = self._window_seeds[0 if member is None else member[starts]]
+        steps = (window[starts].view(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)
+        windows = keyed_permutations(size, mix64(seeds + steps))
+        return windows._moved(offset, None if len(starts) == 1 else run, inverse)
+
+
+def _runs(value: np.ndarray, member: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The first lane of each run of equal (value, member), and the run of each lane: int[runs], int[m]."""
+    changes = np.empty(len(value), bool)
+    changes[:1] = True
+    np.not_equal(value[1:], value[:-1], out=changes[1:])
+    if member is not None:
+        changes[1:] |= member[1:] != member[:-1]
+    return np.flatnonzero(changes), np.cumsum(changes) - 1

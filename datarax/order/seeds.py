@@ -1,4 +1,4 @@
-"""Seeds from names by hashing, never by adding: what keeps two seeds, epochs or transforms apart.
+"""Seeds from names by hashing, never by adding: what keeps two seeds, epochs or transforms apart. And what a position is.
 
 `derive_seed` is for the few seeds of a run (one SHA-256 each); `mix64` and `row_seeds` are for millions of
 rows. Every value here is part of the order or of the randomness of a row: a change to any line needs a new
@@ -10,6 +10,11 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+
+from datarax.core.errors import InputError
+
+MAX_POSITION = 2**63 - 1
+"""A position is an int64 from 0 to this, or -1 for a pad slot."""
 
 GOLDEN = 0x9E3779B97F4A7C15
 """2^64 / golden ratio, odd: the step between the words of a splitmix64 stream."""
@@ -56,28 +61,23 @@ def id64(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-def mix64(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 finalizer, a bijection of 64-bit words, on a new array: uint64[n, ...] to the same."""
-    mixed = x >> _SHIFT_30
-    mixed ^= x
-    _finish_mix(mixed, np.empty_like(mixed))
+def mix64(x: np.ndarray, out: np.ndarray | None = None, spare: np.ndarray | None = None) -> np.ndarray:
+    """The splitmix64 finalizer, a bijection of 64-bit words: uint64[n, ...] to the same.
+
+    Args:
+        x: the words.
+        out: an array for the result, which may be `x`; None: a new one.
+        spare: an array of the same shape that is written over; None: a new one.
+    """
+    spare = np.right_shift(x, _SHIFT_30, out=spare)
+    mixed = np.bitwise_xor(x, spare, out=out)
+    mixed *= _MIX_1
+    np.right_shift(mixed, _SHIFT_27, out=spare)
+    mixed ^= spare
+    mixed *= _MIX_2
+    np.right_shift(mixed, _SHIFT_31, out=spare)
+    mixed ^= spare
     return mixed
-
-
-def mix64_in_place(x: np.ndarray, spare: np.ndarray) -> None:
-    """`mix64` of `x`, in `x`; `spare`, an array of the same shape, is written over."""
-    np.right_shift(x, _SHIFT_30, out=spare)
-    x ^= spare
-    _finish_mix(x, spare)
-
-
-def _finish_mix(x: np.ndarray, spare: np.ndarray) -> None:
-    x *= _MIX_1
-    np.right_shift(x, _SHIFT_27, out=spare)
-    x ^= spare
-    x *= _MIX_2
-    np.right_shift(x, _SHIFT_31, out=spare)
-    x ^= spare
 
 
 def splitmix_stream(seeds: np.ndarray, num_words: int) -> np.ndarray:
@@ -108,3 +108,26 @@ def row_seeds(
     of_source = mix64(np.asarray(source_ids, np.uint64) ^ base)
     of_record = mix64(of_source ^ np.asarray(index, np.int64).view(np.uint64))
     return mix64(of_record ^ np.asarray(epoch, np.int64).view(np.uint64))
+
+
+def checked_positions(positions: np.ndarray) -> tuple[np.ndarray, int]:
+    """The positions as int64[n], and the lowest of them, 0 if there are none: below 0 there are pads among them.
+
+    Raises:
+        TypeError: if they are not integers.
+        InputError: if one is below -1 or beyond 2^63 - 1.
+    """
+    array = np.asarray(positions)
+    if array.size == 0:
+        return np.zeros(0, np.int64), 0
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"positions are int64[n], got {array.dtype}{list(array.shape)}")
+    if array.ndim != 1:
+        raise InputError(f"positions are int64[n], got the shape {array.shape}")
+    if array.dtype == np.uint64 and array.max() > MAX_POSITION:
+        raise InputError(f"position {array.max()} is beyond the last one, 2^63 - 1")
+    array = array.astype(np.int64, copy=False)
+    lowest = int(array.min())
+    if lowest < -1:
+        raise InputError(f"position {lowest} is negative; only -1, a pad slot, may be")
+    return array, lowest

@@ -20,7 +20,7 @@ import numpy as np
 from datarax.core.errors import ConfigError, InputError, MismatchError
 from datarax.order.digest import key_hashes, key_hashes_of_pass
 from datarax.order.order import Order, RecordKeys
-from datarax.order.positions import MAX_POSITION
+from datarax.order.seeds import MAX_POSITION
 
 # Rows that a search evaluates at once: the fixed cost of an order no longer shows, and the work space is a few MiB.
 _SEARCH_ROWS = 1 << 16

@@ -1,4 +1,4 @@
-"""Does this code still draw what it drew? The counterpart of `datarax.order.known_answers` for a row's random numbers.
+"""Does this code still draw what it drew? The counterpart of `datarax.order.versions` for a row's random numbers.
 
 Only what datarax itself makes of a seed is held to it: what NumPy's generators and JAX make of their keys is theirs.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from datarax.order import ORDER_VERSION
-from datarax.order.known_answers import deviation, shortened
+from datarax.order.versions import deviation, shortened
 from datarax.transforms.randomness import (
     generator_from_seed,
     key_words,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datarax.order import Order, OrderConfig, OrderPolicy
-from datarax.order.block import BlockPermutations
+from datarax.order.permutation import BlockPermutations
 
 
 def one(n, block_size, window_blocks, seed=1):

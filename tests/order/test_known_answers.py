@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from datarax.core.tree import differences, digest
-from datarax.order import ORDER_VERSION, Order, OrderConfig, changed_algorithms, known_answers
-from datarax.order import block as block_module
+from datarax.order import ORDER_VERSION, Order, OrderConfig, changed_algorithms, versions
 from datarax.order import digest as digest_module
 from datarax.order import grain as grain_module
 from datarax.order import permutation as permutation_module
 from datarax.order import seeds as seeds_module
-from datarax.order.known_answers import CONFIGS, KNOWN, answer, named_version, order_name, positions_of
+from datarax.order.versions import CONFIGS, KNOWN, answer, named_version, order_name, positions_of
 from tests.order.make_golden import GOLDEN
 
 
@@ -45,7 +44,7 @@ def test_the_known_answers_are_those_of_the_golden_files(name):
     golden = json.loads((GOLDEN / f"order-v1-{name}.json").read_text())
     fields, lengths = CONFIGS[name]
     assert fields == golden["config"]
-    assert golden["source"] == known_answers.SOURCE
+    assert golden["source"] == versions.SOURCE
     by_length = {each["num_records"]: each["position_index_epoch"] for each in golden["lengths"]}
     wanted = {n: positions_of(name, n) for n in lengths}
     tree = [[n, [key for key in by_length[n] if key[0] in wanted[n]]] for n in lengths]
@@ -73,7 +72,7 @@ CHANGES = {
     "rounds": (permutation_module, "ROUNDS", 9, {"global", "block"}),
     "a multiplier": (permutation_module, "_MULTIPLY_1", np.uint32(0x7FEB352F), {"global", "block"}),
     "a shift": (permutation_module, "_SHIFT_16", np.uint32(17), {"global", "block"}),
-    "the step of windows": (block_module, "GOLDEN", 0x9E3779B97F4A7C17, {"block"}),
+    "the step of windows": (permutation_module, "GOLDEN", 0x9E3779B97F4A7C17, {"block"}),
     "the cipher's rounds": (grain_module, "ROUNDS", 5, {"grain-index-sampler", "grain-map-dataset"}),
     "the cipher's least block": (grain_module, "MIN_BLOCK_BITS", 18, {"grain-index-sampler", "grain-map-dataset"}),
     "the rotation": (
@@ -94,7 +93,7 @@ def test_a_change_of(what, monkeypatch):
     before = {name: order_of(name).identity() for name in CONFIGS}
     grain_module._simon_table.cache_clear()
     monkeypatch.setattr(module, constant, value)
-    assert {name for name in KNOWN if known_answers.deviation(name, 1) is not None} == changed
+    assert {name for name in KNOWN if versions.deviation(name, 1) is not None} == changed
     for name in CONFIGS:
         found = differences(before[name], order_of(name).identity())
         assert [each.path for each in found] == (["version"] if name in changed else [])
@@ -120,10 +119,8 @@ def test_a_version_of_which_nothing_is_known_is_itself():
 
 def test_the_code_is_asked_once_by_each_order(monkeypatch):
     asked = []
-    real = known_answers.answer
-    monkeypatch.setattr(
-        known_answers, "answer", lambda name, version: asked.append(name) or real(name, version)
-    )
+    real = versions.answer
+    monkeypatch.setattr(versions, "answer", lambda name, version: asked.append(name) or real(name, version))
     order = order_of("global")
     for _ in range(3):
         order.identity()

@@ -26,7 +26,7 @@ def second_version():
     """Inside, version 2 is there and the newest."""
     with (
         mock.patch.dict("datarax.order.versions.ALGORITHMS", {SECOND: Algorithms(_permutations, _row_seeds)}),
-        mock.patch("datarax.order.policy.ORDER_VERSION", SECOND),
+        mock.patch("datarax.order.versions.ORDER_VERSION", SECOND),
         mock.patch("datarax.loader.config.ORDER_VERSION", SECOND),
     ):
         yield
