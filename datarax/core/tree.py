@@ -67,7 +67,7 @@ def canonical_json(tree: Any) -> bytes:
         TypeError: if the tree holds anything else, naming the path.
         ValueError: if a float is not finite.
     """
-    for path, node in walk(tree):
+    for path, node in () if _has_json(tree) else walk(tree):  # paths cost several times as much as the text
         if isinstance(node, Mapping):
             for key in node:
                 if not isinstance(key, str):
@@ -82,6 +82,14 @@ def canonical_json(tree: Any) -> bytes:
     return json.dumps(
         tree, default=dict, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
+
+
+def _has_json(node: Any) -> bool:
+    if isinstance(node, Mapping):
+        return all(isinstance(key, str) for key in node) and all(map(_has_json, node.values()))
+    if isinstance(node, (list, tuple)):
+        return all(map(_has_json, node))
+    return type(node) in (type(None), bool, int, str) or (type(node) is float and math.isfinite(node))
 
 
 def digest(tree: Any) -> str:
