@@ -10,7 +10,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
@@ -53,16 +53,12 @@ class Node:
     """Elements in an epoch; None for a stream."""
     known: bool = True
     """Whether this is one of the stages in the tables below."""
-    has_processes: bool = False
-    """Whether the stage starts processes."""
 
 
 def named_stages(node: Node) -> list[tuple[str, Node]]:
     """The stages from the first one to `node`, with their names."""
-    chain = [node]
-    while chain[-1].below is not None:
-        chain.append(chain[-1].below)
-    return [(f"{i:02d}_{each.kind}", each) for i, each in enumerate(reversed(chain))]
+    before = [] if node.below is None else named_stages(node.below)
+    return [*before, (f"{len(before):02d}_{node.kind}", node)]
 
 
 def all_stages(node: Node, path: str = "pipeline") -> Iterator[tuple[str, Node]]:
@@ -230,9 +226,8 @@ def _slice(dataset: Any, worker: Shard | None) -> Node:
 
 def _mixed_map(dataset: Any, worker: Shard | None) -> Node:
     chosen = attribute(dataset, "_selection_map")
-    parameters = {"selection_map": chosen}
-    if type(chosen).__name__ == "SelectionWithProportionsMap":
-        parameters = {"proportions": attribute(chosen, "_proportions")}
+    is_plain = type(chosen).__name__ == "SelectionWithProportionsMap"
+    parameters = {"proportions": attribute(chosen, "_proportions")} if is_plain else {"selection_map": chosen}
     return _node(dataset, None, parameters, branches=dict(enumerate(attribute(dataset, "_parents"))))
 
 
@@ -261,7 +256,7 @@ def _interleave(dataset: Any, worker: Shard | None) -> Node:
         is_lazy = type(inner).__name__ == "_LazyWorkerSliceIterDataset"
         sequential = attribute(inner, "_sequential_slice") if is_lazy else False
         parameters = {"num_workers": count, "sequential_slice": sequential}
-        return Node("mp_prefetch", parameters, below=_read(context), has_processes=True)
+        return Node("mp_prefetch", parameters, below=_read(context))
     if kinds == {"_MpContextIterDataset"}:
         workers = {str(i): _read(each, (i, count)) for i, each in enumerate(datasets)}
         return Node("multithread_prefetch", {"num_workers": count}, branches=workers)
@@ -341,20 +336,20 @@ def _data_loader(loader: Any) -> Node:
     kind = type(sampler).__name__
     if _is_grains(sampler) and kind in _SAMPLERS:
         values = {name: attribute(sampler, f"_{name}") for name in _SAMPLERS[kind]}
-        node = replace(_sharded(kind, values, sampler, node), length=len(sampler))
+        node = _sharded(kind, values, sampler, below=node, length=len(sampler))
     else:
         node = Node("Sampler", {"sampler": sampler}, below=node)
     for operation in attribute(loader, "_operations"):
         node = _operation(operation, node)
     workers = attribute(loader, "_multiprocessing_options").num_workers
-    return replace(_sharded("DataLoader", {"worker_count": workers}, loader, node), has_processes=workers > 0)
+    return _sharded("DataLoader", {"worker_count": workers}, loader, below=node)
 
 
-def _sharded(kind: str, values: Mapping[str, Any], owner: Any, below: Node) -> Node:
+def _sharded(kind: str, values: Mapping[str, Any], owner: Any, **fields: Any) -> Node:
     options = attribute(owner, "_shard_options")
     shared = {"shard_count": options.shard_count, "drop_remainder": options.drop_remainder}
     shard = (options.shard_index, options.shard_count) if options.shard_count > 1 else None
-    return Node(kind, {**values, **shared}, below=below, shard=shard)
+    return Node(kind, {**values, **shared}, shard=shard, **fields)
 
 
 def _operation(operation: Any, below: Node) -> Node:

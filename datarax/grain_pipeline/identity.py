@@ -45,33 +45,31 @@ def stages_identity(node: Node, owner: str, *, declared: bool) -> dict[str, Any]
     Raises:
         ConfigError: naming the stage and what cannot be described.
     """
-    return {name: _stage(each, name, owner, declared) for name, each in named_stages(node)}
-
-
-def _stage(node: Node, name: str, owner: str, declared: bool) -> dict[str, Any]:
-    if not node.known and not declared:
-        raise ConfigError(
-            f"{owner} has a stage {name} that is not known, so nothing can be said of its elements or of its "
-            f"state; use stages of grain 0.2.18 itself, or declare a version of the pipeline (version=1), to be raised "
-            f"whenever what it delivers changes"
-        )
     version: dict[str, Any] = {"versioned": "the pipeline", "declared": declared}
-    tree = {
-        key: value_identity(value, f"{key} of {name}", owner, **version)
-        for key, value in node.parameters.items()
-    }
-    for key, fn in node.functions.items():
-        tree[key] = function_identity(fn, f"{owner}, {key} of {name},", by_name=_LIBRARIES, **version)
-    if node.files:
-        tree["files"] = _files(node)
-    if node.source is not None:
-        tree |= {"type": type(node.source).__qualname__, "num_records": node.length}
-        tree |= {"sample_version": SAMPLE_VERSION, "sample": _sample(node, name, owner, declared)}
-    if node.branches:
-        tree["parents"] = {
-            key: stages_identity(each, owner, declared=declared) for key, each in node.branches.items()
+    trees: dict[str, Any] = {}
+    for name, stage in named_stages(node):
+        if not stage.known and not declared:
+            raise ConfigError(
+                f"{owner} has a stage {name} that is not known, so nothing can be said of its elements or of its "
+                f"state; use stages of grain 0.2.18 itself, or declare a version of the pipeline (version=1), to be raised "
+                f"whenever what it delivers changes"
+            )
+        trees[name] = tree = {
+            key: value_identity(value, f"{key} of {name}", owner, **version)
+            for key, value in stage.parameters.items()
         }
-    return tree
+        for key, fn in stage.functions.items():
+            tree[key] = function_identity(fn, f"{owner}, {key} of {name},", by_name=_LIBRARIES, **version)
+        if stage.files:
+            tree["files"] = _files(stage)
+        if stage.source is not None:
+            tree |= {"type": type(stage.source).__qualname__, "num_records": stage.length}
+            tree |= {"sample_version": SAMPLE_VERSION, "sample": _sample(stage, name, owner, declared)}
+        parents = {
+            key: stages_identity(each, owner, declared=declared) for key, each in stage.branches.items()
+        }
+        tree |= {"parents": parents} if parents else {}
+    return trees
 
 
 def _files(node: Node) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ compared with one of the same pipeline before Grain sees it. Knows nothing of mo
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 from typing import Any
 
@@ -41,7 +41,8 @@ class Iterators:
     def __init__(self, pipeline: Any, node: Node) -> None:
         self._pipeline = pipeline
         stages = [stage for _, stage in all_stages(node)]
-        self._has_processes = any(stage.has_processes for stage in stages)
+        workers = [stage.parameters.get("worker_count", 0) for stage in stages if stage.kind == "DataLoader"]
+        self._has_processes = any(workers) or any(stage.kind == "mp_prefetch" for stage in stages)
         self._all_known = all(stage.known for stage in stages)
 
     def open(self) -> Any:
@@ -77,39 +78,32 @@ class Iterators:
             ValueError: if the state does not fit this pipeline, or if Grain gives back another one.
             OSError: if what Grain reads to take up its place cannot be read.
         """
-        wrong = difference(self._start, state, form_only=True) if self._all_known else None
-        if wrong is not None:
-            raise ValueError(wrong)
-        iterator = self.open()
-        try:
-            given = for_grain(state, self._start if self._has_processes else None)
-            own = iterator.get_state()
-            if isinstance(own, bytes):
-                described = {key: value for key, value in json.loads(own).items() if key in _DESCRIPTIONS}
-                given = json.dumps({**given, **described}).encode()
-            iterator.set_state(given)
-            found = self.state_of(iterator)
-        except OSError:
-            self.close(iterator)
-            raise  # the disk's fault, not the state's
-        except Exception as error:
-            self.close(iterator)
-            raise ValueError(
-                f"grain_state: Grain cannot restore it: {type(error).__name__}: {error}"
-            ) from error
-        changed = difference(state, found) if self._all_known else None
-        if changed is not None:
-            self.close(iterator)
-            raise ValueError(f"Grain gives another state back than was set: {changed}")
+        with contextlib.ExitStack() as undo:
+            iterator = self.open()
+            undo.callback(self.close, iterator)
+            start = self.state_of(iterator)
+            wrong = difference(start, state, form_only=True) if self._all_known else None
+            if wrong is not None:
+                raise ValueError(wrong)
+            try:
+                given = for_grain(state, start if self._has_processes else None)
+                own = iterator.get_state()
+                if isinstance(own, bytes):
+                    described = {key: value for key, value in json.loads(own).items() if key in _DESCRIPTIONS}
+                    given = json.dumps({**given, **described}).encode()
+                iterator.set_state(given)
+                found = self.state_of(iterator)
+            except OSError:
+                raise  # the disk's fault, not the state's
+            except Exception as error:
+                raise ValueError(
+                    f"grain_state: Grain cannot restore it: {type(error).__name__}: {error}"
+                ) from error
+            changed = difference(state, found) if self._all_known else None
+            if changed is not None:
+                raise ValueError(f"Grain gives another state back than was set: {changed}")
+            undo.pop_all()
         return iterator
-
-    @functools.cached_property
-    def _start(self) -> Any:
-        iterator = self.open()
-        try:
-            return self.state_of(iterator)
-        finally:
-            self.close(iterator)
 
 
 # States

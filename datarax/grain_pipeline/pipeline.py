@@ -7,6 +7,7 @@ What a hand-over counts is `loader/stream.py`'s to say; what the pipeline is mad
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -34,7 +35,6 @@ from datarax.order import Digest, id64, key_hashes, row_hashes
 from datarax.order.digest import has_fixed_bytes
 
 _KEY_BLOCK = 1024  # a key hash costs 15 µs alone and 10 ns in a block
-_PLAIN_LEAF = "#plain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,6 @@ class _Elements(Feed):
         self._candidate: Any = None
         self._end: int | None = None
         self._part = next((index for index, _ in self.shards.values()), 0)
-        self._keys: tuple[int, np.ndarray] = (-1, np.zeros(0, np.uint64))
 
     def take(self, place: Place) -> Taken:
         """The next element, and Grain's state after it.
@@ -109,16 +108,19 @@ class _Elements(Feed):
             if self._open is None or self._open[0] != step:
                 # None yet, or Ctrl-C came between an element and its hand-over: it would be left out.
                 self.drop()
-                state = place.cursor
-                self._open = (
-                    step,
-                    self._iterators.open() if state is None else self._iterators.restored(state),
-                )
+                fresh = self._iterators
+                self._open = step, fresh.open() if place.cursor is None else fresh.restored(place.cursor)
             iterator = self._open[1]
             element = next(iterator)
             state = self._iterators.state_of(iterator)
             rows = HostRows(
-                element, 1, self._key_hash(step), element_hash(element, step), None, 1, _num_rows(element)
+                element,
+                1,
+                int(_key_hashes(self.name, self._part, step // _KEY_BLOCK)[step % _KEY_BLOCK]),
+                element_hash(element, step),
+                None,
+                1,
+                _num_rows(element),
             )
             self._open = step + 1, iterator
         except StopIteration:
@@ -173,15 +175,12 @@ class _Elements(Feed):
         made._open = made._candidate = None
         return made
 
-    def _key_hash(self, step: int) -> int:
-        block, hashes = self._keys
-        if step // _KEY_BLOCK != block:
-            block = step // _KEY_BLOCK
-            steps = np.arange(block * _KEY_BLOCK, (block + 1) * _KEY_BLOCK, dtype=np.int64)
-            source = np.array(id64(self.name), np.uint64)
-            hashes = key_hashes(steps, source, steps, np.zeros_like(steps), part=self._part)
-            self._keys = block, hashes
-        return int(hashes[step % _KEY_BLOCK])
+
+@functools.lru_cache(maxsize=16)
+def _key_hashes(name: str, part: int, block: int) -> np.ndarray:
+    """Key hashes of a block of elements: uint64[_KEY_BLOCK]."""
+    steps = np.arange(block * _KEY_BLOCK, (block + 1) * _KEY_BLOCK, dtype=np.int64)
+    return key_hashes(steps, np.array(id64(name), np.uint64), steps, np.zeros_like(steps), part=part)
 
 
 # The digest of one element: every byte of a tree of arrays and plain values, with their paths, types and shapes. Lists and
@@ -204,23 +203,21 @@ def element_hash(element: Any, position: int) -> int:
         path = jax.tree_util.keystr(keys)
         if isinstance(leaf, ARRAYS):
             arrays.append((path, _checked(leaf, path)[np.newaxis]))
-            continue
-        try:
-            hash_tree(plain, path, path)
-            hash_tree(plain, leaf, path)
-        except TypeError:
-            raise _unhashable(path, f"a {type(leaf).__module__}.{type(leaf).__qualname__}") from None
+        else:
+            try:
+                hash_tree(plain, path, path)
+                hash_tree(plain, leaf, path)
+            except TypeError:
+                raise _unhashable(path, f"a {type(leaf).__module__}.{type(leaf).__qualname__}") from None
     if len(arrays) < len(leaves):
-        arrays.append((_PLAIN_LEAF, np.frombuffer(plain.digest(), np.uint8)[np.newaxis]))
+        arrays.append(("#plain", np.frombuffer(plain.digest(), np.uint8)[np.newaxis]))
     return int(row_hashes(np.array([position], np.int64), arrays)[0])
 
 
 def _num_rows(element: Any) -> int:
     """Length of the leading axis that all arrays of an element share; 1 if there is none."""
-    shapes = [
-        np.shape(leaf) for leaf in jax.tree.leaves(element) if isinstance(leaf, (np.ndarray, jax.Array))
-    ]
-    lengths = {shape[0] if shape else 1 for shape in shapes}
+    arrays = (leaf for leaf in jax.tree.leaves(element) if isinstance(leaf, (np.ndarray, jax.Array)))
+    lengths = {len(leaf) if leaf.ndim else 1 for leaf in arrays}
     return lengths.pop() if len(lengths) == 1 else 1
 
 

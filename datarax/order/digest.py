@@ -7,19 +7,17 @@ Sums modulo 2^64 add up across steps and processes and do not change under re-sh
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from datarax.core.errors import InputError
-from datarax.core.tree import reader_of
 from datarax.order.seeds import GOLDEN, checked_positions, constant_word, derive_seed, mix64
 
 DIGEST_VERSION = 1
-"""Raise this when any hash changes, keep the old reader, and add a golden file."""
+"""Raise this when any hash changes, and add a golden file."""
 
 SEGMENT_WORDS = 1024
 """Words of 8 bytes of a row that share one set of coefficients; 8 KiB, so that these stay in the cache."""
@@ -303,32 +301,3 @@ class Digest:
         """{"version", "rows", "keys": 16 hex digits, "bytes": 16 hex digits or None}."""
         hashed = None if self.bytes is None else f"{self.bytes:016x}"
         return {"version": DIGEST_VERSION, "rows": self.rows, "keys": f"{self.keys:016x}", "bytes": hashed}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Digest:
-        """The digest that `to_state` wrote.
-
-        Raises:
-            ValueError: if a field is missing, unknown, of another version or not as `to_state` writes it.
-        """
-        if not isinstance(state, Mapping) or "version" not in state:
-            raise ValueError(f"a digest has the fields {_FIELDS}, got {state!r}")
-        return reader_of(state["version"], {1: _read_v1}, "digest version")(state)
-
-
-_FIELDS = ["bytes", "keys", "rows", "version"]
-
-
-def _read_v1(state: Mapping[str, Any]) -> Digest:
-    if sorted(state) != _FIELDS:
-        raise ValueError(f"a digest has the fields {_FIELDS}, got {state!r}")
-    if type(state["rows"]) is not int or state["rows"] < 0:
-        raise ValueError(f"digest.rows is {state['rows']!r}, not an int >= 0")
-    hashed = None if state["bytes"] is None else _parse_hex("bytes", state["bytes"])
-    return Digest(state["rows"], _parse_hex("keys", state["keys"]), hashed)
-
-
-def _parse_hex(field: str, text: Any) -> int:
-    if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{16}", text):
-        raise ValueError(f"digest.{field} is {text!r}, not 16 lower-case hex digits")
-    return int(text, 16)

@@ -345,13 +345,11 @@ def test_digests_add_up_over_any_grouping(sums):
         halves[i % 2] = halves[i % 2].add(keys, hashed, 1)
     joined = halves[0].add(halves[1].keys, halves[1].bytes, halves[1].rows)
     assert joined == whole
-    assert Digest.from_state(whole.to_state()) == whole
 
 
 def test_a_state_is_hex_of_sixteen_digits():
     digest = Digest.zero(with_bytes=False).add(255, None, 2)
     assert digest.to_state() == {"version": 1, "rows": 2, "keys": "00000000000000ff", "bytes": None}
-    assert Digest.from_state(digest.to_state()) == digest
 
 
 def test_digests_with_and_without_bytes_do_not_add_up():
@@ -359,33 +357,3 @@ def test_digests_with_and_without_bytes_do_not_add_up():
         Digest.zero(with_bytes=True).add(1, None, 1)
     with pytest.raises(ValueError, match="do not add up"):
         Digest.zero(with_bytes=False).add(1, 1, 1)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"version": 2},
-        {"version": True},
-        {"rows": -1},
-        {"rows": 1.0},
-        {"rows": True},
-        {"keys": "ff"},
-        {"keys": "00000000000000FF"},
-        {"keys": 5},
-        {"keys": None},
-        {"bytes": "xx"},
-        {"more": 1},
-    ],
-)
-def test_a_state_that_was_not_written_here_is_refused(change):
-    state = Digest.zero(with_bytes=True).to_state()
-    with pytest.raises(ValueError, match="digest"):
-        Digest.from_state(state | change)
-
-
-def test_a_state_without_a_field_is_refused():
-    for field in Digest.zero(with_bytes=True).to_state():
-        state = Digest.zero(with_bytes=True).to_state()
-        del state[field]
-        with pytest.raises(ValueError, match="fields"):
-            Digest.from_state(state)
