@@ -1,6 +1,7 @@
 """Every fault of `mutants.toml` can be made, and names tests that there are; `make mutants` shows that they fail."""
 
 import ast
+from collections import Counter
 
 import pytest
 
@@ -26,3 +27,8 @@ def test_a_fault_changes_one_place_and_names_tests(mutant):
 def test_no_two_faults_have_one_name():
     names = [mutant.fault for mutant in all_mutants()]
     assert len(set(names)) == len(names)
+
+
+def test_every_law_has_at_least_four_faults():
+    laws = Counter(mutant.law for mutant in all_mutants())
+    assert {law for law in LAWS if laws[law] < 4} == set()

@@ -11,6 +11,7 @@ from flax import nnx
 from datarax import Checkpointer
 from datarax.checkpoint import Snapshot, list_steps
 from datarax.checkpoint.layout import RunLayout
+from datarax.checkpoint.record import Record
 from datarax.checkpoint.recorder import Recorder
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.sources import RangeConfig, RangeSource
@@ -99,6 +100,28 @@ def test_the_size_of_what_is_sent_depends_on_no_step_and_no_state(tmp_path):
     few, many = sent("few", 1, 1), sent("many", 300, 51_599)
     assert max(many) < LIMIT
     assert max(abs(a - b) for a, b in zip(few, many, strict=True)) < 20, "but for digits of numbers"
+
+
+def test_steps_have_byte_digests_only_where_each_process_made_them(tmp_path):
+    class Digests(Foreign):
+        def __init__(self, has_bytes):
+            super().__init__()
+            self.has_bytes = has_bytes
+
+        def take_step_digests(self):
+            return 0, np.ones(2, np.uint64), np.ones(2, np.uint64), self.has_bytes
+
+        def committed(self, step):
+            pass
+
+    def has_bytes(*each):
+        modules = [{"mine": Digests(one)} for one in each]
+        files, _ = recorded(tmp_path / "".join(map(str, each)), 2, modules.__getitem__, len(each))
+        return Record.from_bytes(files["record.json"]).loaders["mine"].steps.has_bytes
+
+    assert has_bytes(True, True)
+    assert not has_bytes(True, False)
+    assert not has_bytes(False, True)
 
 
 # Real processes, a real directory.

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import pytest
 
 from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, ledger_steps, list_steps, restore_snapshot
-from datarax.core.errors import InputError, MismatchError, SaveError, SnapshotNotFoundError
+from datarax.core.errors import InputError, MismatchError, PeerError, SaveError, SnapshotNotFoundError
 from tests.checkpoint.modules import Counter, Foreign, model, same
+from tests.support.coordination import Coordinator, together
 
 KEEP_ALL = SaveConfig(keep_latest=None)
 
@@ -128,6 +129,48 @@ def test_an_exception_of_the_users_own_passes_through_after_the_roll_back(tmp_pa
     with pytest.raises(KeyError, match="mine"):
         Checkpointer(tmp_path).restore(data={"a": first, "b": Broken().at(2)})
     assert first.idx.get_value() == 1
+
+
+def test_a_module_that_refuses_halfway_is_as_it_was(tmp_path):
+    class Halfway(Counter):
+        def set_state(self, state):
+            super().set_state(state)
+            if state["idx"] == 4:
+                raise ValueError("too late")
+
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(4, data={"a": Counter().at(4)})
+    halfway = Halfway().at(2)
+    identity = Snapshot.open(tmp_path).identity
+    with pytest.raises(MismatchError, match="too late"):
+        Checkpointer(tmp_path, identity=identity).restore(data={"a": halfway})
+    assert halfway.idx.get_value() == 2
+
+
+def test_a_restore_that_one_of_many_cannot_do_changes_nothing_on_any(tmp_path):
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(4, data={"a": Counter().at(4), "b": Counter().at(4)})
+    snapshot, identity = Snapshot.open(tmp_path), Snapshot.open(tmp_path).identity
+    everyone = Coordinator(3).processes()
+    modules = [
+        {"a": Counter().at(1), "b": (Refusing if index == 1 else Counter)().at(2)} for index in range(3)
+    ]
+
+    def act(index):
+        restore_snapshot(snapshot, data=modules[index], identity=identity, processes=everyone[index])
+
+    assert {type(result) for result in together(3, act)} == {PeerError}
+    assert [[each[name].idx.get_value() for name in "ab"] for each in modules] == [[1, 2]] * 3
+
+
+def test_after_a_refused_restore_the_run_is_not_continued(tmp_path):
+    run(tmp_path, [4])
+    with Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(MismatchError):
+            checkpointer.restore(data=Counter(seed=7))
+        with pytest.raises(InputError, match="would not continue them"):
+            checkpointer.save(5, data=Counter(seed=7).at(5))
+    assert list_steps(tmp_path) == [4]
 
 
 def test_process_state_of_another_number_of_processes_says_so(tmp_path):

@@ -54,6 +54,15 @@ def test_order_answers_each_step_by_the_recipe_that_made_it(changed, capsys):
     assert rows[:96] == before
 
 
+def test_a_change_that_is_yet_to_be_made_changes_no_step_that_was_done(changed, capsys):
+    arguments = ["order", changed / "config.toml", "--json", "--steps", "0:16"]
+    as_it_is = lines_of(capsys, *arguments)
+    planned = lines_of(capsys, *arguments, "--set", "loader.batch_size=4", "--set", "loader.seed=7")
+    done = [row for row in as_it_is if row["step"] < 14]
+    assert planned[: len(done)] == done
+    assert [row["step"] for row in planned[len(done) :]] == [14] * 4 + [15] * 4
+
+
 def test_find_agrees_with_steps_across_the_changes(changed, capsys):
     rows = lines_of(capsys, "order", changed / "config.toml", "--steps", "0:14", "--json")
     for index in {row["index"] for row in rows[90:130]} | {0, NUM_RECORDS - 1}:

@@ -202,6 +202,22 @@ def test_a_batch_takes_as_many_calls_whatever_its_rows(byte_digest):
     assert calls_of_one_batch(1000, byte_digest=byte_digest) == calls_of_one_batch(8, byte_digest=byte_digest)
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 500])
+def test_a_batch_is_one_read_whatever_its_rows(batch_size):
+    reads = []
+
+    class Counting(MemorySource):
+        def read(self, indices):
+            reads.append(len(indices))
+            return super().read(indices)
+
+    source = Counting(MemoryConfig(), {"x": np.zeros((5000, 16), np.uint8)})
+    with DataLoader(DataLoaderConfig(batch_size=batch_size, read_ahead=0), source) as loader:
+        for _ in range(3):
+            next(loader)
+    assert reads == [batch_size] * 3
+
+
 # Whether bytes are hashed
 
 

@@ -333,6 +333,25 @@ def test_seek_goes_anywhere_and_nowhere_else():
         loader.batch_at(len(loader))
 
 
+@pytest.mark.parametrize("leave", ["seek", "set_state"])
+def test_what_was_read_ahead_is_forgotten_wherever_the_stream_is_put(leave):
+    """An error too, and also where it stands already: what could not be read may have been put right since."""
+    lost, tried = set(make().batch_at(1).tolist()), threading.Event()
+
+    def read(x):
+        if lost & set(x.tolist()):
+            tried.set()
+            raise OSError("the disk is away")
+        return x
+
+    with make(transforms=[map_batch(read, name="read", version=1)], read_ahead=1) as loader:
+        next(loader)
+        assert tried.wait(60)
+        lost.clear()
+        loader.seek(1) if leave == "seek" else loader.set_state(loader.get_state())
+        assert np.array_equal(next(loader), make().batch_at(1))
+
+
 def test_length_of_an_endless_loader_is_refused():
     with pytest.raises(TypeError, match="num_epochs is None"):
         len(make(num_epochs=None))

@@ -126,6 +126,21 @@ def test_after_a_bare_state_of_another_batch_size_the_past_is_unknown_and_says_s
     assert next(loader.copy())["x"].tolist() == make(batch_size=5).batch_at(0)["x"].tolist()
 
 
+def test_a_bare_state_of_another_batch_size_leaves_the_rows_that_are_left():
+    before = make()
+    for _ in range(3):
+        next(before)
+    for batch_size in (4, 5, 12):
+        loader = make(batch_size=batch_size, remainder="pad")
+        loader.set_state(before.get_state())
+        rest = np.concatenate([batch["x"][batch["row_mask"]] for batch in loader])
+        assert len(rest) == 4 * ROWS - 12
+        assert np.array_equal(
+            rest, np.concatenate([make().batch_at(step)["x"] for step in range(3, len(make()))])
+        )
+        assert (loader.position.get_value(), loader.epoch.get_value()) == (4 * ROWS, 4)
+
+
 def test_rows_that_were_given_for_one_batch_size_say_nothing_of_another(tmp_path):
     saved(tmp_path, make(rows=[0, 1]), 3)
     loader = restored(tmp_path, make(batch_size=6, rows=[0, 1, 2]), "train.batch_size")

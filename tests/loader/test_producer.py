@@ -26,6 +26,13 @@ def test_what_a_step_raised_is_raised_once(error):
     ahead.close()
 
 
+def test_any_step_may_be_asked_for_at_any_time():
+    ahead = ReadAhead(lambda: Threads(lambda step: step, 1), 3)
+    for step in (0, 1, 1, 4, 2, 3, 0):  # again: whoever was interrupted did not get it
+        assert ahead.take(step, None) == step
+    ahead.close()
+
+
 def test_an_interrupted_wait_loses_no_work():
     may_go_on, made = threading.Event(), []
 

@@ -171,6 +171,18 @@ def test_a_clone_has_added_what_its_original_has():
     assert total([each.copy() for each in loaders])[0]["idx"] == 0
 
 
+def test_what_all_have_in_common_counts_once():
+    alone, state = loader(4), None
+    for _ in range(3):
+        loaders = two()
+        for each in loaders if state else ():
+            each.set_state(state)
+        advance([alone, *loaders], 2)
+        state, digest = total(loaders)
+        assert plain(state) == plain(alone.get_state())
+        assert digest == alone.digest.to_state()
+
+
 def test_one_that_digests_no_bytes_among_others_that_do_is_refused():
     first, second = two()
     second = second.copy(config=dataclasses.replace(second.config, byte_digest=False))

@@ -127,6 +127,14 @@ def test_at_any_look_the_sums_are_those_of_adding_batch_by_batch(actions, with_b
     check(loader, naive, "all")
 
 
+@pytest.mark.parametrize("name", ["idx", "position", "epoch", "_applied_count", "digest_rows", "digest_keys"])
+def test_each_number_may_be_asked_for_first(name):
+    loader, whole = make(), make()
+    for _ in range(5):
+        next(loader), next(whole)
+    assert int(vars(loader)[name].get_value()) == int(whole.get_state()[name])
+
+
 @pytest.mark.parametrize("share", [(None, None), ([0, 2, 3], [2, 3]), ([4], [])])
 def test_the_plan_knows_how_many_rows_count_in_any_stretch(share):
     loader = make(rows=share[0], owned=share[1])

@@ -162,6 +162,8 @@ def test_disagreement_names_the_thing_its_values_and_who_holds_them(three):
 def test_a_fact_that_one_lacks_is_a_disagreement():
     with pytest.raises(DisagreementError, match=r"b is 1 on process 0, null on process 1"):
         check_agreement([{"a": 1, "b": 1}, {"a": 1}], "x")
+    with pytest.raises(DisagreementError, match=r"b is null on process 0, 1 on process 1"):
+        check_agreement([{"a": 1}, {"a": 1, "b": 1}], "x")
     check_agreement([{"a": 1, "b": 1}, {"b": 1, "a": 1}], "x")
 
 

@@ -220,6 +220,12 @@ def test_a_gap_between_segments_is_a_skip():
     assert positions(timeline, 2, range(4)) == [20, 21, 22, 23]
 
 
+def test_a_skip_that_ends_where_batches_of_the_new_size_would_have_is_a_skip():
+    timeline = timeline_of(4).changed_at(3, 18, order=ORDER, batch_size=6)
+    assert positions(timeline, 2, range(4)) == [8, 9, 10, 11]
+    assert positions(timeline, 3, range(6)) == [18, 19, 20, 21, 22, 23]
+
+
 def test_a_padded_batch_in_mid_run_stays_padded():
     timeline = timeline_of(4).changed_at(2, 7, order=ORDER, batch_size=4)
     assert positions(timeline, 1, range(4)) == [4, 5, 6, -1]

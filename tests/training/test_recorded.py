@@ -51,6 +51,19 @@ def test_a_loader_at_another_row_than_its_steps_lead_to_is_refused(by, remainder
     assert list_steps(tmp_path / "run") == [4, 8]
 
 
+@pytest.mark.parametrize("taken", [3, 5])
+def test_a_snapshot_whose_loader_had_handed_over_more_or_less_than_its_steps_is_refused(taken, tmp_path):
+    loader = new_loader()
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        for _ in range(taken):
+            next(loader)
+        checkpointer.save(4, data=loader)
+    session = TrainingSession(tmp_path / "run", loader=new_loader(), steps=12, stream=None)
+    with pytest.raises(MismatchError, match=rf"had handed over {taken} batches \(idx\)"):
+        session.run()
+    assert list_steps(tmp_path / "run") == [4]
+
+
 def test_a_loader_where_its_steps_lead_goes_on(tmp_path):
     saved(tmp_path / "run", 0)
     assert TrainingSession(tmp_path / "run", loader=new_loader(), steps=12, stream=None).run().complete
