@@ -85,11 +85,13 @@ def canonical_json(tree: Any) -> bytes:
 
 
 def _has_json(node: Any) -> bool:
+    if type(node) in (str, int, bool, type(None)):  # most nodes; asking for a Mapping costs more than all else
+        return True
     if isinstance(node, Mapping):
         return all(isinstance(key, str) for key in node) and all(map(_has_json, node.values()))
     if isinstance(node, (list, tuple)):
         return all(map(_has_json, node))
-    return type(node) in (type(None), bool, int, str) or (type(node) is float and math.isfinite(node))
+    return type(node) is float and math.isfinite(node)
 
 
 def digest(tree: Any) -> str:

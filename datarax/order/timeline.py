@@ -245,8 +245,8 @@ class Timeline:
 
     def num_real(self, steps: range, slots: np.ndarray) -> int:
         """How many of these slots of these steps of one segment are not padding: only the last step of a segment has any."""
-        if not steps:
-            return 0
+        if not steps or steps.stop < self._end(self._number(steps[-1])):
+            return len(slots) * len(steps)
         (last,) = self.positions(np.array([steps[-1]]), slots)
         return len(slots) * (len(steps) - 1) + int(np.count_nonzero(last >= 0))
 
