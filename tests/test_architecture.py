@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import datarax
+from benchmarks.statements import by_room
 
 PACKAGE = Path(datarax.__file__).parent
 
@@ -73,6 +74,10 @@ HOMES = {
 }
 
 
+# Statements (see benchmarks/statements.py) that a room may have. They fall; one that a feature must raise says why in docs/design.
+BUDGETS = {"core": 910, "order": 940, "sources": 1310, "loader": 890, "grain_pipeline": 615}
+
+
 def modules():
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -125,6 +130,11 @@ def test_the_order_is_pure_integer_maths():
     for path in (PACKAGE / "order").glob("*.py"):
         foreign, _ = imported(path)
         assert not foreign & {"jax", "flax", "os", "pathlib", "threading", "multiprocessing"}, path
+
+
+@pytest.mark.parametrize("room", BUDGETS)
+def test_a_room_keeps_its_budget(room):
+    assert by_room()[room] <= BUDGETS[room]
 
 
 def test_every_part_stands_in_the_table():

@@ -85,7 +85,12 @@ def canonical_json(tree: Any) -> bytes:
 
 
 def _has_json(node: Any) -> bool:
-    if type(node) in (str, int, bool, type(None)):  # most nodes; asking for a Mapping costs more than all else
+    if type(node) in (
+        str,
+        int,
+        bool,
+        type(None),
+    ):  # most nodes; asking for a Mapping costs more than all else
         return True
     if isinstance(node, Mapping):
         return all(isinstance(key, str) for key in node) and all(map(_has_json, node.values()))
