@@ -74,8 +74,8 @@ HOMES = {
 }
 
 
-# Statements (see benchmarks/statements.py) that a room may have. They fall; one that a feature must raise says why in docs/design.
-BUDGETS = {"core": 910, "order": 940, "sources": 1310, "loader": 890, "grain_pipeline": 615}
+# Statements that a room may have (benchmarks/statements.py). They fall; whoever must raise one says why in docs/design.
+BUDGETS = {"core": 915, "order": 940, "sources": 1310, "loader": 890, "grain_pipeline": 615}
 
 
 def modules():
