@@ -262,6 +262,7 @@ def test_progress_is_plain_lines_where_nobody_watches(finished, tmp_path):
     )
 
 
+@pytest.mark.full
 def test_progress_is_a_bar_on_a_terminal(finished, tmp_path):
     seen = on_terminal(
         [

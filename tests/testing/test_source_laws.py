@@ -113,21 +113,25 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.full
 def test_a_broken_source_fails_its_law_by_name(outcomes, name):
     law, said = FAULTS[name]
     assert law in outcomes[name], outcomes[name].keys()
     assert said in outcomes[name][law]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["TestCorrect", "TestCorrectRecords"])
 def test_a_correct_source_of_ones_own_passes_all_laws(outcomes, name):
     assert outcomes[name] == {}
 
 
+@pytest.mark.full
 def test_every_broken_source_is_tried(outcomes):
     assert outcomes.keys() == {*FAULTS, "TestCorrect", "TestCorrectRecords"}
 
 
+@pytest.mark.full
 def test_a_plain_assert_in_a_law_shows_its_values(outcomes):
     # Only where pytest has rewritten the module of the laws.
     told = outcomes["TestIdentityOfADay"]["reading_leaves_the_identity_alone"]
