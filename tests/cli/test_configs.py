@@ -8,9 +8,20 @@ import pytest
 from datarax.cli.main import main
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+TRAIN_A_LANGUAGE_MODEL = {"quickstart", "multihost"}
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.full] if path.stem in TRAIN_A_LANGUAGE_MODEL else [],
+        )
+        for path in CONFIGS
+    ],
+)
 def test_every_config_runs_a_few_steps_verifies_and_continues(config, tmp_path, capsys):
     run = tmp_path / "run"
     places = ["--set", f"run.directory={run}"]
