@@ -127,7 +127,8 @@ class _Batches(Feed):
 
 def _begins_at(timeline: Timeline, step: int, position: int) -> bool:
     try:
-        return timeline.position_of(step) == position
+        # Only by the own recipe: a state goes on alike in a loader that was used and in a fresh one.
+        return timeline.last.first_step <= step and timeline.position_of(step) == position
     except IndexError:
         return False
 

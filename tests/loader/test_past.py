@@ -151,6 +151,18 @@ def test_rows_that_were_given_for_one_batch_size_say_nothing_of_another(tmp_path
     assert len(loader.batch_at(3)["x"]) == 3
 
 
+def test_a_state_of_an_earlier_step_goes_on_alike_in_a_used_loader_and_in_a_fresh_one(tmp_path):
+    before = make()
+    for _ in range(2):
+        next(before)
+    state = before.get_state()
+    saved(tmp_path, make(), 3)
+    used, fresh = restored(tmp_path, make(batch_size=6), "train.batch_size"), make(batch_size=6)
+    for loader in (used, fresh):
+        loader.set_state(state)
+    assert next(used)["x"].tolist() == next(fresh)["x"].tolist()
+
+
 # Another process
 
 
