@@ -25,7 +25,7 @@ from datarax.checkpoint.items import item_steps, read_item
 from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
 from datarax.order import Rows, Segment
 from datarax.sources import SourceFile
-from datarax.sources.files import flush_to_disk
+from datarax.store.files import sync
 from datarax.training import LOADER_NAME
 
 # Rows that are proven at once.
@@ -296,7 +296,7 @@ def new_file(path: str) -> Iterator[TextIO]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
-    flush_to_disk(os.path.dirname(path))
+    sync(os.path.dirname(path))
 
 
 def _columns(

@@ -22,6 +22,7 @@ from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout, local_directory, refuse_wildcards
 from datarax.checkpoint.lock import RunLock
 from datarax.checkpoint.policy import ChangePolicy
+from datarax.checkpoint.protocols import KeepsStepDigests, Stateful
 from datarax.checkpoint.recorder import Fixed, Recorder
 from datarax.checkpoint.restore import Restored, restore_snapshot
 from datarax.checkpoint.retention import clean_up, set_aside
@@ -30,7 +31,6 @@ from datarax.checkpoint.save_pace import SavePace
 from datarax.checkpoint.saver import SaveJob, Saver, reason
 from datarax.checkpoint.snapshot import Snapshot, newest_good_step
 from datarax.core.errors import ConfigError, DataraxError, Difference, InputError, PeerError, SaveError
-from datarax.core.protocols import KeepsStepDigests, Stateful
 from datarax.core.tree import EncodingError
 from datarax.multihost import Processes, check_agreement, current
 

@@ -14,9 +14,15 @@ from typing import Any
 import numpy as np
 
 from datarax.checkpoint.layout import PROCESSES_NAME, STEPS_NAME, sha256_hex
+from datarax.checkpoint.protocols import (
+    Identified,
+    KeepsDigest,
+    KeepsStepDigests,
+    Stateful,
+    SumsOverProcesses,
+)
 from datarax.checkpoint.record import LoaderRecord, StepRange, pack_processes, pack_steps
 from datarax.core.errors import DisagreementError, InputError
-from datarax.core.protocols import Identified, KeepsDigest, KeepsStepDigests, Stateful, SumsOverProcesses
 from datarax.core.tree import canonical_json, encode
 
 Modules = Mapping[str, Stateful]

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from datarax.checkpoint.layout import RunLayout, fsync_directory, is_step_name, write_new
+from datarax.checkpoint.layout import RunLayout, is_step_name
 from datarax.core.tree import canonical_json
+from datarax.store.files import sync, write_new
 
 _SUFFIX = ".files.json"
 
@@ -64,4 +65,4 @@ def record_file_stamps(layout: RunLayout, start: int, sources: Mapping[str, Any]
     if newest is not None and canonical_json(newest.sources) == canonical_json(sources):
         return
     write_new(layout.starts / f"{start}{_SUFFIX}", canonical_json({"sources": sources}) + b"\n")
-    fsync_directory(layout.starts)
+    sync(layout.starts)

@@ -23,9 +23,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import future as ocp_future
 from orbax.checkpoint import options as ocp_options
 
-from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, fsync_directory, write_new
+from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM
 from datarax.checkpoint.model_item import LeafSpec
 from datarax.multihost import Processes
+from datarax.store.files import sync, write_new
 
 _STRAGGLER_SECONDS = 60.0
 _SHORTEST_DEADLINE_SECONDS = 60.0
@@ -82,7 +83,7 @@ ocp.args.register_with_handler(DataHandler, for_save=True)(DataSave)
 async def _write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         write_new(directory / name, content)
-    fsync_directory(directory)
+    sync(directory)
 
 
 class _Manager(ocp.CheckpointManager):

@@ -1,4 +1,4 @@
-"""Where everything of a run lies on disk, and how a file is written so that a crash leaves all of it or none.
+"""Where everything of a run lies on disk.
 
 `checkpoints/README.md` describes each file. Knows paths and bytes, not what the bytes mean.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datarax.core.errors import ConfigError
+from datarax.store.files import sync, write_whole
 
 MANIFEST_NAME = "manifest.json"
 DATA_ITEM = "data"
@@ -135,45 +136,6 @@ def is_step_name(name: str) -> bool:
     return _STEP_NAME.match(name) is not None
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the entries of a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_file(path: Path) -> None:
-    """Make the bytes of a file durable that someone else wrote."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_new(path: Path, data: bytes) -> None:
-    """Write a file that must not exist yet, durable up to its directory entry.
-
-    Raises:
-        FileExistsError: if it exists.
-        OSError: if it cannot be written; what was written is removed.
-    """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
 def write_addressed(path: Path, data: bytes) -> None:
     """Write a file named by its content, unless it is there already and whole; durable with its directory."""
     try:
@@ -182,12 +144,8 @@ def write_addressed(path: Path, data: bytes) -> None:
     except FileNotFoundError:
         pass
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    write_new(temporary, data)
-    os.replace(temporary, path)
-    fsync_directory(path.parent)
-    fsync_directory(path.parent.parent)
+    write_whole(path, data)
+    sync(path.parent.parent)
 
 
 def sha256_hex(data: bytes) -> str:

@@ -8,7 +8,6 @@ first: a writer that finds a higher number than its own commits nothing more.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -18,9 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint.layout import RunLayout, fsync_directory, is_step_name, write_new
+from datarax.checkpoint.layout import RunLayout, is_step_name
 from datarax.core.errors import InputError, RunLockedError
 from datarax.core.tree import canonical_json
+from datarax.store.files import sync, take_lock, write_new
 
 _open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
@@ -74,7 +74,7 @@ class RunLock:
             # A number taken in the meantime belongs to a writer that this file system's locks did not stop.
             with contextlib.suppress(FileExistsError):
                 write_new(self._layout.starts / f"{number}.json", canonical_json(content) + b"\n")
-                fsync_directory(self._layout.starts)
+                sync(self._layout.starts)
                 return number
 
     def _holder(self, number: int) -> dict[str, Any]:
@@ -131,29 +131,14 @@ def read_holder(path: Path) -> Mapping[str, Any]:
 
 
 def _locked_descriptor(path: Path) -> int:
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise InputError(f"cannot open the lock file {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise RunLockedError(_held_text(path)) from None
-        except OSError as error:
-            os.close(descriptor)
-            raise InputError(f"cannot lock {path}: {error.strerror}; use a file system with flock") from error
-        if _is_same_file(descriptor, path):
-            return descriptor
-        os.close(descriptor)  # deleted or replaced between open and lock
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+        return take_lock(path)
+    except BlockingIOError:
+        raise RunLockedError(_held_text(path)) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot lock {path}: {error.strerror}; the run must lie where you may write, on a file system with flock"
+        ) from error
 
 
 def _held_text(path: Path) -> str:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint.layout import fsync_directory, fsync_file
 from datarax.checkpoint.model_item import LeafSpec
 from datarax.core.tree import canonical_json, reader_of
+from datarax.store.files import sync
 
 MANIFEST_FORMAT = 1
 """Raise this when the meaning of a field of `manifest.json` changes, add a reader to the table below, and golden snapshots
@@ -121,9 +121,9 @@ def seal_item(directory: Path, *, limit_bytes: int | None = None) -> dict[str, F
     with ThreadPoolExecutor(_HASH_THREADS, "datarax-seal") as pool:
         # A pool costs more than it brings for the few small files of a data item.
         run = map if sum(sizes) < _BLOCK_BYTES and len(paths) < 8 else pool.map
-        digests: list[str | None] = list(run(_seal_file if hashed else _sync_only, paths))
+        digests: list[str | None] = list(run(_seal_file if hashed else sync, paths))
     for path in reversed(directories):
-        fsync_directory(path)
+        sync(path)
     names = [path.relative_to(directory).as_posix() for path in paths]
     return {name: FileEntry(size, digest) for name, size, digest in zip(names, sizes, digests, strict=True)}
 
@@ -188,12 +188,8 @@ def _walk(directory: Path) -> tuple[list[Path], list[Path]]:
 
 def _seal_file(path: Path) -> str:
     digest = _hash_file(path)
-    fsync_file(path)
+    sync(path)
     return digest
-
-
-def _sync_only(path: Path) -> None:
-    fsync_file(path)
 
 
 def _hash_file(path: Path) -> str:

@@ -17,13 +17,14 @@ import numpy as np
 from datarax.checkpoint.compose import FixedData, Modules, fix_data, identities, merge_data, position_of
 from datarax.checkpoint.global_arrays import make_global
 from datarax.checkpoint.history import INLINE_ENTRIES, Lineage, entries_to_bytes
-from datarax.checkpoint.layout import RECORD_NAME, RunLayout, sha256_hex, write_addressed, write_new
+from datarax.checkpoint.layout import RECORD_NAME, RunLayout, sha256_hex, write_addressed
 from datarax.checkpoint.model_item import LeafSpec, flatten_model, held_alone
 from datarax.checkpoint.record import Record
 from datarax.checkpoint.restore import Restored
 from datarax.core.errors import ConfigError, InputError, SaveError
 from datarax.core.tree import canonical_json, leaves
 from datarax.multihost import check_agreement
+from datarax.store.files import write_new
 
 _READERS = 16
 """Files of other processes that are read at once: a network file system needs a millisecond for each."""

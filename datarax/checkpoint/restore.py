@@ -15,10 +15,10 @@ from datarax.checkpoint.compose import Modules, identities, named_modules
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, sha256_hex
 from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
 from datarax.checkpoint.policy import Change, ChangePolicy, identity_differences
+from datarax.checkpoint.protocols import AnswersForItsPast, Stateful
 from datarax.checkpoint.record import HistoryEntry, Record
 from datarax.checkpoint.snapshot import Snapshot, read_identity
 from datarax.core.errors import MISSING, Difference, InputError, MismatchError, SnapshotDamagedError
-from datarax.core.protocols import AnswersForItsPast, Stateful
 from datarax.core.tree import canonical_json
 from datarax.multihost import Processes, check_agreement
 

@@ -14,17 +14,10 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from datarax.checkpoint.layout import (
-    COMMIT_MARK_NAME,
-    DATA_ITEM,
-    MANIFEST_NAME,
-    RunLayout,
-    fsync_directory,
-    is_step_name,
-    write_new,
-)
+from datarax.checkpoint.layout import COMMIT_MARK_NAME, DATA_ITEM, MANIFEST_NAME, RunLayout, is_step_name
 from datarax.checkpoint.manifest import Manifest
 from datarax.core.tree import canonical_json
+from datarax.store.files import sync, write_new
 
 _DROPPED = "dropped-"
 
@@ -46,7 +39,7 @@ def drop(layout: RunLayout, step: int) -> None:
     layout.trash.mkdir(exist_ok=True)
     gone = layout.trash / f"{_DROPPED}{step}"
     os.rename(layout.step(step), gone)
-    fsync_directory(layout.directory)
+    sync(layout.directory)
     _finish_drop(layout, gone)
 
 
@@ -60,7 +53,7 @@ def _finish_drop(layout: RunLayout, gone: Path) -> None:
         if entry.exists():  # of a branch that was rolled back by hand
             throw_away(layout, entry)
         os.rename(data, entry)
-        fsync_directory(entry.parent)
+        sync(entry.parent)
     shutil.rmtree(gone)
 
 
@@ -80,7 +73,7 @@ def throw_away(layout: RunLayout, path: Path) -> None:
     layout.trash.mkdir(exist_ok=True)
     gone = layout.trash / f"{path.name}-{uuid.uuid4().hex}"
     os.rename(path, gone)
-    fsync_directory(path.parent)
+    sync(path.parent)
     shutil.rmtree(gone)
 
 
@@ -141,8 +134,8 @@ def set_aside(layout: RunLayout, paths: Sequence[Path], *, start: int, reason: s
         target = place / path.relative_to(layout.directory)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(path, target)
-        fsync_directory(target.parent)
-        fsync_directory(path.parent)
+        sync(target.parent)
+        sync(path.parent)
     return place
 
 
@@ -151,6 +144,6 @@ def _new_place(parent: Path) -> Path:
     taken = [int(name) for name in os.listdir(parent) if is_step_name(name)]
     place = parent / str(max(taken, default=0) + 1)
     place.mkdir()
-    fsync_directory(parent)
-    fsync_directory(parent.parent)
+    sync(parent)
+    sync(parent.parent)
     return place

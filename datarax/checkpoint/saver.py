@@ -21,22 +21,16 @@ from typing import Any
 
 from datarax.checkpoint import exit_guard
 from datarax.checkpoint.handler import OrbaxWriter, check_model_written
-from datarax.checkpoint.layout import (
-    DATA_ITEM,
-    MANIFEST_NAME,
-    MODEL_ITEM,
-    RunLayout,
-    fsync_directory,
-    write_new,
-)
+from datarax.checkpoint.layout import DATA_ITEM, MANIFEST_NAME, MODEL_ITEM, RunLayout
 from datarax.checkpoint.lock import RunLock
 from datarax.checkpoint.manifest import Manifest, seal_item
 from datarax.checkpoint.model_item import LeafSpec
+from datarax.checkpoint.protocols import KeepsStepDigests
 from datarax.checkpoint.retention import drop, steps_to_drop, throw_away
 from datarax.checkpoint.save_config import SaveConfig
 from datarax.core.errors import DataraxError, PeerError, PeerLostError, RunLockedError, SaveError
-from datarax.core.protocols import KeepsStepDigests
 from datarax.multihost import Processes
+from datarax.store.files import sync, write_new
 
 _RELOAD_EVERY = 256
 
@@ -225,7 +219,7 @@ class Saver:
                 f"({self._config.model_digest_limit_bytes}); its files are recorded by size only"
             )
         write_new(temporary / MANIFEST_NAME, manifest.to_bytes())
-        fsync_directory(temporary)
+        sync(temporary)
         later = None if self._lock is None else self._lock.superseded_by()
         if later is not None and self._lock is not None:
             raise RunLockedError(
@@ -235,7 +229,7 @@ class Saver:
 
     def _make_durable(self, step: int) -> None:
         try:
-            fsync_directory(self._layout.directory)
+            sync(self._layout.directory)
         except OSError:
             with contextlib.suppress(OSError):
                 throw_away(self._layout, self._layout.step(step))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from datarax.core.protocols import BatchStream
+from datarax.checkpoint.protocols import BatchStream
 from datarax.doctor.checks import Finding, failure
 
 _MOST_SECONDS = 3.0

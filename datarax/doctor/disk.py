@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datarax.checkpoint import SaveConfig, Snapshot
-from datarax.checkpoint.layout import RunLayout, fsync_directory, refuse_wildcards, write_new
+from datarax.checkpoint.layout import RunLayout, refuse_wildcards
 from datarax.doctor.checks import Finding, failure, warning
+from datarax.store.files import sync, write_new
 
 _PROBE_BYTES = 4096
 _CLOCK_TOLERANCE_SECONDS = 30.0
@@ -94,7 +95,7 @@ def _probe(place: Path) -> float:
         finally:
             os.close(descriptor)
         os.replace(written, renamed)
-        fsync_directory(place)
+        sync(place)
     finally:
         for path in (written, renamed):
             path.unlink(missing_ok=True)

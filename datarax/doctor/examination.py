@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datarax.checkpoint import Snapshot, list_steps
-from datarax.core.protocols import BatchStream
+from datarax.checkpoint.protocols import BatchStream
 from datarax.doctor import code, disk, model, run
 from datarax.doctor.checks import Checklist, Finding
 from datarax.run_config import BaseRunConfig

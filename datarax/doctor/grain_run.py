@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from datarax.checkpoint import Snapshot
+from datarax.checkpoint.protocols import BatchStream
 from datarax.core.errors import SnapshotDamagedError
-from datarax.core.protocols import BatchStream
 from datarax.doctor import batches, devices, run
 from datarax.doctor.checks import Checklist, Finding, failure, skipped, warning
 from datarax.doctor.examination import Examination

@@ -16,9 +16,9 @@ from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.lock import is_held_on_this_machine, read_holder, start_numbers
 from datarax.checkpoint.policy import identity_differences
+from datarax.checkpoint.protocols import BatchStream
 from datarax.checkpoint.retention import temporary_steps
 from datarax.core.errors import Difference, SnapshotDamagedError, difference_lines
-from datarax.core.protocols import BatchStream
 from datarax.core.tree import differences, digest
 from datarax.doctor.checks import Finding, failure, warning
 from datarax.run_config import BaseRunConfig, RunConfig, build_loader

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from datarax.checkpoint import Change, Snapshot
-from datarax.core.protocols import BatchStream
+from datarax.checkpoint.protocols import BatchStream
 from datarax.doctor import batches, data, devices, run
 from datarax.doctor.checks import Checklist, Finding
 from datarax.doctor.examination import Examination

@@ -20,7 +20,6 @@ from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
-from datarax.core.protocols import StepDigests
 from datarax.core.variables import Held, looked_up, on_host
 from datarax.loader.recipe import HostRows
 from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog, combined, contribution
@@ -383,7 +382,7 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         """Digest of everything handed over: up to the last restore by all processes, since then of the rows that count here."""
         return self._runtime.tally.delivered.digest
 
-    def take_step_digests(self) -> StepDigests:
+    def take_step_digests(self) -> tuple[int, np.ndarray, np.ndarray, bool]:
         """Per-step digests since the last committed snapshot.
 
         Returns:

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
+from datarax.checkpoint.protocols import BatchStream
 from datarax.core.config import load_attribute, to_tree
 from datarax.core.errors import ConfigError
-from datarax.core.protocols import BatchStream
 from datarax.grain_pipeline import GrainPipeline, load_grain_pipeline
 from datarax.loader import DataLoader
 from datarax.multihost import Processes

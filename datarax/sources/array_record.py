@@ -26,7 +26,6 @@ from datarax.sources.files import (
     find_files,
     listed,
     relative_names,
-    require_local,
     with_first_indices,
 )
 from datarax.sources.manifest import (
@@ -39,6 +38,7 @@ from datarax.sources.manifest import (
 )
 from datarax.sources.records import Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
+from datarax.store.files import local_path
 
 _NUM_SAMPLED_FILES = 4
 _NUM_SAMPLED_RECORDS_PER_FILE = 4
@@ -74,7 +74,7 @@ class ArrayRecordConfig(SourceConfig):
     def resolved(self) -> Self:
         """With absolute paths."""
         files = [self.files] if isinstance(self.files, str) else self.files
-        absolute = tuple(require_local(each, "files") for each in files)
+        absolute = tuple(local_path(each, "files") for each in files)
         return dataclasses.replace(
             self,
             files=absolute[0] if isinstance(self.files, str) else absolute,

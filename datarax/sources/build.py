@@ -8,7 +8,6 @@ builder left is removed by the next one that holds it. Read next: `build_inputs.
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import glob
 import itertools
 import os
@@ -34,7 +33,6 @@ from datarax.sources.build_inputs import (
     jsonl_records,
     text_records,
 )
-from datarax.sources.files import flush_to_disk, require_local, write_durably
 from datarax.sources.manifest import (
     INPUTS_STAMP_NAME,
     MANIFEST_NAME,
@@ -43,6 +41,7 @@ from datarax.sources.manifest import (
     load_manifest,
     write_inventory,
 )
+from datarax.store.files import local_path, sync, take_lock, write_whole
 
 BUILD_FORMAT = 1
 """Raise this when the same inputs and settings give other records."""
@@ -96,7 +95,7 @@ class BuildTable:
     def resolved(self) -> Self:
         """With absolute paths."""
         inputs = [self.inputs] if isinstance(self.inputs, str) else self.inputs
-        absolute = [each if each == PYTHON_STDLIB else require_local(each, "inputs") for each in inputs]
+        absolute = [each if each == PYTHON_STDLIB else local_path(each, "inputs") for each in inputs]
         return dataclasses.replace(self, inputs=tuple(absolute))
 
 
@@ -169,7 +168,7 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
         BuildError: if writing fails on the way, as on a full disk. What was written is removed.
     """
     report = progress or (lambda _: None)
-    output = require_local(config.output, "output directory")
+    output = local_path(config.output, "output directory")
     files = find_inputs(config.inputs)
     try:
         if _is_finished(output):  # asked before the lock: a finished dataset may lie where nobody can write
@@ -259,14 +258,14 @@ def _build(
         raise BuildError(f"dataset {output} could not be written: it holds {manifest.num_records} records")
     _stamp(directory, stamp)
     write_inventory(directory, manifest, hashes)
-    flush_to_disk(directory)
+    sync(directory)
     try:
         os.rename(directory, output)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
             return _reuse(config, output, files, report)  # a process on another machine was faster
         raise
-    flush_to_disk(os.path.dirname(output))
+    sync(os.path.dirname(output))
     return BuildResult(output, manifest, reused=False, **leftovers)
 
 
@@ -321,7 +320,7 @@ def _write_shards(
                 if num_records % _TOLD_EVERY_RECORDS == 0:
                     report(BuildProgress("writing", num_records, num_bytes))
             shard.close()
-            flush_to_disk(path)
+            sync(path)
         except RuntimeError as error:  # the library's own error, which holds the cause as text
             raise BuildError(f"dataset file {path} could not be written: {error}") from error
     report(BuildProgress("writing", num_records, num_bytes))
@@ -361,30 +360,26 @@ def _workplace(output: str, report: Progress) -> Iterator[str]:
     lock = os.path.join(parent, f".{name}.build-lock")
     prefix = os.path.join(parent, f".{name}.building-{socket.gethostname()}-")
     while True:
-        with open(lock, "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_there = os.path.samestat(os.fstat(file.fileno()), os.stat(lock))
-            except (BlockingIOError, FileNotFoundError):
-                report(BuildProgress("waiting"))
-                time.sleep(_SECONDS_BETWEEN_TRIES)
-                continue
-            if not is_there:  # the holder before removed the file: this is the lock of a name that is gone
-                continue
-            directory = f"{prefix}{os.getpid()}-{time.time_ns()}"
-            try:
-                for leftover in glob.glob(f"{glob.escape(prefix)}*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-                os.mkdir(directory)
-                yield directory
-                return
-            finally:
-                shutil.rmtree(directory, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    os.unlink(lock)
+        try:
+            descriptor = take_lock(lock)
+            break
+        except BlockingIOError:
+            report(BuildProgress("waiting"))
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+    directory = f"{prefix}{os.getpid()}-{time.time_ns()}"
+    try:
+        for leftover in glob.glob(f"{glob.escape(prefix)}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        os.mkdir(directory)
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.unlink(lock)
+        os.close(descriptor)
 
 
 def _stamp(directory: str, stamp: str) -> None:
     """Records a stamp; a directory that cannot be written to keeps the old one, which only costs time."""
     with contextlib.suppress(OSError):
-        write_durably(os.path.join(directory, INPUTS_STAMP_NAME), stamp.encode())
+        write_whole(os.path.join(directory, INPUTS_STAMP_NAME), stamp.encode())

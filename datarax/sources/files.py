@@ -4,22 +4,19 @@ Names are relative to the deepest directory that holds all the files, so that mo
 nothing of what is in the files. Read next: `manifest.py`.
 """
 
-import contextlib
 import glob
 import itertools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datarax.core.errors import InputError
 from datarax.core.tree import digest
+from datarax.store.files import local_path
 
 # Up to here an identity lists its files, so that a difference names one; beyond, their digest keeps it small.
 NUM_LISTED_FILES = 16
-
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -56,22 +53,6 @@ def recorded_files(identity: Mapping[str, Any]) -> tuple[SourceFile, ...] | None
     return with_first_indices([(each["name"], each["num_records"], each["size"]) for each in entries])
 
 
-def require_local(path: str | os.PathLike[str], what: str) -> str:
-    """The absolute form of a local path, with `~` expanded.
-
-    Raises:
-        InputError: if `path` is empty, is not a path, or names an object store or another remote place.
-    """
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
-    if not text:
-        raise InputError(f"{what} must be a non-empty path, got {path!r}")
-    if _REMOTE.match(text):
-        raise InputError(
-            f"{what} {text!r} is not a local path; object stores are not supported yet, copy the data to a local disk"
-        )
-    return os.path.abspath(os.path.expanduser(text))
-
-
 def find_files(
     patterns: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
@@ -92,7 +73,7 @@ def find_files(
     """
     found: dict[str, str] = {}
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
-        path = require_local(pattern, what)
+        path = local_path(pattern, what)
         if os.path.isdir(path):
             files = expand_directory(path)
         else:
@@ -131,27 +112,3 @@ def file_stats(paths: Sequence[str], what: str) -> list[os.stat_result]:
         return [os.stat(path) for path in paths]
     except OSError as error:
         raise InputError(f"{what} {error.filename} cannot be read: {error.strerror}") from error
-
-
-def write_durably(path: str, data: bytes) -> None:
-    """Writes `data` to `path` under a temporary name, flushes it to the disk, and renames it into place."""
-    partial = f"{path}.{os.getpid()}.partial"
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):  # as a rule it has its name by now
-            os.unlink(partial)
-    flush_to_disk(os.path.dirname(path))
-
-
-def flush_to_disk(path: str) -> None:
-    """Waits until a file that was written, or the entries of a directory, are on the disk."""
-    descriptor = os.open(path or ".", os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,7 +18,8 @@ import numpy as np
 from datarax.core.errors import InputError, ReadError
 from datarax.core.tree import UnknownFormatError, digest, reader_of
 from datarax.sources.array_record_files import ArrayRecordFiles, open_reader
-from datarax.sources.files import find_files, relative_names, write_durably
+from datarax.sources.files import find_files, relative_names
+from datarax.store.files import write_whole
 
 MANIFEST_FORMAT = 1
 """Raise this when the meaning of a field changes, and add a reader to the table below; older formats stay readable."""
@@ -274,7 +275,7 @@ def inventory(
 
 def write_inventory(directory: str, manifest: Manifest, hashes: bytes) -> None:
     """Writes the record hashes, and then the manifest, to the disk."""
-    write_durably(os.path.join(directory, RECORD_HASHES_NAME), hashes)
+    write_whole(os.path.join(directory, RECORD_HASHES_NAME), hashes)
     tree = {**manifest.tree(), "checksum": digest(manifest.tree())}
     text = json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)
-    write_durably(os.path.join(directory, MANIFEST_NAME), (text + "\n").encode())
+    write_whole(os.path.join(directory, MANIFEST_NAME), (text + "\n").encode())

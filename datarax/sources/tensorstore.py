@@ -18,9 +18,9 @@ from flax import nnx
 from datarax.core.config import Checked, Natural
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.tree import dtype_name, hash_tree
-from datarax.sources.files import require_local
 from datarax.sources.records import Records
 from datarax.sources.source import DataSource, SourceConfig
+from datarax.store.files import local_path
 
 if TYPE_CHECKING:
     import tensorstore as ts
@@ -61,7 +61,7 @@ class TensorStoreConfig(SourceConfig):
 
     def resolved(self) -> Self:
         """With absolute paths; specs stay as they are."""
-        absolute = {k: require_local(v, "path") if isinstance(v, str) else v for k, v in self.places.items()}
+        absolute = {k: local_path(v, "path") if isinstance(v, str) else v for k, v in self.places.items()}
         return dataclasses.replace(self, path=absolute if self.places is self.path else absolute["data"])
 
     def open(self) -> TensorStoreSource:
@@ -186,7 +186,7 @@ class TensorStoreRecords(Records):
 def _spec(name: str, place: Any, missing_chunks: str) -> dict[str, Any]:
     """The TensorStore spec of one array."""
     if isinstance(place, str):
-        path = require_local(place, f"array {name!r}")
+        path = local_path(place, f"array {name!r}")
         spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
     elif isinstance(place, Mapping) and "driver" in place:
         spec = dict(place)

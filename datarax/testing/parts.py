@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from datarax.core.protocols import is_addressable
+from datarax.checkpoint.protocols import is_addressable
 from datarax.loader import DataLoader
 from datarax.testing.difference import must_equal
 from datarax.testing.recording import END, Make, Recording, next_of, opened

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from datarax.core.protocols import KeepsDigest, KeepsStepDigests, StepDigests
+from datarax.checkpoint.protocols import KeepsDigest, KeepsStepDigests, StepDigests
 from datarax.testing.difference import detached, difference, must_equal
 from datarax.testing.states import encoded_size
 

@@ -26,9 +26,9 @@ from datarax.checkpoint import (
     list_steps,
     make_global,
 )
+from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.core.config import Checked, at_least, check_fields
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
-from datarax.core.protocols import BatchStream, is_addressable
 from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
 from datarax.training.contract import Pace, TaskContract, state_and_metrics
 from datarax.training.moved_files import check_moved_files

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from datarax.checkpoint.layout import RunLayout
+from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.checkpoint.salvage import DataItem
-from datarax.core.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.order import changed_algorithms
 from datarax.verify.replay import RecordedSteps, Replayed
 from datarax.verify.report import SnapshotReport

@@ -12,9 +12,9 @@ from typing import Any
 from datarax.checkpoint import read_config
 from datarax.checkpoint.identity_reader import lift_identity
 from datarax.checkpoint.layout import RunLayout
+from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.checkpoint.record import Record
 from datarax.core.errors import ConfigError, InputError
-from datarax.core.protocols import BatchStream, is_addressable
 from datarax.grain_pipeline.config import arguments_for
 from datarax.run_config import (
     AnyRunConfig,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.checkpoint.salvage import DataItem
 from datarax.core.errors import MISSING, InputError
-from datarax.core.protocols import BatchStream, is_addressable
 from datarax.core.tree import differences, identical
 from datarax.order import Digest
 from datarax.training import LOADER_NAME

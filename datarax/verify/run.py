@@ -11,9 +11,9 @@ from datarax.checkpoint import ledger_steps, list_steps
 from datarax.checkpoint.advice import all_advice
 from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.policy import identity_differences
+from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.checkpoint.salvage import DataItem, read_data_item
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
-from datarax.core.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
 from datarax.verify.explain import explain, name_delivered_changes

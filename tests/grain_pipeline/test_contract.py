@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from datarax.checkpoint.protocols import Identified, KeepsDigest, KeepsStepDigests, Stateful
 from datarax.core.errors import ConfigError
-from datarax.core.protocols import Identified, KeepsDigest, KeepsStepDigests, Stateful
 from datarax.grain_pipeline import (
     GrainPipeline,
     GrainPipelineConfig,

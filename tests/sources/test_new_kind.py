@@ -15,7 +15,7 @@ MODULE = """
 import os
 from dataclasses import dataclass, replace
 
-from datarax.sources.files import require_local
+from datarax.store.files import local_path
 from datarax.sources.records import Records
 from datarax.sources.source import DataSource, SourceConfig
 
@@ -26,7 +26,7 @@ class FixedWidthConfig(SourceConfig):
     width: int
 
     def resolved(self):
-        return replace(self, path=require_local(self.path, "path"))
+        return replace(self, path=local_path(self.path, "path"))
 
     def open(self):
         return DataSource(self, FixedWidthRecords(self.path, self.width))
