@@ -24,6 +24,7 @@ ALLOWED = {
     "checkpoint": {"core", "store", "multihost"},
     "training": {
         "core",
+        "store",
         "order",
         "sources",
         "transforms",
@@ -35,7 +36,7 @@ ALLOWED = {
         *("core", "sources", "transforms", "loader", "grain_pipeline", "checkpoint", "training", "multihost"),
     },
     "audit": {"core", "store", "order", "sources", "loader", "checkpoint", "training", "run_config"},
-    "verify": {"core", "order", "sources", "grain_pipeline", "checkpoint", "training", "run_config"},
+    "verify": {"core", "store", "order", "sources", "grain_pipeline", "checkpoint", "training", "run_config"},
     "diff": {"core", "checkpoint"},
     "inspection": {"checkpoint"},
     "plan": {"core", "order", "loader", "checkpoint", "training", "run_config", "audit"},

@@ -82,7 +82,7 @@ class Checkpointer:
         self.skipped_directories: list[str] = []
         self._layout = RunLayout(local_directory(directory))
         refuse_wildcards(self._layout.directory)
-        self._recorder = Recorder(self._layout, identity, config_text)
+        self._recorder = Recorder(self._layout, identity, config_text, self.notes)
         self._policy = ChangePolicy(accepted=allow_changed, warned=warn_changed)
         self._provenance = provenance
         self._processes = processes or current()
@@ -146,8 +146,7 @@ class Checkpointer:
         try:
             layout.directory.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(layout, self._provenance)
-            for name in clean_up(layout, TEMPORARY_SUFFIX):
-                self.notes.append(f"removed {name}, left by a save that was killed before its commit")
+            self.notes += clean_up(layout, TEMPORARY_SUFFIX, start=self._lock.start)
             self._recorder.store_texts()
         except OSError as error:
             if isinstance(error, DataraxError):
@@ -477,6 +476,8 @@ class Checkpointer:
         def merge(parts: Sequence[Mapping[str, Any]]) -> bool:
             try:
                 own, previous = fixed[0], self._latest
+                if self._lock is not None:
+                    self._lock.check_there()  # before anything is made in what may be another directory by now
                 files.append(
                     self._recorder.files(modules, own, parts, step=step, previous=previous, start=self.start)
                 )
@@ -513,7 +514,7 @@ class Checkpointer:
     def _make_room(self, step: int) -> bool:
         """Move a numbered directory that never was a step out of the way of one that will be; whether there was one."""
         path = self._layout.step(step)
-        if not path.exists():
+        if not os.path.lexists(path):
             return False
         place = set_aside(self._layout, [path], start=self.start, reason="it had no manifest")
         self.notes.append(f"{path} had no manifest and stood in the way of a save; it is now in {place}")

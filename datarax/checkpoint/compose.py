@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -187,11 +187,11 @@ def merge_data(modules: Modules, own: FixedData, others: Iterable[bytes]) -> Mer
     return MergedData(loaders, files)
 
 
-def _scope(module: Stateful) -> str:
-    scope = getattr(module, "state_scope", "process")
-    if scope not in ("global", "process"):
-        raise InputError(f"{type(module).__name__}.state_scope must be 'global' or 'process', not {scope!r}")
-    return scope
+def _scope(module: Stateful) -> Literal["global", "process"]:
+    scope: Any = getattr(module, "state_scope", "process")
+    if scope in ("global", "process"):
+        return cast(Literal["global", "process"], scope)
+    raise InputError(f"{type(module).__name__}.state_scope must be 'global' or 'process', not {scope!r}")
 
 
 def _digest(module: Stateful) -> Mapping[str, Any] | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datarax.core.errors import ConfigError
-from datarax.store.files import sync, write_whole
+from datarax.store.files import make_directory, read_file, sync, write_whole
 
 MANIFEST_NAME = "manifest.json"
 DATA_ITEM = "data"
@@ -25,6 +26,19 @@ COMMIT_MARK_NAME = "commit_success.txt"
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
 _WILDCARDS = "*?["
+_MOST_BYTES = {
+    MANIFEST_NAME: 1 << 28,
+    RECORD_NAME: 1 << 16,
+    STEPS_NAME: 1 << 30,
+    PROCESSES_NAME: 1 << 28,
+    "identity": 1 << 26,
+    "history": 1 << 26,
+    "configs": 1 << 24,
+    "starts": 1 << 20,
+    "lock": 1 << 16,
+}
+"""What a file of this name, or in a directory of this name, may hold: far more than any was ever written with."""
+
 _STEP_NAME = re.compile(r"^(0|[1-9][0-9]{0,18})$")
 
 
@@ -84,6 +98,29 @@ class RunLayout:
         """Steps that a rollback took out of the run without deleting them."""
         return self.directory / "set_aside"
 
+    def read(self, path: Path) -> bytes:
+        """All of a file of the run.
+
+        Raises:
+            OSError: if it cannot be read, lies outside of the run behind a link, is no file, or is larger than any such file.
+        """
+        most = _MOST_BYTES.get(path.name) or _MOST_BYTES[path.relative_to(self.directory).parts[0]]
+        return read_file(path, most, root=self.directory)
+
+    def write_addressed(self, path: Path, data: bytes) -> bool:
+        """Write a file named by its content, unless it is there already and whole; durable with its directory.
+
+        Returns:
+            Whether it had to be written.
+        """
+        with contextlib.suppress(OSError):  # what is there and cannot be read is written again
+            if self.read(path) == data:
+                return False
+        make_directory(path.parent)
+        write_whole(path, data)
+        sync(self.directory)
+        return True
+
     def numbered(self) -> list[int]:
         """All directories named as a step, committed or not, ascending."""
         try:
@@ -96,7 +133,7 @@ class RunLayout:
 
     def committed(self) -> list[int]:
         """All committed steps, ascending: numbered directories that hold a manifest."""
-        return [step for step in self.numbered() if self.manifest(step).is_file()]
+        return [step for step in self.numbered() if os.path.lexists(self.manifest(step))]
 
 
 def local_directory(directory: str | os.PathLike[str]) -> Path:
@@ -134,18 +171,6 @@ def refuse_wildcards(path: Path) -> None:
 def is_step_name(name: str) -> bool:
     """Whether a directory of this name stands for a step: a canonical decimal number."""
     return _STEP_NAME.match(name) is not None
-
-
-def write_addressed(path: Path, data: bytes) -> None:
-    """Write a file named by its content, unless it is there already and whole; durable with its directory."""
-    try:
-        if path.read_bytes() == data:
-            return
-    except FileNotFoundError:
-        pass
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, data)
-    sync(path.parent.parent)
 
 
 def sha256_hex(data: bytes) -> str:

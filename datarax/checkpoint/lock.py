@@ -8,7 +8,6 @@ first: a writer that finds a higher number than its own commits nothing more.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -18,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint.layout import RunLayout, is_step_name
-from datarax.core.errors import InputError, RunLockedError
+from datarax.core.errors import InputError, RunLockedError, RunLostError
 from datarax.core.tree import canonical_json
-from datarax.store.files import sync, take_lock, write_new
+from datarax.store.files import is_same_file, make_directory, parse_json, sync, take_lock, write_new
 
 _open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
@@ -66,8 +65,23 @@ class RunLock:
         latest = max(start_numbers(self._layout), default=0)
         return latest if latest > self.start else None
 
+    def check_there(self) -> None:
+        """Sees to it that the run is still where it was locked, or that a later start has it: then `superseded_by` says so.
+
+        Raises:
+            RunLostError: if the directory, its lock or the file of this start is gone, or is not the one that was locked.
+        """
+        run, numbers = self._layout.directory, start_numbers(self._layout)
+        is_locked = self._descriptor is not None and is_same_file(self._descriptor, self._layout.lock)
+        if max(numbers, default=0) <= self.start and not (is_locked and self.start in numbers):
+            raise RunLostError(
+                f"the run {run} is not the directory any more that start {self.start} has locked: it, or its lock or starts/, "
+                f"was deleted, moved or replaced while the run was going on. Nothing more is written there; the snapshots are "
+                f"where the directory is now"
+            )
+
     def _take_start(self, provenance: Mapping[str, Any]) -> int:
-        self._layout.starts.mkdir(exist_ok=True)
+        make_directory(self._layout.starts)
         while True:
             number = max(start_numbers(self._layout), default=0) + 1
             content = {**self._holder(number), "provenance": dict(provenance)}
@@ -124,7 +138,7 @@ def is_held_on_this_machine(path: Path) -> bool | None:
 def read_holder(path: Path) -> Mapping[str, Any]:
     """Who wrote the lock file last; empty if it cannot be read."""
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(RunLayout(path.parent).read(path))
     except (OSError, ValueError):
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -7,7 +7,7 @@ was written. It also keeps what Orbax does not: the kind, dtype and shape of eve
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint.model_item import LeafSpec
+from datarax.core.config import Natural, from_tree
 from datarax.core.tree import canonical_json, reader_of
-from datarax.store.files import sync
+from datarax.store.files import open_file, parse_json, sync
 
 MANIFEST_FORMAT = 1
 """Raise this when the meaning of a field of `manifest.json` changes, add a reader to the table below, and golden snapshots
@@ -31,7 +32,7 @@ _HASH_THREADS = min(8, os.cpu_count() or 1)
 class FileEntry:
     """One file of an item."""
 
-    size: int
+    size: Natural
     """Bytes."""
     sha256: str | None
     """Hex digits; None if the item was above the digest limit, so that only the size is known."""
@@ -41,7 +42,7 @@ class FileEntry:
 class Manifest:
     """The content of `manifest.json`."""
 
-    step: int
+    step: Natural
     items: Mapping[str, Mapping[str, FileEntry]]
     """Item name -> path relative to the item directory -> file. Every item of the step is listed."""
     leaves: Sequence[LeafSpec] | None
@@ -75,25 +76,25 @@ class Manifest:
         Raises:
             ValueError: if a byte of it has changed, or there is no reader for its format.
         """
-        tree = json.loads(data)
+        tree = parse_json(data)
         if not isinstance(tree, dict):
             raise ValueError("it is not a JSON object")
         # The bytes too: the last digit of a number may change without its value.
         if canonical_json(tree) != data or tree.pop("checksum", None) != _checksum(tree):
             raise ValueError("its checksum does not match its content")
-        return reader_of(tree.get("format"), _READERS)(tree)
+        reader = reader_of(tree.pop("format", None), _READERS)
+        try:
+            return reader(tree)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"its fields are not those of a manifest: {error}") from error
 
 
 def _read_v1(tree: Mapping[str, Any]) -> Manifest:
-    return Manifest(
-        step=tree["step"],
-        items={
-            name: {path: FileEntry(f["size"], f["sha256"]) for path, f in files.items()}
-            for name, files in tree["items"].items()
-        },
-        leaves=None if tree["leaves"] is None else [LeafSpec.from_tree(leaf) for leaf in tree["leaves"]],
-        written_unix_seconds=tree["written_unix_seconds"],
-    )
+    manifest = from_tree(Manifest, tree)
+    for path in (path for name, files in manifest.items.items() for path in (name, *files)):
+        if {"", os.curdir, os.pardir} & set(path.split("/")) or "\0" in path:
+            raise ValueError(f"its file name {path!r} leads elsewhere")
+    return manifest
 
 
 _READERS = {1: _read_v1}
@@ -129,7 +130,7 @@ def seal_item(directory: Path, *, limit_bytes: int | None = None) -> dict[str, F
 
 
 def check_item(
-    directory: Path, files: Mapping[str, FileEntry], *, share: tuple[int, int] = (0, 1)
+    directory: Path, files: Mapping[str, FileEntry], *, share: tuple[int, int] = (0, 1), root: Path
 ) -> list[str]:
     """Compare the files of an item with the manifest.
 
@@ -137,13 +138,14 @@ def check_item(
         directory: the item.
         files: what the manifest lists.
         share: `(i, n)`: of the listed files only each n-th from the i-th on.
+        root: the run: what lies behind a link below it does not count.
 
     Returns:
         One sentence per file that is missing, changed or not listed, naming it relative to the step; [] if all match.
     """
     with ThreadPoolExecutor(_HASH_THREADS, "datarax-check") as pool:
         own = sorted(files.items())[share[0] :: share[1]]
-        jobs = [pool.submit(_check_file, directory, name, entry) for name, entry in own]
+        jobs = [pool.submit(_check_file, directory, name, entry, root) for name, entry in own]
         problems = [problem for job in jobs if (problem := job.result())]
     listed = set(files)
     found = (
@@ -164,16 +166,19 @@ def check_bytes(name: str, data: bytes, entry: FileEntry | None) -> str | None:
     return None
 
 
-def _check_file(directory: Path, name: str, entry: FileEntry) -> str | None:
+def _check_file(directory: Path, name: str, entry: FileEntry, root: Path) -> str | None:
     path, shown = directory / name, f"{directory.name}/{name}"
     try:
-        size = path.stat().st_size
-        if size != entry.size:
-            return f"{shown}: has {size} bytes, was written with {entry.size}"
-        if entry.sha256 is not None and _hash_file(path) != entry.sha256:
-            return f"{shown}: its content has changed since it was written (SHA-256 differs)"
+        with open(open_file(path, root=root), "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.size:
+                return f"{shown}: has {size} bytes, was written with {entry.size}"
+            if entry.sha256 is not None and _hash_file(file) != entry.sha256:
+                return f"{shown}: its content has changed since it was written (SHA-256 differs)"
+    except FileNotFoundError:
+        return f"{shown}: is missing"
     except OSError as error:
-        return f"{shown}: cannot be read ({error.strerror})" if path.exists() else f"{shown}: is missing"
+        return f"{shown}: cannot be read ({error.strerror})"
     return None
 
 
@@ -187,16 +192,16 @@ def _walk(directory: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _seal_file(path: Path) -> str:
-    digest = _hash_file(path)
+    with open(path, "rb", buffering=0) as file:
+        digest = _hash_file(file)
     sync(path)
     return digest
 
 
-def _hash_file(path: Path) -> str:
+def _hash_file(file: io.FileIO) -> str:
     # hashlib lets go of the interpreter lock for blocks of this size, so the pool hashes in parallel.
     digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
     view = memoryview(block)
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(view):
-            digest.update(view[:count])
+    while count := file.readinto(view):
+        digest.update(view[:count])
     return digest.hexdigest()

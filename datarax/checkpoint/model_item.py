@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.checkpoint.global_arrays import digest_alone, global_array, weakly_typed
+from datarax.core.config import Natural
 from datarax.core.errors import MISSING, Difference, InputError
 from datarax.core.tree import with_weak_type
 
@@ -66,7 +67,7 @@ class LeafSpec:
     kind: LeafKind
     dtype: str | None = None
     """Name of the dtype; for keys with the implementation, such as `key<fry>`."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[Natural, ...] | None = None
     stored: bool = False
     """Whether Orbax holds the value; None and arrays without elements are fully described here."""
     weak_type: bool = False
@@ -89,14 +90,6 @@ class LeafSpec:
             "kind": self.kind.value,
             "shape": None if self.shape is None else list(self.shape),
         }
-
-    @staticmethod
-    def from_tree(tree: Mapping[str, Any]) -> LeafSpec:
-        """The inverse of `to_tree`."""
-        shape = tree["shape"]
-        return LeafSpec(
-            **{**tree, "kind": LeafKind(tree["kind"]), "shape": None if shape is None else tuple(shape)}
-        )
 
 
 def named_leaves(model: Any) -> tuple[list[tuple[str, Any]], Any]:

@@ -6,16 +6,18 @@ which reader reads which format; a reader of an earlier one stays for ever and g
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from datarax.core.errors import SaveError
+from datarax.core.config import Limit, Natural, from_tree
+from datarax.core.errors import ConfigError, SaveError
 from datarax.core.tree import canonical_json, reader_of
+from datarax.store.files import parse_json
 
 SNAPSHOT_FORMAT = 1
 """Raise this when the meaning of a field of `record.json`, `steps.bin`, `processes.json` or `history/` changes, or of a mark
@@ -24,6 +26,9 @@ in encoded states; add a reader to each table below, and golden snapshots with `
 RECORD_LIMIT_BYTES = 4096
 """A record never grows with the position, the dataset or the number of processes; this is where it would show."""
 
+Sha256 = Annotated[str, Limit(re.compile("[0-9a-f]{64}").fullmatch, "of 64 hex digits")]
+"""It names a file of the run, so it must be nothing else."""
+
 _STEP_PAIR = np.dtype([("keys", "<u8"), ("bytes", "<u8")])
 
 
@@ -31,13 +36,13 @@ _STEP_PAIR = np.dtype([("keys", "<u8"), ("bytes", "<u8")])
 class StepRange:
     """Which part of `steps.bin` belongs to one loader."""
 
-    first_step: int
+    first_step: Natural
     """The step of the first pair."""
-    count: int
+    count: Natural
     """Number of pairs, one per step."""
     has_bytes: bool
     """Whether the second number of each pair is a digest, or 0 because none was kept."""
-    offset: int
+    offset: Natural
     """Index of the first pair in `steps.bin`."""
 
 
@@ -45,13 +50,13 @@ class StepRange:
 class HistoryEntry:
     """From which step on which identity held."""
 
-    from_step: int
+    from_step: Natural
     """The first step of this entry is `from_step + 1`: the state at `from_step` was made by the entry before."""
-    identity: str
+    identity: Sha256
     """Digest of the identity tree."""
-    config: str | None
+    config: Sha256 | None
     """Digest of the resolved config, or None."""
-    positions: Mapping[str, int | None] = field(default_factory=dict)
+    positions: Mapping[str, Natural | None] = field(default_factory=dict)
     """Position of each loader at `from_step`, in rows; None for a module without one."""
 
 
@@ -59,7 +64,7 @@ class HistoryEntry:
 class LoaderRecord:
     """What is recorded of one data module."""
 
-    scope: str
+    scope: Literal["global", "process"]
     """`global`: the state is in `state`. `process`: it is in `processes.json`, one part per process."""
     state: Any
     """The encoded state, or None where `scope` is `process`."""
@@ -73,16 +78,16 @@ class LoaderRecord:
 class Record:
     """The content of `record.json`."""
 
-    step: int
-    previous: int | None
+    step: Natural
+    previous: Natural | None
     """The newest step that was committed when this one was saved."""
-    identity: str
-    config: str | None
-    start: int
+    identity: Sha256
+    config: Sha256 | None
+    start: Natural
     """Number of the start (`starts/<number>.json`) that saved this."""
     history: Sequence[HistoryEntry]
     loaders: Mapping[str, LoaderRecord]
-    earlier_history: str | None = None
+    earlier_history: Sha256 | None = None
     """Digest of the file with the entries before those in `history`; None if there are none."""
     format: int = SNAPSHOT_FORMAT
     """The format of the file that this was read from, and of those that it names: `steps.bin` and the earlier history."""
@@ -130,11 +135,7 @@ class Record:
             ValueError: if this is not a record, or one of a later format.
         """
         tree = _object(data)
-        record = _read(tree, reader_of(tree.get("format"), _RECORD_READERS))
-        for name, loader in record.loaders.items():
-            if loader.scope not in ("global", "process"):
-                raise ValueError(f"loaders.{name}.scope is {loader.scope!r}, not 'global' or 'process'")
-        return record
+        return _read(tree, reader_of(tree.get("format"), _RECORD_READERS))
 
     @staticmethod
     def reads(version: object) -> bool:
@@ -156,7 +157,7 @@ class Record:
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    tree = json.loads(data)
+    tree = parse_json(data)
     if not isinstance(tree, dict):
         raise ValueError("it holds no format number")
     return tree
@@ -165,31 +166,20 @@ def _object(data: bytes) -> dict[str, Any]:
 def _read(tree: dict[str, Any], reader: Callable[[dict[str, Any]], Record]) -> Record:
     try:
         return replace(reader(tree), format=tree["format"])
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ConfigError) as error:
         raise ValueError(f"it has other fields than format {tree['format']}: {error}") from error
 
 
 def _record_v1(tree: dict[str, Any]) -> Record:
-    return Record(
-        **{
-            **tree,
-            "history": _history_v1(tree["history"]),
-            "loaders": {name: _loader_v1(loader) for name, loader in tree["loaders"].items()},
-        }
-    )
+    return from_tree(Record, tree)
 
 
-def _history_v1(entries: Sequence[Mapping[str, Any]]) -> list[HistoryEntry]:
-    return [HistoryEntry(**entry) for entry in entries]
+def _history_v1(entries: Any) -> list[HistoryEntry]:
+    return [from_tree(HistoryEntry, entry) for entry in entries]
 
 
 def _loader_tree(loader: LoaderRecord) -> dict[str, Any]:
     return {**vars(loader), "steps": None if loader.steps is None else vars(loader.steps)}
-
-
-def _loader_v1(tree: Mapping[str, Any]) -> LoaderRecord:
-    steps = tree["steps"]
-    return LoaderRecord(**{**tree, "steps": None if steps is None else StepRange(**steps)})
 
 
 def pack_steps(parts: Sequence[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]) -> bytes:
@@ -241,7 +231,7 @@ def read_history(data: bytes, format: int = SNAPSHOT_FORMAT) -> list[HistoryEntr
         ValueError: if it holds something else.
     """
     try:
-        return reader_of(format, _HISTORY_READERS)(json.loads(data))
+        return reader_of(format, _HISTORY_READERS)(parse_json(data))
     except TypeError as error:
         raise ValueError(f"it holds no history: {error}") from error
 

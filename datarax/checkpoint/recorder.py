@@ -17,14 +17,14 @@ import numpy as np
 from datarax.checkpoint.compose import FixedData, Modules, fix_data, identities, merge_data, position_of
 from datarax.checkpoint.global_arrays import make_global
 from datarax.checkpoint.history import INLINE_ENTRIES, Lineage, entries_to_bytes
-from datarax.checkpoint.layout import RECORD_NAME, RunLayout, sha256_hex, write_addressed
+from datarax.checkpoint.layout import RECORD_NAME, RunLayout, sha256_hex
 from datarax.checkpoint.model_item import LeafSpec, flatten_model, held_alone
 from datarax.checkpoint.record import Record
 from datarax.checkpoint.restore import Restored
 from datarax.core.errors import ConfigError, InputError, SaveError
 from datarax.core.tree import canonical_json, leaves
 from datarax.multihost import check_agreement
-from datarax.store.files import write_new
+from datarax.store.files import make_directory, read_file, write_new
 
 _READERS = 16
 """Files of other processes that are read at once: a network file system needs a millisecond for each."""
@@ -58,6 +58,7 @@ class Recorder:
         layout: the run.
         identity: identity tree of each module, or None to ask the modules.
         config_text: the resolved run config, or None.
+        notes: sentences that a person should see are added to it.
 
     Raises:
         ConfigError: if the identity has no canonical JSON.
@@ -68,6 +69,7 @@ class Recorder:
         layout: RunLayout,
         identity: Mapping[str, Any] | None,
         config_text: str | None,
+        notes: list[str],
     ) -> None:
         self.identity = None if identity is None else dict(identity)
         self._layout = layout
@@ -75,7 +77,8 @@ class Recorder:
         self._config = None if self._config_bytes is None else sha256_hex(self._config_bytes)
         self._identity_bytes = None if identity is None else _checked_json(identity)
         self._identified: tuple[Modules, bytes] | None = None
-        self._stored: set[str] = set()
+        self._stored: set[Path] = set()
+        self._notes = notes
         self._lineage = Lineage()
 
     def store_texts(self) -> None:
@@ -84,8 +87,7 @@ class Recorder:
         Raises:
             OSError: if it cannot be written.
         """
-        if self._config_bytes is not None and self._config is not None:
-            write_addressed(self._layout.config(self._config), self._config_bytes)
+        self._store_config()
         if self._identity_bytes is not None:
             self._store_identity({})
 
@@ -145,7 +147,7 @@ class Recorder:
         # A name that no save has used before: of such a one a network file system may still know what it was.
         file = self._layout.parts / f"{process}-{uuid.uuid4().hex}.bin"
         try:
-            file.parent.mkdir(exist_ok=True)
+            make_directory(file.parent)
             write_new(file, content)
         except OSError as error:
             raise SaveError(
@@ -197,6 +199,7 @@ class Recorder:
                 others += pool.map(self._read_part, range(1, len(parts)), parts[1:])
         data = merge_data(modules, own.data, others)
         identity = self._store_identity(modules)
+        self._store_config()
         entries = self._lineage.advanced(identity, self._config, own.data.positions)
         record = Record(
             step=step,
@@ -214,7 +217,7 @@ class Recorder:
         said = part["file"]
         path = self._layout.parts / said["name"]
         try:
-            content = path.read_bytes()
+            content = read_file(path, said["size"], root=self._layout.directory)
         except OSError as error:
             raise SaveError(
                 f"{path}, written by process {process}, cannot be read: {error.strerror}"
@@ -231,16 +234,28 @@ class Recorder:
             return None
         data = entries_to_bytes(entries)
         sha256 = sha256_hex(data)
-        write_addressed(self._layout.history(sha256), data)
+        self._store(self._layout.history(sha256), data)
         return sha256
 
     def _store_identity(self, modules: Modules) -> str:
         data = self._identity_of(modules)
         sha256 = sha256_hex(data)
-        if sha256 not in self._stored:
-            write_addressed(self._layout.identity(sha256), data)
-            self._stored.add(sha256)
+        self._store(self._layout.identity(sha256), data)
         return sha256
+
+    def _store_config(self) -> None:
+        if self._config_bytes is not None and self._config is not None:
+            self._store(self._layout.config(self._config), self._config_bytes)
+
+    def _store(self, path: Path, data: bytes) -> None:
+        """Sees to it that a file named by its content is there; one that was deleted since is written again."""
+        if path in self._stored and path.exists():
+            return
+        if self._layout.write_addressed(path, data) and path in self._stored:
+            self._notes.append(
+                f"{path} was gone and has been written again: what a snapshot names must be there"
+            )
+        self._stored.add(path)
 
     def _identity_of(self, modules: Modules) -> bytes:
         if self.identity is not None and self._identity_bytes is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import time
 import uuid
@@ -17,9 +18,10 @@ from pathlib import Path
 from datarax.checkpoint.layout import COMMIT_MARK_NAME, DATA_ITEM, MANIFEST_NAME, RunLayout, is_step_name
 from datarax.checkpoint.manifest import Manifest
 from datarax.core.tree import canonical_json
-from datarax.store.files import sync, write_new
+from datarax.store.files import make_directory, sync, write_new
 
 _DROPPED = "dropped-"
+_OURS_IN_TRASH = re.compile(rf"{_DROPPED}(0|[1-9][0-9]{{0,18}})|.+-[0-9a-f]{{32}}")
 
 
 def steps_to_drop(committed: Sequence[int], *, keep_latest: int | None, keep_every: int | None) -> list[int]:
@@ -36,7 +38,7 @@ def drop(layout: RunLayout, step: int) -> None:
     Raises:
         OSError: if it cannot be moved; what is left is finished by the next `clean_up`.
     """
-    layout.trash.mkdir(exist_ok=True)
+    make_directory(layout.trash)
     gone = layout.trash / f"{_DROPPED}{step}"
     os.rename(layout.step(step), gone)
     sync(layout.directory)
@@ -45,22 +47,22 @@ def drop(layout: RunLayout, step: int) -> None:
 
 def _finish_drop(layout: RunLayout, gone: Path) -> None:
     data = gone / DATA_ITEM
-    if data.is_dir():
-        _keep_sums(gone)
+    if _is_directory(data):
+        _keep_sums(layout, gone)
         entry = layout.ledger(int(gone.name.removeprefix(_DROPPED)))
-        entry.parent.mkdir(exist_ok=True)
+        make_directory(entry.parent)
         (data / COMMIT_MARK_NAME).unlink(missing_ok=True)
-        if entry.exists():  # of a branch that was rolled back by hand
+        if os.path.lexists(entry):  # of a branch that was rolled back by hand
             throw_away(layout, entry)
         os.rename(data, entry)
         sync(entry.parent)
     shutil.rmtree(gone)
 
 
-def _keep_sums(gone: Path) -> None:
+def _keep_sums(layout: RunLayout, gone: Path) -> None:
     """Put what the manifest says of the data item beside it, so that the ledger can be checked too."""
     try:
-        manifest = Manifest.from_bytes((gone / MANIFEST_NAME).read_bytes())
+        manifest = Manifest.from_bytes(layout.read(gone / MANIFEST_NAME))
         files = {name: f for name, f in manifest.items[DATA_ITEM].items() if name != COMMIT_MARK_NAME}
         small = dataclasses.replace(manifest, items={DATA_ITEM: files}, leaves=None)
         write_new(gone / DATA_ITEM / MANIFEST_NAME, small.to_bytes())
@@ -70,11 +72,17 @@ def _keep_sums(gone: Path) -> None:
 
 def throw_away(layout: RunLayout, path: Path) -> None:
     """Delete a directory of the run so that no reader sees it half deleted."""
-    layout.trash.mkdir(exist_ok=True)
+    make_directory(layout.trash)
     gone = layout.trash / f"{path.name}-{uuid.uuid4().hex}"
     os.rename(path, gone)
     sync(path.parent)
-    shutil.rmtree(gone)
+    if _is_directory(gone):  # a link stays in the trash: what it points to is not ours
+        shutil.rmtree(gone)
+
+
+def _is_directory(path: Path) -> bool:
+    """Whether it is a directory of its own, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def temporary_steps(layout: RunLayout, temporary_suffix: str) -> list[Path]:
@@ -82,34 +90,44 @@ def temporary_steps(layout: RunLayout, temporary_suffix: str) -> list[Path]:
     return [
         path
         for path in sorted(layout.directory.glob(f"*{temporary_suffix}*"))
-        if is_step_name(path.name.partition(temporary_suffix)[0]) and path.is_dir()
+        if is_step_name(path.name.partition(temporary_suffix)[0]) and _is_directory(path)
     ]
 
 
-def clean_up(layout: RunLayout, temporary_suffix: str) -> list[str]:
+def clean_up(layout: RunLayout, temporary_suffix: str, *, start: int) -> list[str]:
     """Remove what killed writers left: temporary step directories, parts, trash, half-written small files.
 
-    Only for the one writer, with the lock held and before a manager is open.
+    Only for the one writer, with the lock held and before a manager is open. What is not ours is left alone: no link is
+    followed, and nothing is deleted but directories that we have named. A link in place of `trash/` or `parts/` is set aside.
 
     Returns:
-        The names of the temporary step directories that were removed.
+        A sentence for each temporary step that was removed, and for each thing that does not belong to a run.
+
+    Raises:
+        OSError: if something cannot be moved or deleted.
     """
-    removed = []
+    said = []
+    for path in (layout.parts, layout.trash):
+        if os.path.lexists(path) and not _is_directory(path):
+            place = set_aside(layout, [path], start=start, reason="it was no directory")
+            said.append(f"{path} was a link or a file, not a directory of the run; it is now in {place}")
     for path in temporary_steps(layout, temporary_suffix):
         throw_away(layout, path)
-        removed.append(path.name)
+        said.append(f"removed {path.name}, left by a save that was killed before its commit")
     # Errors are nothing: a process of an earlier start that still writes there is heard by nobody.
     shutil.rmtree(layout.parts, ignore_errors=True)
-    if layout.trash.is_dir():
-        for path in sorted(layout.trash.iterdir()):
-            if path.name.startswith(_DROPPED):
-                _finish_drop(layout, path)
-            else:
-                shutil.rmtree(path)
+    for path in sorted(layout.trash.iterdir()) if layout.trash.exists() else ():
+        if not _is_directory(path) or not _OURS_IN_TRASH.fullmatch(path.name):
+            said.append(f"{path} does not belong to the run; it is left alone")
+        elif path.name.startswith(_DROPPED):
+            _finish_drop(layout, path)
+        else:
+            shutil.rmtree(path)
     for name in ("identity", "configs", "history"):
-        for path in layout.directory.glob(f"{name}/.*.tmp"):
-            path.unlink(missing_ok=True)
-    return removed
+        if _is_directory(layout.directory / name):
+            for path in layout.directory.glob(f"{name}/.*.tmp"):
+                path.unlink(missing_ok=True)
+    return said
 
 
 def set_aside(layout: RunLayout, paths: Sequence[Path], *, start: int, reason: str) -> Path | None:
@@ -140,7 +158,7 @@ def set_aside(layout: RunLayout, paths: Sequence[Path], *, start: int, reason: s
 
 
 def _new_place(parent: Path) -> Path:
-    parent.mkdir(exist_ok=True)
+    make_directory(parent)
     taken = [int(name) for name in os.listdir(parent) if is_step_name(name)]
     place = parent / str(max(taken, default=0) + 1)
     place.mkdir()

@@ -5,7 +5,6 @@ For `verify`, which wants to say in which fields a damaged record differs. A res
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from datarax.checkpoint.layout import (
 )
 from datarax.checkpoint.record import Record, unpack_processes, unpack_steps
 from datarax.core.tree import decode
+from datarax.store.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class DataItem:
         if self.scope(loader) == "global":
             return 1
         try:
-            return int(json.loads(self.processes_bytes)["process_count"])
+            return int(parse_json(self.processes_bytes)["process_count"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{PROCESSES_NAME} does not say how many processes there were: {error}"
@@ -91,12 +91,9 @@ def read_data_item(run_directory: str | Path, step: int) -> DataItem | None:
     layout = RunLayout(local_directory(run_directory))
     for directory in (layout.step(step) / DATA_ITEM, layout.ledger(step)):
         try:
-            record = Record.salvaged((directory / RECORD_NAME).read_bytes())
-            return DataItem(record, *(_bytes_of(directory / name) for name in (STEPS_NAME, PROCESSES_NAME)))
+            record = Record.salvaged(layout.read(directory / RECORD_NAME))
+            others = (directory / name for name in (STEPS_NAME, PROCESSES_NAME))
+            return DataItem(record, *(layout.read(path) if path.exists() else b"" for path in others))
         except (OSError, ValueError):
             continue
     return None
-
-
-def _bytes_of(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""

@@ -28,7 +28,14 @@ from datarax.checkpoint.model_item import LeafSpec
 from datarax.checkpoint.protocols import KeepsStepDigests
 from datarax.checkpoint.retention import drop, steps_to_drop, throw_away
 from datarax.checkpoint.save_config import SaveConfig
-from datarax.core.errors import DataraxError, PeerError, PeerLostError, RunLockedError, SaveError
+from datarax.core.errors import (
+    DataraxError,
+    PeerError,
+    PeerLostError,
+    RunLockedError,
+    RunLostError,
+    SaveError,
+)
 from datarax.multihost import Processes
 from datarax.store.files import sync, write_new
 
@@ -190,7 +197,7 @@ class Saver:
                 job.done.set()
 
     def _job_error(self, step: int, error: BaseException) -> DataraxError:
-        if isinstance(error, (RunLockedError, PeerLostError)):
+        if isinstance(error, (RunLockedError, RunLostError, PeerLostError)):
             return error
         found = self._save_error(step, error)
         found.__cause__ = error
@@ -220,6 +227,8 @@ class Saver:
             )
         write_new(temporary / MANIFEST_NAME, manifest.to_bytes())
         sync(temporary)
+        if self._lock is not None:
+            self._lock.check_there()
         later = None if self._lock is None else self._lock.superseded_by()
         if later is not None and self._lock is not None:
             raise RunLockedError(

@@ -6,7 +6,6 @@ puts a snapshot back into modules and models.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from datarax.checkpoint.record import (
 )
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 from datarax.core.tree import decode
+from datarax.store.files import parse_json
 
 PathLike = str | os.PathLike[str]
 
@@ -168,7 +168,7 @@ class Snapshot:
         """
         shown = f"{DATA_ITEM}/{name}"
         try:
-            data = (self.directory / DATA_ITEM / name).read_bytes()
+            data = self.layout.read(self.directory / DATA_ITEM / name)
         except OSError as error:
             raise self.damaged([f"{shown}: cannot be read ({error.strerror})"]) from error
         problem = check_bytes(shown, data, self.manifest.items.get(DATA_ITEM, {}).get(name))
@@ -193,7 +193,12 @@ class Snapshot:
             problems.append("manifest.json: it lists no data item")
         for name in self.manifest.items if items is None else items:
             part = share if name == MODEL_ITEM else (0, 1)
-            problems += check_item(self.directory / name, self.manifest.items.get(name, {}), share=part)
+            problems += check_item(
+                self.directory / name,
+                self.manifest.items.get(name, {}),
+                share=part,
+                root=self.layout.directory,
+            )
         return problems or self._check_references()
 
     def model(self) -> dict[str, np.ndarray]:
@@ -261,13 +266,13 @@ class Snapshot:
             return list(error.problems)
         except (ValueError, KeyError, TypeError) as error:
             return [f"{shown}: {error}"]
-        problems = [_check_addressed(self.layout.identity(record.identity), record.identity, "identity")]
-        if record.config is not None:
-            problems.append(_check_addressed(self.layout.config(record.config), record.config, "configs"))
-        earlier = record.earlier_history
-        if earlier is not None:
-            problems.append(_check_addressed(self.layout.history(earlier), earlier, "history"))
-        return [problem for problem in problems if problem is not None]
+        layout = self.layout
+        named = [(layout.identity, record.identity), (layout.config, record.config)]
+        named.append((layout.history, record.earlier_history))
+        found = [
+            _check_addressed(layout, path(sha256), sha256) for path, sha256 in named if sha256 is not None
+        ]
+        return [problem for problem in found if isinstance(problem, str)]
 
 
 def list_steps(run_directory: PathLike) -> list[int]:
@@ -289,10 +294,11 @@ def ledger_record(run_directory: PathLike, step: int) -> tuple[Record, bytes]:
     """
     layout = RunLayout(local_directory(run_directory))
     directory = layout.ledger(step)
-    if not directory.is_dir():
+    if not os.path.lexists(directory):
         raise SnapshotNotFoundError(f"step {step} of {layout.directory} is not in the ledger")
     try:
-        files = {path.name: path.read_bytes() for path in directory.iterdir()}
+        names = {RECORD_NAME, STEPS_NAME, PROCESSES_NAME, MANIFEST_NAME} & set(os.listdir(directory))
+        files = {name: layout.read(directory / name) for name in names}
         problems = _check_ledger(files)
         if problems:
             raise damaged(layout, step, [f"ledger/{step}/{problem}" for problem in problems])
@@ -336,7 +342,7 @@ def read_identity(run_directory: PathLike, sha256: str) -> Any:
         SnapshotDamagedError: if the file is missing or has changed.
     """
     layout = RunLayout(local_directory(run_directory))
-    return lift_identity(json.loads(_read_addressed(layout, layout.identity(sha256), sha256, "identity")))
+    return lift_identity(parse_json(_read_addressed(layout, layout.identity(sha256), sha256)))
 
 
 def read_config(run_directory: PathLike, sha256: str) -> str:
@@ -346,7 +352,7 @@ def read_config(run_directory: PathLike, sha256: str) -> str:
         SnapshotDamagedError: if the file is missing or has changed.
     """
     layout = RunLayout(local_directory(run_directory))
-    return _read_addressed(layout, layout.config(sha256), sha256, "configs").decode()
+    return _read_addressed(layout, layout.config(sha256), sha256).decode()
 
 
 def run_history(run_directory: PathLike, record: Record) -> list[HistoryEntry]:
@@ -359,7 +365,7 @@ def run_history(run_directory: PathLike, record: Record) -> list[HistoryEntry]:
     if sha256 is None:
         return list(record.history)
     layout = RunLayout(local_directory(run_directory))
-    data = _read_addressed(layout, layout.history(sha256), sha256, "history")
+    data = _read_addressed(layout, layout.history(sha256), sha256)
     try:
         return [*read_history(data, record.format), *record.history]
     except ValueError as error:
@@ -386,33 +392,34 @@ def _is_good(layout: RunLayout, step: int) -> bool:
 
 def _read_manifest(layout: RunLayout, step: int) -> tuple[Manifest | None, str]:
     try:
-        return Manifest.from_bytes(layout.manifest(step).read_bytes()), ""
+        return Manifest.from_bytes(layout.read(layout.manifest(step))), ""
     except OSError as error:
         return None, f"manifest.json: cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError) as error:
         return None, f"manifest.json: {error}"
 
 
-def _check_addressed(path: Path, sha256: str, kind: str) -> str | None:
+def _check_addressed(layout: RunLayout, path: Path, sha256: str) -> bytes | str:
+    """The bytes of a file named by its content, or what is wrong with it."""
+    shown = f"{path.parent.name}/{path.name}"
     try:
-        if sha256_hex(path.read_bytes()) == sha256:
-            return None
+        data = layout.read(path)
     except OSError as error:
-        return f"{kind}/{path.name}: cannot be read ({error.strerror})"
-    return f"{kind}/{path.name}: its content has changed since it was written"
+        return f"{shown}: cannot be read ({error.strerror})"
+    return data if sha256_hex(data) == sha256 else f"{shown}: its content has changed since it was written"
 
 
-def _read_addressed(layout: RunLayout, path: Path, sha256: str, kind: str) -> bytes:
-    problem = _check_addressed(path, sha256, kind)
-    if problem is not None:
+def _read_addressed(layout: RunLayout, path: Path, sha256: str) -> bytes:
+    found = _check_addressed(layout, path, sha256)
+    if isinstance(found, str):
         committed = layout.committed()
         raise SnapshotDamagedError(
             f"the run {layout.directory} lacks a file that its snapshots name",
             step=committed[-1] if committed else -1,
-            problems=[problem],
+            problems=[found],
             newest_good_step=None,
         )
-    return path.read_bytes()
+    return found
 
 
 def _not_found(layout: RunLayout, step: int | None, committed: Sequence[int]) -> str:

@@ -220,7 +220,7 @@ def from_tree(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
             near = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(fields))}"
             raise ConfigError(f"unknown key {joined(path, key)!r}; {hint}")
-    hints = get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)  # type: ignore[arg-type]
     values = {key: _value(hints[key], value, joined(path, key)) for key, value in tree.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -230,6 +230,11 @@ def from_tree(kind: type[T], tree: Mapping[str, Any], path: str = "") -> T:
         return kind(**values)
     except ConfigError as error:
         raise ConfigError(f"[{path}] {error}" if path else str(error)) from None
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def to_tree(config: Any) -> Any:
@@ -297,7 +302,7 @@ def _taken(hint: Any, value: Any, path: str) -> Any:
     if origin in _LISTS and isinstance(value, (list, tuple)):
         return tuple(_value(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin in _TABLES and isinstance(value, Mapping):
-        return dict(value)
+        return {key: _value(arguments[1], each, joined(path, key)) for key, each in value.items()}
     if isinstance(hint, enum.EnumType):
         with contextlib.suppress(ValueError):
             return hint(value)

@@ -48,6 +48,10 @@ class RunLockedError(_Refused, RuntimeError):
     """Another process is writing to this run directory."""
 
 
+class RunLostError(_Failed, OSError):
+    """The run directory that this process was writing to is gone, or is another one by now."""
+
+
 class SnapshotNotFoundError(_Refused, LookupError):
     """The run has no committed snapshot at the step that was asked for."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -23,6 +22,7 @@ from datarax.core.tree import differences, digest
 from datarax.doctor.checks import Finding, failure, warning
 from datarax.run_config import BaseRunConfig, RunConfig, build_loader
 from datarax.sources import RangeConfig, RangeSource
+from datarax.store.files import parse_json
 from datarax.training import LOADER_NAME, total_steps
 from datarax.training.provenance import provenance
 
@@ -285,7 +285,7 @@ def _last_start(directory: Path) -> tuple[int, dict[str, Any]] | None:
     layout = RunLayout(directory)
     for number in sorted(start_numbers(layout), reverse=True):
         try:
-            tree = json.loads((layout.starts / f"{number}.json").read_bytes())
+            tree = parse_json(layout.read(layout.starts / f"{number}.json"))
             return number, dict(tree["provenance"])
         except (OSError, ValueError, KeyError, TypeError):
             continue

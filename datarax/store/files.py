@@ -1,13 +1,19 @@
-"""Local files: what we write is whole and durable, or not there; and locks that die with their holder.
+"""Local files: what we write is whole and durable, or not there; what we read is a file, of a size that makes sense.
 
-Knows paths and bytes, not what the bytes mean. Foreign writers (Orbax, ArrayRecord) write by themselves, and `sync` makes
-durable what they wrote.
+A reader never waits for a pipe or a device, and with a `root` never leaves that directory: no link is followed on the way.
+Foreign writers (Orbax, ArrayRecord) write by themselves, and `sync` makes durable what they wrote. Knows paths and bytes, not
+what the bytes mean.
 """
 
 import contextlib
+import errno
 import fcntl
+import json
 import os
 import re
+import stat
+from collections.abc import Iterator
+from typing import Any
 
 from datarax.core.errors import InputError
 
@@ -32,6 +38,112 @@ def local_path(path: str | os.PathLike[str], what: str) -> str:
             f"{what} {text!r} is not a local path; object stores are not supported yet, copy the data to a local disk"
         )
     return os.path.abspath(os.path.expanduser(text))
+
+
+def open_file(
+    path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, flags: int = os.O_RDONLY
+) -> int:
+    """The descriptor of a regular file, opened without waiting for anybody.
+
+    Args:
+        path: the file.
+        root: a directory above it; between the two, and at the end, no link is followed. None: links are followed.
+        flags: as `os.open` takes them.
+
+    Raises:
+        OSError: if it cannot be opened, or is something else than a file: a directory, a pipe, a device; with
+            a root a link too.
+    """
+    path, flags = os.fspath(path), flags | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        if root is None:
+            descriptor = os.open(path, flags, 0o644)
+        else:
+            *parents, name = os.path.relpath(path, root).split(os.sep)
+            with _directory(root, parents) as parent:
+                descriptor = os.open(name, flags | os.O_NOFOLLOW, 0o644, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO) or (root is not None and error.errno == errno.ENOTDIR):
+            raise OSError(error.errno, "it, or a directory on the way, is a link or no file", path) from error
+        raise OSError(error.errno, error.strerror, path) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    return descriptor
+
+
+@contextlib.contextmanager
+def _directory(root: str | os.PathLike[str], parts: list[str]) -> Iterator[int]:
+    """The descriptor of a directory below `root`, reached without following a link."""
+    if os.pardir in parts:
+        raise OSError(errno.EINVAL, "it leads out of its directory")
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts:
+            above = descriptor
+            descriptor = os.open(
+                part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above
+            )
+            os.close(above)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_file(
+    path: str | os.PathLike[str], most_bytes: int, *, root: str | os.PathLike[str] | None = None
+) -> bytes:
+    """All of a file of at most `most_bytes`; see `open_file`.
+
+    Raises:
+        OSError: if it cannot be read, is no regular file, or is larger.
+    """
+    with open(open_file(path, root=root), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most_bytes:
+            raise OSError(
+                errno.EFBIG, f"it has {size} bytes, at most {most_bytes} make sense", os.fspath(path)
+            )
+        return file.read(size)
+
+
+MOST_DEPTH = 200
+"""How deep JSON that we read or write may be nested: all that walks a tree by recursion is far from Python's limit there."""
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The tree of a JSON text.
+
+    Raises:
+        ValueError: if it is none, or is nested more than `MOST_DEPTH` deep.
+    """
+    with contextlib.suppress(RecursionError):
+        tree = json.loads(data)
+        level = [tree]
+        for _ in range(MOST_DEPTH):
+            level = [
+                below
+                for node in level
+                if isinstance(node, (dict, list))
+                for below in (node.values() if isinstance(node, dict) else node)
+            ]
+            if not level:
+                return tree
+    raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
+
+
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Makes a directory if it is not there; its parent must be.
+
+    Raises:
+        NotADirectoryError: if something else is there, a link to a directory included.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise NotADirectoryError(
+            errno.ENOTDIR, "it is a link or a file in the place of a directory", os.fspath(path)
+        )
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -90,13 +202,20 @@ def take_lock(path: str | os.PathLike[str]) -> int:
         OSError: if the file cannot be opened, or this file system has no locks.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_file(path, root=os.path.dirname(path), flags=os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):  # deleted or replaced between open and lock
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return descriptor
+            if is_same_file(descriptor, path):  # else deleted or replaced between open and lock
+                return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def is_same_file(descriptor: int, path: str | os.PathLike[str]) -> bool:
+    """Whether an open file still lies under its name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except OSError:
+        return False

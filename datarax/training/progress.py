@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datarax.loader.stream import StreamMetrics
+from datarax.store.files import open_file
 
 
 class RunProgress:
@@ -174,10 +175,9 @@ def _number(value: Any) -> Any:
 
 def _open_for_lines(path: Path) -> BinaryIO:
     """Opens for appending, unbuffered; a line that a full disk left half written is ended first."""
-    file = path.open("ab", buffering=0)
-    if file.tell() > 0:
-        with path.open("rb") as tail:
-            tail.seek(-1, os.SEEK_END)
-            if tail.read(1) != b"\n":
-                file.write(b"\n")
+    descriptor = open_file(path, root=path.parent, flags=os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    file = os.fdopen(descriptor, "ab", buffering=0)
+    size = os.fstat(descriptor).st_size
+    if size > 0 and os.pread(descriptor, 1, size - 1) != b"\n":
+        file.write(b"\n")
     return file

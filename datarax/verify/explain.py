@@ -6,7 +6,6 @@ Reads single records, through the source. Knows nothing of which steps are looke
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.checkpoint.salvage import DataItem
 from datarax.order import changed_algorithms
+from datarax.store.files import parse_json
 from datarax.verify.replay import RecordedSteps, Replayed
 from datarax.verify.report import SnapshotReport
 from datarax.verify.rows import StepRows, real
@@ -58,9 +58,9 @@ def explain(
 
 def _other_versions(directory: Path, item: DataItem) -> str:
     """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
-    path = RunLayout(directory).starts / f"{item.record.start}.json"
+    layout = RunLayout(directory)
     try:
-        made_with = json.loads(path.read_bytes())["provenance"]
+        made_with = parse_json(layout.read(layout.starts / f"{item.record.start}.json"))["provenance"]
         now = {name: _version(name) for name in made_with}
     except (OSError, ValueError, KeyError, TypeError):
         return ""

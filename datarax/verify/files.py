@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,17 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from datarax.checkpoint import Snapshot, ledger_record, ledger_steps
-from datarax.checkpoint.layout import DATA_ITEM
+from datarax.checkpoint.layout import DATA_ITEM, RunLayout, sha256_hex
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 from datarax.verify.report import SnapshotReport
 
 
 def run_problems(directory: Path) -> list[str]:
     """Files that several snapshots share: each is named by its SHA-256, or listed in a manifest of the ledger."""
-    problems = []
+    problems, layout = [], RunLayout(directory)
     for kind in ("identity", "configs", "history"):
         for path in sorted(Path(directory, kind).glob("[!.]*")):
-            if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
+            try:
+                changed = sha256_hex(layout.read(path)) != path.stem
+            except OSError as error:
+                problems.append(f"{kind}/{path.name}: cannot be read ({error.strerror})")
+                continue
+            if changed:
                 problems.append(f"{kind}/{path.name}: its content has changed since it was written")
     for step in ledger_steps(directory):
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +26,7 @@ from datarax.run_config import (
 )
 from datarax.sources import DataSource, RangeConfig, RangeSource
 from datarax.sources.open import open_source
+from datarax.store.files import parse_json
 from datarax.training import LOADER_NAME
 from datarax.verify.records import neighbour_record
 
@@ -208,7 +208,8 @@ def usable_config(directory: Path, step: int, record: Record) -> str | None:
 def recorded_identity(directory: Path, record: Record, present: Any) -> Any:
     """The identity that the record names. What is missing or damaged was reported already: then there is none to compare."""
     try:
-        return lift_identity(json.loads(RunLayout(directory).identity(record.identity).read_bytes()))
+        layout = RunLayout(directory)
+        return lift_identity(parse_json(layout.read(layout.identity(record.identity))))
     except (OSError, ValueError):
         return present
 

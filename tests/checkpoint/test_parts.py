@@ -45,7 +45,7 @@ def recorded(run, step, modules_of, count):
     made = []
 
     def act(index):
-        recorder, modules, fixed = Recorder(layout, None, None), modules_of(index), []
+        recorder, modules, fixed = Recorder(layout, None, None, []), modules_of(index), []
 
         def fix():
             fixed.append(recorder.fix(step, None, modules, process=index))
@@ -66,7 +66,7 @@ def recorded(run, step, modules_of, count):
 
 def recorded_alone(run, step, modules):
     run.mkdir()
-    recorder = Recorder(RunLayout(run), None, None)
+    recorder = Recorder(RunLayout(run), None, None, [])
     fixed = recorder.fix(step, None, modules, process=None)
     assert fixed.part == {}
     files = recorder.files(modules, fixed, [fixed.part], step=step, previous=None, start=1)

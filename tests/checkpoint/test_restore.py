@@ -256,7 +256,7 @@ def test_a_killed_retention_is_finished_by_the_next_writer(tmp_path):
     run(tmp_path, [1, 2, 3])
     (tmp_path / "trash").mkdir()
     (tmp_path / "1").rename(tmp_path / "trash/dropped-1")
-    (tmp_path / "2").rename(tmp_path / "trash/2-junk")
+    (tmp_path / "2").rename(tmp_path / "trash" / f"2-{0:032x}")
     with Checkpointer(tmp_path):
         pass
     assert (list_steps(tmp_path), ledger_steps(tmp_path)) == ([3], [1])
