@@ -476,10 +476,6 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
 
     # Lifecycle
 
-    def clone(self) -> Self:
-        """An independent stream at the same place, with threads of its own; what it reads is shared."""
-        return cast(Self, super().clone())
-
     def close(self) -> None:
         """Ends threads and processes. What it reads stays open; it belongs to whoever made it."""
         self._runtime.tally.feed.close()

@@ -325,11 +325,8 @@ class DataSource(CheckpointableIteratorModule[Any]):
         """What the constructor takes beside config, rngs and name."""
         return {"records": self._reopened()} if type(self) is DataSource else {}
 
-    def clone(self) -> Self:
-        """A source at the same place, with files of its own."""
-        return cast(Self, super().clone())
-
     def _cloned(self) -> None:
+        """A clone is a source at the same place, with files of its own."""
         self._runtime = self._reopened()
         self._is_closed = False
 
