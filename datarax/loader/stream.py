@@ -11,6 +11,7 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import jax
@@ -40,10 +41,6 @@ class Place(NamedTuple):
     """The batch handed over last, as host arrays; None at the beginning and after a restore."""
     statistics: Statistics
     """Statistics of the batches."""
-    batches: int
-    """Batches handed over since the stream was opened."""
-    rows: int
-    """Rows of them, over all processes; padding is not counted."""
 
 
 class Taken(NamedTuple):
@@ -62,6 +59,10 @@ class Feed(ABC):
 
     num_steps: int | None
     """Batches of the whole run; None if there is no end, or none that is known."""
+    why_no_length: str
+    """What is said to whoever asks for the length then."""
+    hashes_bytes: bool
+    """Whether the rows of every step are hashed."""
     averages: ClassVar[bool]
     """Whether `batch_stats_fn` is called on each batch, and means over their rows are kept."""
 
@@ -80,6 +81,18 @@ class Feed(ABC):
     @abstractmethod
     def counted_in(self, steps: range) -> int:
         """Rows of these steps that count here and are no padding."""
+
+    @abstractmethod
+    def at(self, state: Mapping[str, Any]) -> Feed:
+        """The feed of what follows a state of its stream: this one, or one that is ready in its place.
+
+        Raises:
+            ValueError: if the state is none of this feed's.
+        """
+
+    @abstractmethod
+    def reopened(self) -> Feed:
+        """The same batches, with threads and processes of its own."""
 
     @abstractmethod
     def drop(self) -> None:
@@ -157,27 +170,16 @@ class Tally:
         return made
 
 
+@dataclass
 class StreamMetrics:
-    """Live counters of what a stream did since it was opened. Counted per batch, never per record; read from the side.
+    """Live counters of what a stream did since it was opened. Counted per batch, never per record; read from the side."""
 
-    Args:
-        runtime: of the stream.
-    """
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self.wait_seconds = 0.0
-        """Time the training loop spent waiting for batches, in seconds."""
-
-    @property
-    def batches(self) -> int:
-        """Batches handed over."""
-        return self._runtime.tally.place.batches
-
-    @property
-    def rows(self) -> int:
-        """Rows handed over, of the whole global batch; padding is not counted."""
-        return self._runtime.tally.place.rows
+    batches: int = 0
+    """Batches handed over."""
+    rows: int = 0
+    """Rows handed over, of the whole global batch; padding is not counted."""
+    wait_seconds: float = 0.0
+    """Time the training loop spent waiting for batches, in seconds."""
 
 
 class _OfPlace:
@@ -199,53 +201,26 @@ class Runtime:
     """What is open behind a stream, apart from NNX, which sees it as static and compares it by identity.
 
     Args:
-        feed: where the batches come from.
-        digest: what the digest begins with; without bytes if they are not hashed.
+        base: what all processes have in common.
+        tally: of what was handed over.
     """
 
     current, cursor, statistics = _OfPlace(), _OfPlace(), _OfPlace()
 
-    def __init__(self, feed: Feed, digest: Digest) -> None:
-        self.metrics = StreamMetrics(self)
-        start = Delivered(0, 0, 0, 0, digest)
-        self.base = start
+    def __init__(self, base: Delivered, tally: Tally) -> None:
+        self.metrics = StreamMetrics()
+        self.base = base
         """What all processes have in common: the last restore, or the beginning."""
-        self.tally = Tally(start, Place(0, None, None, Statistics(), 0, 0), feed, StepLog())
+        self.tally = tally
         """Feed, place and log: whoever goes elsewhere makes all of it first, and swaps this reference."""
+        self.prepared = tally.feed
+        """The feed of a state that was found good and is not restored yet; else the tally's."""
 
-    def go_on_from(self, delivered: Delivered, feed: Feed, cursor: Any = None) -> None:
-        """`delivered` is from now on what was received, wherever that is; log and contents start anew."""
-        before = self.tally
-        here = before.place._replace(step=delivered.idx, cursor=cursor, current=None)
-        self.tally = Tally(delivered, here, feed, StepLog(delivered.idx))
-        (before.feed.drop if feed is before.feed else before.feed.close)()
-
-    def reopened(self, feed: Feed) -> Runtime:
-        """The same place, where batches come from another feed."""
-        made = Runtime(feed, self.base.digest)
-        made.base = self.base
-        made.go_on_from(self.tally.delivered, feed, copy.deepcopy(self.cursor))
-        made.tally.place = made.tally.place._replace(statistics=self.tally.place.statistics)
-        return made
-
-    def share_from_here(self, statistics: Statistics) -> None:
-        """What was delivered so far, with these statistics, is from now on what all processes have in common."""
-        self.base = self.tally.delivered
-        self.tally.place = self.tally.place._replace(statistics=statistics)
-
-    def show_again(self, delivered: Delivered, feed: Feed | None = None) -> None:
-        """`delivered`, of as many steps as before, is what was received; contents that looked before keep what they showed.
-
-        With a feed, batches come from that one from now on.
-        """
-        before = self.tally
-        self.tally = Tally(delivered, before.place, feed or before.feed, before.log)
-        if self.tally.feed is not before.feed:
-            before.feed.close()
-
-    def committed(self, step: int) -> None:
-        """What the log says of steps before `step` may go, once it is in the sums."""
-        self.tally.log.forget_before(min(step, self.tally.delivered.idx))
+    def prepare(self, feed: Feed) -> None:
+        """Keeps a feed for a restore to come, in place of the one that was kept."""
+        before, self.prepared = self.prepared, feed
+        if before is not self.tally.feed:
+            before.close()
 
 
 class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[call-arg]
@@ -257,7 +232,6 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
     Args:
         config: the settings.
         feed: where the batches come from, at its beginning.
-        digest: of nothing; without bytes if they are not hashed.
         rngs: NNX random streams; part of the state.
         name: used in messages.
     """
@@ -270,7 +244,6 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         self,
         config: DataraxModuleConfig,
         feed: Feed,
-        digest: Digest,
         *,
         rngs: nnx.Rngs | None,
         name: str | None,
@@ -283,13 +256,42 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         self.digest_bytes = HostInt(None)
         if feed.averages:
             self.stats_rows = HostInt(0)
-        self._open(Runtime(feed, digest))
+        start = Delivered(0, 0, 0, 0, Digest.zero(feed.hashes_bytes))
+        self._open(Runtime(start, Tally(start, Place(0, None, None, Statistics()), feed, StepLog())))
 
     def _open(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.current = Held(runtime, "current")
         self._computed_stats = Held(runtime, "statistics")
-        self._show()
+        self._swap(runtime.tally)
+
+    # Where it is
+
+    def _swap(self, tally: Tally) -> None:
+        """What was delivered, and what comes, is from now on this; the variables look it up there."""
+        runtime = self._runtime
+        before, runtime.tally = runtime.tally, tally
+        runtime.prepare(tally.feed)
+        for name, content in tally.contents.items():
+            vars(self)[name].set_raw_value(content)
+        if tally.feed is not before.feed:
+            before.feed.close()
+
+    def _go_on_from(self, delivered: Delivered, feed: Feed, cursor: Any = None) -> None:
+        """`delivered` is from now on what was received, wherever that is; log and contents start anew."""
+        before = self._runtime.tally
+        here = before.place._replace(step=delivered.idx, cursor=cursor, current=None)
+        self._swap(Tally(delivered, here, feed, StepLog(delivered.idx)))
+        if feed is before.feed:
+            feed.drop()
+
+    def _show_again(self, delivered: Delivered, feed: Feed | None = None) -> None:
+        """`delivered`, of as many steps as before, is what was received; contents that looked before keep what they showed.
+
+        With a feed, batches come from that one from now on.
+        """
+        before = self._runtime.tally
+        self._swap(Tally(delivered, before.place, feed or before.feed, before.log))
 
     # Iteration
 
@@ -303,11 +305,8 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
             TypeError: if there is no end, or none that is known before it comes.
         """
         if self.num_steps is None:
-            raise TypeError(self._why_no_length())
+            raise TypeError(self._runtime.tally.feed.why_no_length)
         return self.num_steps
-
-    def _why_no_length(self) -> str:
-        raise NotImplementedError
 
     def __bool__(self) -> bool:
         """True: an endless stream has no length to ask."""
@@ -335,18 +334,19 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
             raise TraceContextError("a batch cannot be taken inside a jax transform; take it before the call")
         place = tally.place
         if place.step % MAX_STEPS == 0:  # nobody may ever say "committed"
-            runtime.committed(place.step - MAX_STEPS)
+            self.committed(place.step - MAX_STEPS)
         asked = time.perf_counter()
         batch, rows, cursor = tally.feed.take(place)
-        runtime.metrics.wait_seconds += time.perf_counter() - asked
+        metrics = runtime.metrics
+        metrics.wait_seconds += time.perf_counter() - asked
         statistics = place.statistics
         if self.config.batch_stats_fn is not None and tally.feed.averages and rows.counted:
             statistics = self._statistics_after(rows, place)
         tally.log.put(place.step, rows.keys, rows.bytes)
         # Only this line counts the batch. Ctrl-C before it leaves the stream where it was.
-        tally.place = Place(
-            place.step + 1, cursor, rows.batch, statistics, place.batches + 1, place.rows + rows.real
-        )
+        tally.place = Place(place.step + 1, cursor, rows.batch, statistics)
+        metrics.batches += 1
+        metrics.rows += rows.real
         return cast(T, batch)
 
     def _statistics_after(self, rows: HostRows, place: Place) -> Statistics:
@@ -363,8 +363,7 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         runtime = self._runtime
         self._check_shown()
         runtime.base = runtime.base._replace(applied=0, skipped=0)
-        runtime.show_again(runtime.tally.delivered._replace(applied=0, skipped=0))
-        self._show()
+        self._show_again(runtime.tally.delivered._replace(applied=0, skipped=0))
 
     # What it did
 
@@ -395,7 +394,8 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
 
     def committed(self, step: int) -> None:
         """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
-        self._runtime.committed(step)
+        tally = self._runtime.tally
+        tally.log.forget_before(min(step, tally.delivered.idx))  # once they are in the sums
 
     # State
 
@@ -415,19 +415,19 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         if rows and not isinstance(state["_computed_stats"], dict):
             raise ValueError(f"_computed_stats: there are no means of the {rows} stats_rows")
         Statistics.restored(state["_computed_stats"], rows)
+        self._runtime.prepare(self._runtime.tally.feed.at(state))
 
-    def _restored(self) -> tuple[Delivered, Statistics]:
-        """What the variables say, which a restore has just written; `_validate_state` has seen to it that none is None."""
-        said = {name: getattr(self, name).get_value() for name in self._runtime.tally.contents}
-        digest = Digest(said["digest_rows"], said["digest_keys"], said["digest_bytes"])
+    def _state_restored(self) -> None:
+        runtime = self._runtime
+        # What a restore has just written; `_validate_state` has seen to it that no count is None.
+        said = {name: getattr(self, name).get_value() for name in runtime.tally.contents}
+        hashed = said["digest_bytes"] if runtime.prepared.hashes_bytes else None
+        digest = Digest(said["digest_rows"], said["digest_keys"], hashed)
         counts = int(said["_applied_count"]), int(said["_skipped_count"])
-        statistics = Statistics.restored(self._runtime.statistics, said.get("stats_rows", 0))
-        return Delivered(said["idx"], said["position"], *counts, digest), statistics
-
-    def _show(self) -> None:
-        """Has the variables look up what was delivered."""
-        for name, content in self._runtime.tally.contents.items():
-            vars(self)[name].set_raw_value(content)
+        runtime.base = Delivered(said["idx"], said["position"], *counts, digest)
+        statistics = Statistics.restored(runtime.statistics, said.get("stats_rows", 0))
+        runtime.tally.place = runtime.tally.place._replace(statistics=statistics)
+        self._go_on_from(runtime.base, runtime.prepared, runtime.cursor)
 
     def _check_shown(self) -> None:
         """Sees to it that the variables show what was delivered.
@@ -445,8 +445,7 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
                 f"this stream has handed over {now.idx} batches, but its variables say {self.idx.get_value()}: they were "
                 f"written from outside, or a merged copy shares this stream; use seek(), set_state() or clone()"
             )
-        runtime.show_again(now)
-        self._show()
+        self._show_again(now)
 
     # Many processes
 
@@ -481,9 +480,19 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         """An independent stream at the same place, with threads of its own; what it reads is shared."""
         return cast(Self, super().clone())
 
+    def _cloned(self) -> None:
+        self._check_shown()
+        shared = self._runtime
+        before, place = shared.tally, shared.tally.place
+        here = place._replace(cursor=copy.deepcopy(place.cursor), current=None)
+        tally = Tally(before.delivered, here, before.feed.reopened(), StepLog(place.step))
+        self._open(Runtime(shared.base, tally))
+
     def close(self) -> None:
         """Ends threads and processes. What it reads stays open; it belongs to whoever made it."""
-        self._runtime.tally.feed.close()
+        runtime = self._runtime
+        runtime.prepare(runtime.tally.feed)
+        runtime.tally.feed.close()
 
     def __enter__(self) -> Self:
         return self
