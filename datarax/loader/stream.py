@@ -22,12 +22,20 @@ from flax.errors import TraceContextError
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
 from datarax.core.protocols import StepDigests
+from datarax.core.tree import decode, digest, encode
 from datarax.core.variables import Held, looked_up, on_host
 from datarax.loader.recipe import HostRows
-from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog, combined, contribution
+from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog
 from datarax.order import Digest
 
 T = TypeVar("T")
+
+# Of a state, what each process has of its own; the rest is the same on all.
+_OWN = frozenset(
+    {"_applied_count", "_skipped_count", "digest_rows", "digest_keys", "digest_bytes", "_is_stats_reset"}
+)
+_OWN_MEANS = frozenset({"_computed_stats", "stats_rows"})
+_WRAP = (1 << 64) - 1
 
 
 class Place(NamedTuple):
@@ -447,14 +455,40 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
             )
         self._show_again(now)
 
-    # Many processes
+    # Many processes: the state that all share (that of the last restore, or of the beginning) is counted once; each adds what
+    # it has delivered since.
 
     def contribution(self) -> dict[str, Any]:
-        """What this process has added since the last restore or the beginning; see `combined`."""
+        """What this process has added since the last restore or the beginning, and what it must have in common with others.
+
+        Values with JSON; see `combined`.
+        """
         runtime, state = self._runtime, self.get_state()
-        now, statistics = runtime.tally.delivered, runtime.tally.place.statistics
-        own_means = self.config.batch_stats_fn is not None
-        return contribution(runtime.base, now, statistics, state, own_means=own_means)
+        base, now, statistics = runtime.base, runtime.tally.delivered, runtime.tally.place.statistics
+        # With a function each process averages statistics of its own rows, even if it had no row so far.
+        own = _OWN if self.config.batch_stats_fn is None else _OWN | _OWN_MEANS
+        began = [
+            base.digest.to_state(),
+            base.applied,
+            base.skipped,
+            statistics.base.rows,
+            statistics.base.values(),
+        ]
+        return {
+            "idx": now.idx,
+            "position": now.position,
+            "the state they began with": digest(encode(began))[:16],
+            "the rest of the state": digest(encode({k: v for k, v in state.items() if k not in own}))[:16],
+            "applied": now.applied - base.applied,
+            "skipped": now.skipped - base.skipped,
+            "rows": now.digest.rows - base.digest.rows,
+            "keys": (now.digest.keys - base.digest.keys) & _WRAP,
+            # All rows since are hashed if those before were, and none if not.
+            "bytes": None
+            if base.digest.bytes is None
+            else (cast(int, now.digest.bytes) - base.digest.bytes) & _WRAP,
+            "means": encode([statistics.added.values(), statistics.added.rows]),
+        }
 
     def combined(
         self, contributions: Sequence[Mapping[str, Any]]
@@ -470,9 +504,30 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         Raises:
             ValueError: if they are not of one moment, naming what differs.
         """
-        runtime = self._runtime
-        means = runtime.tally.place.statistics.base
-        return combined(runtime.base, means, self.get_state(), contributions)
+        for name in ("idx", "position", "the state they began with", "the rest of the state"):
+            values = [each[name] for each in contributions]
+            if any(value != values[0] for value in values):
+                raise ValueError(f"{name} differs between the processes: {', '.join(map(str, values[:8]))}")
+        runtime, state = self._runtime, self.get_state()
+        base, means = runtime.base, runtime.tally.place.statistics.base
+        total = base.digest
+        for each in contributions:
+            total = total.add(each["keys"], each["bytes"], each["rows"])
+            added, rows = decode(each["means"])
+            means = means.after(added, rows) if rows else means
+        for name, before, key in (
+            ("_applied_count", base.applied, "applied"),
+            ("_skipped_count", base.skipped, "skipped"),
+        ):
+            state[name] = np.asarray(before + sum(each[key] for each in contributions), np.int64)
+        state["digest_rows"], state["digest_keys"], state["digest_bytes"] = (
+            total.rows,
+            total.keys,
+            total.bytes,
+        )
+        if len(contributions) > 1 and means.rows:
+            state["_computed_stats"], state["stats_rows"] = means.values(), means.rows
+        return state, total.to_state()
 
     # Lifecycle
 
