@@ -87,15 +87,13 @@ class _Batches(Feed):
         self.hashes_bytes = recipe.byte_digest
         # Refers to no stream, or the threads would keep it alive.
         self.compute = compute = partial(_taken, reader, settings.sharding)
-        self._ahead: ReadAhead[Taken] | None = None
-        if config.read_ahead:
-            self._ahead = ReadAhead(lambda: Threads(compute, config.num_threads), config.read_ahead)
+        self._ahead = ReadAhead(lambda: Threads(compute, config.num_threads), config.read_ahead)
 
     def take(self, place: Place) -> Taken:
         step, ahead = place.step, self._ahead
         if self.num_steps is not None and step >= self.num_steps:
             raise StopIteration
-        return self.compute(step) if ahead is None else ahead.take(step, self.num_steps)
+        return ahead.take(step, self.num_steps) if ahead.depth else self.compute(step)
 
     def position_of(self, step: int) -> int:
         return self.recipe.timeline.position_of(step)
@@ -107,12 +105,10 @@ class _Batches(Feed):
         return self.reader.counted_in(steps)
 
     def drop(self) -> None:
-        if self._ahead is not None:
-            self._ahead.drop()
+        self._ahead.drop()
 
     def close(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
+        self._ahead.close()
 
     def reopened(self) -> _Batches:
         return _Batches(self.settings, self.recipe)
@@ -329,10 +325,13 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         here, own = self._runtime.tally.delivered, feed.settings.timeline_from(0, 0)
         try:
             past = Timeline.recorded(history, (here.idx, here.position), _not_known, _not_known)
-            known = past.changed_at(
-                here.idx, here.position, order=own.last.order, batch_size=own.last.batch_size
+            timeline = replace(
+                past.changed_at(
+                    here.idx, here.position, order=own.last.order, batch_size=own.last.batch_size
+                ),
+                num_rows=own.num_rows,
+                remainder=own.remainder,
             )
-            timeline = replace(known, num_rows=own.num_rows, remainder=own.remainder)
         except (InputError, MismatchError, KeyError, TypeError):
             return
         not_again = _made_otherwise(history, here.idx, self.identity())

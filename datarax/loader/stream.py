@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import jax
 import numpy as np
@@ -20,15 +20,13 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
+from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount, T_co
 from datarax.core.protocols import StepDigests
 from datarax.core.tree import decode, digest, encode
 from datarax.core.variables import Held, looked_up, on_host
 from datarax.loader.recipe import HostRows
 from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog
 from datarax.order import Digest
-
-T = TypeVar("T")
 
 # Of a state, what each process has of its own; the rest is the same on all.
 _OWN = frozenset(
@@ -198,10 +196,10 @@ class _OfPlace:
 
     def __get__(self, runtime: Runtime, owner: type) -> Any:
         value = getattr(runtime.tally.place, self._name)
-        return value.values() if isinstance(value, Statistics) else value
+        return value.total.values() if self._name == "statistics" else value
 
     def __set__(self, runtime: Runtime, value: Any) -> None:
-        value = Statistics(value) if self._name == "statistics" else value
+        value = Statistics.restored(value, 0) if self._name == "statistics" else value
         runtime.tally.place = runtime.tally.place._replace(**{self._name: value})
 
 
@@ -231,7 +229,7 @@ class Runtime:
             before.close()
 
 
-class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[call-arg]
+class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[call-arg]
     """Batches, one after the other, with a state that counts what was handed over: see `DataLoader` and `GrainPipeline`.
 
     To JAX a stream is a leaf and no pytree; to NNX a module as any other. `current` is the last batch (host arrays); in a state
@@ -303,9 +301,6 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
 
     # Iteration
 
-    def __iter__(self) -> Self:
-        return self
-
     def __len__(self) -> int:
         """Batches in the whole run.
 
@@ -320,7 +315,7 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         """True: an endless stream has no length to ask."""
         return True
 
-    def __next__(self) -> T:
+    def __next__(self) -> T_co:
         """The next batch; only now does the state count it.
 
         Raises:
@@ -355,7 +350,7 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         tally.place = Place(place.step + 1, cursor, rows.batch, statistics)
         metrics.batches += 1
         metrics.rows += rows.real
-        return cast(T, batch)
+        return cast(T_co, batch)
 
     def _statistics_after(self, rows: HostRows, place: Place) -> Statistics:
         try:

@@ -7,7 +7,6 @@ neither modules nor batches, asks no process. Next: `stream.py`, which decides w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,24 +94,25 @@ class StepLog:
         """First step, uint64[steps] keys, uint64[steps] bytes (0 without) up to `stop`, and whether all have bytes."""
         kept = self._kept
         count = stop - kept.first
-        has_bytes = bool(kept.has_bytes[:count].all())
-        return kept.first, kept.keys[:count].copy(), kept.row_bytes[:count].copy(), has_bytes
+        keys, row_bytes = kept.keys[:count].copy(), kept.row_bytes[:count].copy()
+        return kept.first, keys, row_bytes, bool(kept.has_bytes[:count].all())
 
 
 class RunningMeans:
     """The mean of each statistic over all rows so far; a value.
 
     Args:
-        means: the means over `rows` rows, as `values` gave them.
-        rows: rows so far; 0 starts anew.
+        means: the means over `rows` rows, as `values` gave them; with 0 rows whatever was set in their place, of which nothing
+            goes into later means.
+        rows: rows so far.
 
     Raises:
         ConfigError: if a mean is not a number or an array of at most 1 KB.
     """
 
-    def __init__(self, means: Mapping[str, Any] | None = None, rows: int = 0) -> None:
+    def __init__(self, means: Any = None, rows: int = 0) -> None:
         self.rows = rows
-        self._means = {key: _as_float64(key, value) for key, value in (means or {}).items()} if rows else {}
+        self._means = {key: _as_float64(key, value) for key, value in means.items()} if rows else means
 
     def after(self, statistics: Mapping[str, Any], rows: int) -> RunningMeans:
         """The means once the statistics of `rows` more rows, of a batch or of another process, are weighed in.
@@ -131,7 +131,7 @@ class RunningMeans:
                 f"a mean needs every key in every batch"
             )
         total = self.rows + rows
-        means = self._means or {key: np.zeros_like(value) for key, value in arrays.items()}
+        means = self._means if self.rows else {key: np.zeros_like(value) for key, value in arrays.items()}
         for key, value in arrays.items():
             if value.shape != means[key].shape:
                 raise ConfigError(
@@ -142,41 +142,32 @@ class RunningMeans:
             {key: mean + (arrays[key] - mean) * (rows / total) for key, mean in means.items()}, total
         )
 
-    def values(self) -> dict[str, Any]:
-        """Means so far: Python floats for scalars, float64 arrays otherwise."""
+    def values(self) -> Any:
+        """Means so far: Python floats for scalars, float64 arrays otherwise; with 0 rows what was set."""
+        if not self.rows:
+            return self._means
         return {key: float(mean) if mean.ndim == 0 else mean.copy() for key, mean in self._means.items()}
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """The statistics of one process at one moment: those that were given, or means of what all share and this one has added."""
+class Statistics(NamedTuple):
+    """The statistics of one process at one moment: means of what all share and of what this one has added."""
 
-    given: Any = None
-    """Statistics that were set from outside; the means of later batches take their place."""
-    base: RunningMeans = field(default_factory=RunningMeans)
+    base: RunningMeans = RunningMeans()
     """The means that all processes began with."""
-    added: RunningMeans = field(default_factory=RunningMeans)
+    added: RunningMeans = RunningMeans()
     """The means of what this process has seen since."""
-    total: RunningMeans = field(default_factory=RunningMeans)
-    """The means of both, as this process alone would go on."""
+    total: RunningMeans = RunningMeans()
+    """The means of both, as this process alone would go on; or what was set from outside, until the next batch."""
 
     @staticmethod
     def restored(values: Any, rows: int) -> Statistics:
         """Those that a state holds: means over `rows` rows, or with 0 rows what was set."""
-        if not rows:
-            return Statistics(values)
-        base = RunningMeans(values, rows)
-        return Statistics(None, base, RunningMeans(), base)
+        total = RunningMeans(values, rows)
+        return Statistics(total if rows else RunningMeans(), RunningMeans(), total)
 
     def after(self, statistics: Mapping[str, Any], rows: int) -> Statistics:
         """Once the statistics of one more batch of this process are weighed in. See `RunningMeans.after`."""
-        return Statistics(
-            None, self.base, self.added.after(statistics, rows), self.total.after(statistics, rows)
-        )
-
-    def values(self) -> Any:
-        """What `get_statistics` says."""
-        return self.total.values() if self.total.rows else self.given
+        return Statistics(self.base, self.added.after(statistics, rows), self.total.after(statistics, rows))
 
 
 def _as_float64(key: str, value: Any) -> np.ndarray:
