@@ -29,7 +29,7 @@ from datarax.grain_pipeline.identity import (
     stages_identity,
     warnings_of,
 )
-from datarax.grain_pipeline.iterators import Iterators
+from datarax.grain_pipeline.iterators import close, opened, restored, state_of
 from datarax.loader.recipe import HostRows
 from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken
 from datarax.order import id64, key_hashes, row_hashes
@@ -63,6 +63,7 @@ class _Elements(Feed):
         ConfigError: if it cannot be described or cannot be resumed.
     """
 
+    recipe = None
     averages = False
     hashes_bytes = True
 
@@ -88,7 +89,7 @@ class _Elements(Feed):
             path: stage.shard for path, stage in all_stages(node) if stage.shard is not None
         }
         """Which shard each stage takes that takes one, by its path."""
-        self._iterators = Iterators(pipeline, node)
+        self._node = node
         self._open: tuple[int, Any] | None = None
         """How many elements an iterator has given, and the iterator."""
         self._end: int | None = None
@@ -110,11 +111,15 @@ class _Elements(Feed):
             if self._open is None or self._open[0] != step:
                 # None yet, or Ctrl-C came between an element and its hand-over: it would be left out.
                 self.drop()
-                fresh = self._iterators
-                self._open = step, fresh.open() if place.cursor is None else fresh.restored(place.cursor)
+                fresh = (
+                    opened(self.pipeline, self._node)
+                    if place.cursor is None
+                    else restored(self.pipeline, self._node, place.cursor)
+                )
+                self._open = step, fresh
             iterator = self._open[1]
             element = next(iterator)
-            state = self._iterators.state_of(iterator)
+            state = state_of(iterator)
             rows = HostRows(
                 element,
                 1,
@@ -125,33 +130,22 @@ class _Elements(Feed):
                 _num_rows(element),
             )
             self._open = step + 1, iterator
-        except StopIteration:
-            self.drop()
-            self._end = step
-            raise
         except BaseException as error:
             self.drop()
-            error.add_note(f"in Grain pipeline {self.name!r}, element {step}")
+            if isinstance(error, StopIteration):
+                self._end = step
+            else:
+                error.add_note(f"in Grain pipeline {self.name!r}, element {step}")
             raise
         return Taken(element, rows, state)
-
-    def position_of(self, step: int) -> int:
-        return step
-
-    def epoch_of(self, position: int) -> None:
-        return None
-
-    def counted_in(self, steps: range) -> int:
-        return len(steps)
 
     def drop(self) -> None:
         if self._open is not None:
             iterator, self._open = self._open[1], None
-            self._iterators.close(iterator)
+            close(iterator)
         self._end = None
 
-    def close(self) -> None:
-        self.drop()
+    close = drop  # what was prepared is all that is open
 
     def reopened(self) -> _Elements:
         made = copy.copy(self)
@@ -190,7 +184,7 @@ class _Elements(Feed):
             raise ValueError(f"grain_state: expected a dict, got {grain_state!r}")
         made = self.reopened()
         if idx:
-            made._open = idx, self._iterators.restored(grain_state)
+            made._open = idx, restored(self.pipeline, self._node, grain_state)
         return made
 
 
@@ -234,8 +228,8 @@ def element_hash(element: Any, position: int) -> int:
 
 def _num_rows(element: Any) -> int:
     """Length of the leading axis that all arrays of an element share; 1 if there is none."""
-    arrays = (leaf for leaf in jax.tree.leaves(element) if isinstance(leaf, (np.ndarray, jax.Array)))
-    lengths = {len(leaf) if leaf.ndim else 1 for leaf in arrays}
+    leaves = jax.tree.leaves(element)
+    lengths = {len(each) if each.ndim else 1 for each in leaves if isinstance(each, (np.ndarray, jax.Array))}
     return lengths.pop() if len(lengths) == 1 else 1
 
 

@@ -81,7 +81,7 @@ class _Batches(Feed):
     def __init__(self, settings: _Settings, recipe: Recipe) -> None:
         config = settings.config
         self.settings = settings
-        self.recipe = recipe
+        self.recipe: Recipe = recipe
         self.reader = reader = recipe.open()
         self.num_steps = recipe.timeline.num_steps
         self.hashes_bytes = recipe.byte_digest
@@ -94,15 +94,6 @@ class _Batches(Feed):
         if self.num_steps is not None and step >= self.num_steps:
             raise StopIteration
         return ahead.take(step, self.num_steps) if ahead.depth else self.compute(step)
-
-    def position_of(self, step: int) -> int:
-        return self.recipe.timeline.position_of(step)
-
-    def epoch_of(self, position: int) -> int:
-        return position // self.recipe.timeline.last.order.num_records
-
-    def counted_in(self, steps: range) -> int:
-        return self.reader.counted_in(steps)
 
     def drop(self) -> None:
         self._ahead.drop()
@@ -228,7 +219,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         """
         reader, step = self._feed.reader, _checked_step(step)
         if not with_bytes:
-            return reader.keys(step)[1], None, reader.counted_in(range(step, step + 1))
+            return reader.keys(step)[1], None, reader.recipe.counted_in(range(step, step + 1))
         rows = replace(reader.recipe, byte_digest=True).open()(step)
         return rows.keys, rows.bytes, rows.counted
 

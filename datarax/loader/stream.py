@@ -24,7 +24,7 @@ from datarax.core.module import CheckpointableIteratorModule, HostInt, Iteration
 from datarax.core.protocols import StepDigests
 from datarax.core.tree import decode, digest, encode
 from datarax.core.variables import Held, looked_up, on_host
-from datarax.loader.recipe import HostRows
+from datarax.loader.recipe import HostRows, Recipe
 from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog
 from datarax.order import Digest
 
@@ -63,6 +63,8 @@ class Taken(NamedTuple):
 class Feed(ABC):
     """Where batches come from: makes that of any place, and says how steps are counted. What it says never changes."""
 
+    recipe: Recipe | None
+    """Which rows each step has; None if each step counts as one row, and there are no epochs."""
     num_steps: int | None
     """Batches of the whole run; None if there is no end, or none that is known."""
     why_no_length: str
@@ -75,18 +77,6 @@ class Feed(ABC):
     @abstractmethod
     def take(self, place: Place) -> Taken:
         """The batch of a place, and what follows it. Raises StopIteration at the end."""
-
-    @abstractmethod
-    def position_of(self, step: int) -> int:
-        """Where a step begins."""
-
-    @abstractmethod
-    def epoch_of(self, position: int) -> int | None:
-        """The epoch there; None if there are none."""
-
-    @abstractmethod
-    def counted_in(self, steps: range) -> int:
-        """Rows of these steps that count here and are no padding."""
 
     @abstractmethod
     def at(self, state: Mapping[str, Any]) -> Feed:
@@ -128,13 +118,14 @@ class Tally:
         self.place = place
         self.log = log
         self.feed = feed
+        self.recipe = recipe = feed.recipe
         self._summed = delivered
         self.contents: dict[str, Any] = {
             "idx": looked_up(lambda: self.place.step),
             "position": looked_up(lambda: self.position),
             "epoch": None
-            if feed.epoch_of(0) is None
-            else looked_up(lambda: feed.epoch_of(self.position) or 0),
+            if recipe is None
+            else looked_up(lambda: self.position // recipe.timeline.last.order.num_records),
             "_applied_count": looked_up(lambda: self.delivered.applied),
             "_skipped_count": looked_up(lambda: self.delivered.skipped),
             "digest_rows": looked_up(lambda: self.delivered.digest.rows),
@@ -152,7 +143,9 @@ class Tally:
     def position(self) -> int:
         """Where the next step begins."""
         summed, step = self._summed, self.place.step
-        return summed.position if step == summed.idx else self.feed.position_of(step)
+        if self.recipe is None:
+            return step
+        return summed.position if step == summed.idx else self.recipe.timeline.position_of(step)
 
     @property
     def delivered(self) -> Delivered:
@@ -161,13 +154,14 @@ class Tally:
         if step == summed.idx:
             return summed
         keys, hashed = self.log.sums(summed.idx, step)
-        digest, rows = summed.digest, self.feed.counted_in(range(summed.idx, step))
+        steps, recipe = range(summed.idx, step), self.recipe
+        digest, rows = summed.digest, len(steps) if recipe is None else recipe.counted_in(steps)
         # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
         if digest.bytes is None or hashed is None:
             digest, hashed = Digest(digest.rows, digest.keys, None), None
         made = Delivered(
             step,
-            self.feed.position_of(step),
+            step if recipe is None else recipe.timeline.position_of(step),
             summed.applied + rows,
             summed.skipped,
             digest.add(keys, hashed, rows),

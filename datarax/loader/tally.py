@@ -94,8 +94,12 @@ class StepLog:
         """First step, uint64[steps] keys, uint64[steps] bytes (0 without) up to `stop`, and whether all have bytes."""
         kept = self._kept
         count = stop - kept.first
-        keys, row_bytes = kept.keys[:count].copy(), kept.row_bytes[:count].copy()
-        return kept.first, keys, row_bytes, bool(kept.has_bytes[:count].all())
+        return (
+            kept.first,
+            kept.keys[:count].copy(),
+            kept.row_bytes[:count].copy(),
+            bool(kept.has_bytes[:count].all()),
+        )
 
 
 class RunningMeans:
