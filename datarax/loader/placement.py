@@ -48,41 +48,29 @@ def chosen_slots(
         ConfigError: if they are no slots of a batch, do not fit the sharding, or others count than are read.
     """
     held = None if sharding is None else slots_of(sharding, batch_size)
-    if rows is None and held is not None:
-        read = held.rows
-    else:
-        read = _checked_rows(rows, batch_size)
-        if sharding is not None:
-            _check_rows(read, sharding, batch_size)
+    every = np.arange(batch_size, dtype=np.int64) if held is None else held.rows
+    read = every if rows is None else _checked_slots(rows, batch_size)
+    if held is not None and not np.array_equal(read, held.rows):
+        raise ConfigError(
+            f"the devices of this process hold {_described(held.rows)} of the global batch under the given sharding, but "
+            f"rows says {_described(read)}; leave out the sharding to read any rows as NumPy arrays"
+        )
     if owned is None:
-        return Slots(read, held.owned if held is not None else read)
-    counted = np.asarray(owned)
-    if len(counted) == 0:
-        counted = np.zeros(0, np.int64)
-    elif not np.isin(_checked_rows(counted, batch_size), read).all():
+        return Slots(read, read if held is None else held.owned)
+    counted = _checked_slots(owned, batch_size) if len(owned) else np.zeros(0, np.int64)
+    if not np.isin(counted, read).all():
         raise ConfigError(f"owned must be some of rows, got {counted}, but rows is {read}")
-    return Slots(read, counted.astype(np.int64))
+    return Slots(read, counted)
 
 
-def _checked_rows(rows: np.ndarray | Sequence[int] | None, batch_size: int) -> np.ndarray:
-    if rows is None:
-        return np.arange(batch_size, dtype=np.int64)
-    slots = np.asarray(rows)
+def _checked_slots(chosen: np.ndarray | Sequence[int], batch_size: int) -> np.ndarray:
+    slots = np.asarray(chosen)
     if slots.ndim != 1 or len(slots) == 0 or slots.dtype.kind not in "iu":
-        raise ConfigError(f"rows must be a non-empty list of slots of the global batch, got {rows!r}")
+        raise ConfigError(f"rows must be a non-empty list of slots of the global batch, got {chosen!r}")
     slots = slots.astype(np.int64)
     if slots[0] < 0 or slots[-1] >= batch_size or np.any(np.diff(slots) <= 0):
         raise ConfigError(f"rows must be sorted, distinct and in [0, {batch_size}), got {slots}")
     return slots
-
-
-def _check_rows(rows: np.ndarray, sharding: Sharding, batch_size: int) -> None:
-    needed = slots_of(sharding, batch_size).rows
-    if not np.array_equal(rows, needed):
-        raise ConfigError(
-            f"the devices of this process hold {_described(needed)} of the global batch under the given sharding, but "
-            f"rows says {_described(rows)}; leave out the sharding to read any rows as NumPy arrays"
-        )
 
 
 def _for_rank(sharding: Sharding, rank: int) -> Sharding:
