@@ -123,7 +123,7 @@ def jsonl_records(files: Mapping[str, str], leftovers: Counter[str]) -> Iterator
     """
     for path in files.values():
         with open_input(path) as lines:
-            number = 0
+            leftovers["skipped_files"] += not lines.peek(1)
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     raise InputError(
@@ -138,7 +138,6 @@ def jsonl_records(files: Mapping[str, str], leftovers: Counter[str]) -> Iterator
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"{path}:{number} is not valid JSON: {error}") from error
                 yield record
-            leftovers["skipped_files"] += number == 0
 
 
 def open_input(path: str) -> io.BufferedReader:

@@ -7,7 +7,7 @@ Hugging Face and TFDS data sets, PyTorch map-style datasets, Grain's own `MapDat
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -169,14 +169,6 @@ def _column(name: str, leaf: Any) -> np.ndarray:
 # Of Grain's protocol
 
 
-@runtime_checkable
-class ReadsBatches(Protocol):
-    """What an object offers that answers a list of indices at once (Hugging Face, PyTorch, ArrayRecord)."""
-
-    def __getitems__(self, indices: Sequence[int], /) -> Sequence[Any]:
-        """The records at `indices`, in their order."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class GrainConfig(SourceConfig):
     """Settings of a `GrainSource`.
@@ -233,9 +225,8 @@ class GrainRecords(Records):
     kind = "grain"
 
     def __init__(self, data: Any, version: str | None, name: str) -> None:
-        import grain  # here, because it is slow to import and other kinds have no use for it
-
-        if isinstance(data, type) or not isinstance(data, grain.sources.RandomAccessDataSource):
+        # What `isinstance` of Grain's protocol asks, without Grain, which is slow to import.
+        if not all(hasattr(type(data), each) for each in ("__len__", "__getitem__")):
             raise TypeError(
                 f"the data of source {name!r} is a {type(data).__name__}, which has no len() and [index]; give an "
                 f"object that meets Grain's RandomAccessDataSource protocol"
@@ -251,7 +242,7 @@ class GrainRecords(Records):
     def read(self, indices: np.ndarray) -> list[Any]:
         """One call for all records where the object can, else one for each."""
         wanted = indices.tolist()
-        if not isinstance(self.data, ReadsBatches):
+        if not hasattr(self.data, "__getitems__"):  # Hugging Face, PyTorch and ArrayRecord have it
             return [self.data[i] for i in wanted]
         if not wanted:
             return []  # some implementations fail on an empty list
