@@ -5,11 +5,9 @@ With a manifest beside the files, counts come from it and no file is opened befo
 """
 
 import contextlib
-import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +21,6 @@ from datarax.sources.files import (
     SourceFile,
     file_stats,
     listed,
-    recorded_files,
     relative_names,
     require_local,
     with_first_indices,
@@ -91,11 +88,7 @@ class ArrayRecordConfig(SourceConfig):
 
     def list_files(self) -> Sequence[SourceFile]:
         """The files, by the manifest alone where there is one."""
-        files = expected_files(self.files)
-        if not files:
-            return super().list_files()
-        _, names = relative_names([file.name for file in files])
-        return tuple(replace(f, name=name) for name, f in zip(names, files, strict=True))
+        return _find_dataset(self.files)[1]
 
 
 class ArrayRecordSource(DataSource):
@@ -128,6 +121,13 @@ class ArrayRecordSource(DataSource):
             raise InputError(
                 f"source {self.name!r} is empty: its {len(records.files())} files in {records.base} hold 0 records"
             )
+        stamp = records.content_stamp()
+        for file in records.files():
+            if stamp[file.name][0] != file.size:
+                raise InputError(
+                    f"{os.path.join(records.base, file.name)} has {stamp[file.name][0]} bytes, its manifest says "
+                    f"{file.size}: the file is truncated or was replaced; restore it, or build the dataset again"
+                )
         self._open(records)
 
     @property
@@ -228,15 +228,11 @@ def _find_dataset(
     """Of the files that a config names: their base directory, they in the order of their names, what is recorded."""
     paths = find_data_files(patterns)
     base, names = relative_names(paths)
-    sizes = [stat.st_size for stat in file_stats(paths, "ArrayRecord file")]
     recorded = _recorded(base, paths)
-    for size, each in zip(sizes, recorded, strict=False):
-        if size != each.entry.size:
-            raise InputError(
-                f"{each.path} has {size} bytes, its manifest says {each.entry.size}: the file is truncated or was "
-                f"replaced; restore it, or build the dataset again"
-            )
     counts = [each.entry.num_records for each in recorded] or count_records(paths)
+    sizes = [each.entry.size for each in recorded] or [
+        each.st_size for each in file_stats(paths, "ArrayRecord file")
+    ]
     files = with_first_indices(list(zip(names, counts, sizes, strict=True)))
     return base, files, dict(zip(names, recorded, strict=False))
 
@@ -270,44 +266,3 @@ def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
                 f"write a new manifest that lists all of them, or move the file elsewhere"
             )
     return [known[path] for path in paths]
-
-
-# Files that cannot be opened, because one is gone
-
-
-def expected_files(
-    files: str | Sequence[str], identity: Mapping[str, Any] | None = None
-) -> Sequence[SourceFile] | None:
-    """The files of a dataset in the order of their records, as a manifest or else an identity lists them.
-
-    Whether they are there, and as large, is for the caller to look.
-
-    Args:
-        files: what a config says: one directory, paths, or globs.
-        identity: of the source, as a snapshot recorded it.
-
-    Returns:
-        The files, by absolute paths; None if nothing lists them.
-
-    Raises:
-        InputError: if there is a manifest that cannot be read.
-    """
-    named = [os.path.abspath(each) for each in ([files] if isinstance(files, str) else files)]
-    base = os.path.commonpath([each if os.path.isdir(each) else os.path.dirname(each) for each in named])
-    while glob.has_magic(base) and not os.path.isdir(base):
-        base = os.path.dirname(base)
-    manifest = load_manifest(base)
-    entries = recorded_files({"files": None, **(identity or {})}) if manifest is None else manifest.files
-    if entries is None:
-        return None
-    facts = [(os.path.join(base, each.name), each.num_records, each.size) for each in entries]
-    # A manifest may list more than a config names.
-    return with_first_indices([each for each in facts if any(_names(pattern, each[0]) for pattern in named)])
-
-
-def _names(pattern: str, path: str) -> bool:
-    """Whether a path, a directory or a glob names this file below it, as `glob` would if the file were there."""
-    if "/**/" in pattern:
-        depths = range(path.count("/"))
-        return any(_names(pattern.replace("/**/", "/" + "*/" * depth, 1), path) for depth in depths)
-    return f"{path}/".startswith(f"{pattern.removesuffix('/**')}/") or PurePath(path).match(pattern)

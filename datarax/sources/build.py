@@ -181,11 +181,11 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
     except (
         RuntimeError,
         ReadError,
-    ) as error:  # of the library that writes, which holds the cause as text; or read back
+    ) as error:  # the library that writes says RuntimeError, whatever the cause
         raise BuildError(f"dataset {output} could not be written: {error}") from error
-    except DataraxError:
-        raise
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
+            return _reuse(config, output, files, report)  # a process on another machine was faster
         message = f"dataset {output} cannot be written: {error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise BuildError(f"{message}; nothing of it is left, make room and build again") from error
@@ -251,16 +251,11 @@ def _build(
         raise InputError("the input files changed while they were read; build again")
     manifest, hashes = inventory(directory, names, identity)
     if manifest.num_records != num_records:
-        raise BuildError(f"dataset {output} could not be written: it holds {manifest.num_records} records")
+        raise ReadError(f"it holds {manifest.num_records} records, {num_records} were written")
     _stamp(directory, stamp)
     write_inventory(directory, manifest, hashes)
     flush_to_disk(directory)
-    try:
-        os.rename(directory, output)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
-            return _reuse(config, output, files, report)  # a process on another machine was faster
-        raise
+    os.rename(directory, output)
     flush_to_disk(os.path.dirname(output))
     return BuildResult(output, manifest, reused=False, **leftovers)
 

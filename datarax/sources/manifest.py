@@ -188,9 +188,10 @@ class RecordedFile:
         except OSError as error:
             return f"{self.path} cannot be read: {error.strerror or error}"
         more = [f"and {len(changed) - _NUM_NAMED_RECORDS} more"] if len(changed) > _NUM_NAMED_RECORDS else []
-        what = ", ".join([*changed[:_NUM_NAMED_RECORDS], *more])
-        what = what or "every record is unchanged, what differs is beside the records"
-        return f"{self.path} is not what the manifest says (SHA-256 differs); {what}"
+        named = changed[:_NUM_NAMED_RECORDS] or [
+            "every record is unchanged, what differs is beside the records"
+        ]
+        return f"{self.path} is not what the manifest says (SHA-256 differs); {', '.join([*named, *more])}"
 
     def changed(self, positions: Iterable[int]) -> Iterator[tuple[int, str]]:
         """The positions in the file at which a record is not what its hash says, each with a sentence that says so.
@@ -228,15 +229,14 @@ def write_manifest(files: str | Sequence[str]) -> Manifest:
         manifest, hashes = inventory(base, names)
         if there is None:
             write_inventory(base, manifest, hashes)
-            return manifest
     except OSError as error:
         raise InputError(f"the manifest of {base} cannot be written: {error}") from error
-    if there.files != manifest.files:
+    if there is not None and there.files != manifest.files:
         raise InputError(
             f"{os.path.join(base, MANIFEST_NAME)} records something else than these files; remove it if it is out of "
             f"date"
         )
-    return there
+    return manifest if there is None else there
 
 
 def find_data_files(patterns: str | Sequence[str]) -> list[str]:
