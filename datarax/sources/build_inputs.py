@@ -44,9 +44,12 @@ def find_inputs(inputs: str | Sequence[str]) -> dict[str, str]:
     """
     if is_standard_library(inputs):
         base = sysconfig.get_path("stdlib")
-        sources = (path for path in _files_below(base) if path.endswith(".py") and os.path.isfile(path))
         paths = sorted(
-            path for path in sources if not _NOT_OURS & set(os.path.relpath(path, base).split(os.sep))
+            path
+            for path in _files_below(base)
+            if path.endswith(".py")
+            and os.path.isfile(path)
+            and not _NOT_OURS & set(os.path.relpath(path, base).split(os.sep))
         )
         if not paths:
             raise InputError(f"the standard library at {base} holds no source files; name other inputs")

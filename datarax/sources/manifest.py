@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,7 @@ def load_manifest(directory: str) -> Manifest | None:
     """
     path = os.path.join(directory, MANIFEST_NAME)
     try:
-        with open(path, "rb") as file:
-            tree = json.load(file)
+        tree = json.loads(Path(path).read_bytes())
         if not isinstance(tree, dict):
             raise ValueError("it holds no JSON object")
         reader = reader_of(tree.get("format"), _READERS)
@@ -145,8 +145,7 @@ def load_record_hashes(manifest: Manifest, directory: str) -> np.ndarray:
     """
     path = os.path.join(directory, RECORD_HASHES_NAME)
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"record hashes {path} cannot be read: {error.strerror}") from error
     found = hashlib.sha256(data).hexdigest()

@@ -16,7 +16,7 @@ from flax import nnx
 from datarax.core.config import Text, load_attribute
 from datarax.core.errors import InputError
 from datarax.core.tree import dtype_name, hash_tree
-from datarax.sources.records import Records, records_digest, sample_positions
+from datarax.sources.records import Records, one_length, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 
 # Up to here the quick fingerprint hashes every byte (some 20 ms), so that no change at all escapes it.
@@ -100,11 +100,7 @@ class MemoryRecords(Records):
         self._columns = [(name, _column(name, leaf)) for name, (_, leaf) in zip(names, leaves, strict=True)]
         if not self._columns:
             raise InputError("the data holds no arrays; give a PyTree of arrays, or a list of records")
-        if len({len(column) for _, column in self._columns}) > 1:
-            lengths = ", ".join(f"{name}: {len(column)}" for name, column in self._columns)
-            raise InputError(
-                f"the arrays have different numbers of records: {lengths}; row i of each is record i"
-            )
+        one_length({name: len(column) for name, column in self._columns})
         self.data = jax.tree.unflatten(self._structure, [column for _, column in self._columns])
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -6,11 +6,12 @@ next: `range.py`, the smallest kind, and `source.py`.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from datarax.core.errors import InputError
 from datarax.core.tree import hash_tree
 from datarax.sources.files import SourceFile
 
@@ -84,6 +85,18 @@ class Records:
 
     def close(self) -> None:
         """Frees what is open; no read follows."""
+
+
+def one_length(lengths: Mapping[str, int]) -> int:
+    """The number of records that arrays have in common.
+
+    Raises:
+        InputError: naming them, if it is not the same in all.
+    """
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise InputError(f"the arrays have different numbers of records: {listed}; row i of each is record i")
+    return next(iter(lengths.values()))
 
 
 def sample_positions(length: int, count: int) -> list[int]:

@@ -16,7 +16,7 @@ from datarax.core.config import Checked, Natural
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.tree import dtype_name, hash_tree
 from datarax.sources.files import require_local
-from datarax.sources.records import Records
+from datarax.sources.records import Records, one_length
 from datarax.sources.source import DataSource, SourceConfig
 
 _BYTES_PER_READ = 64 << 20
@@ -113,13 +113,7 @@ class TensorStoreRecords(Records):
                 raise InputError(
                     f"array {self._where(name)} does not begin at index 0 but at {store.domain.origin[0]}"
                 )
-        lengths = {name: store.shape[0] for name, store in self._stores.items()}
-        if len(set(lengths.values())) > 1:
-            listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-            raise InputError(
-                f"the arrays have different numbers of records: {listed}; row i of each is record i"
-            )
-        self._length = next(iter(lengths.values()))
+        self._length = one_length({name: store.shape[0] for name, store in self._stores.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._config,)
