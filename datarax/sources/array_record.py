@@ -117,10 +117,6 @@ class ArrayRecordSource(DataSource):
                 f"the data {config.files} are not built yet; `datarax run` with this config builds them, or `datarax build`"
             )
         records = ArrayRecordRecords(*_find_dataset(config.files), config.max_open_files)
-        if len(records) == 0:
-            raise InputError(
-                f"source {self.name!r} is empty: its {len(records.files())} files in {records.base} hold 0 records"
-            )
         stamp = records.content_stamp()
         for file in records.files():
             if stamp[file.name][0] != file.size:
@@ -157,6 +153,7 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
     ) -> None:
         self._made_from = base, files, recorded, max_open_files
         self.base, self._listed, self._recorded = base, files, recorded
+        self.empty = f"its {len(files)} files in {base} hold 0 records"
         self.content_recorded = bool(recorded)
         paths = [os.path.join(base, file.name) for file in files]
         super().__init__(paths, [file.num_records for file in files], max_open_files=max_open_files)

@@ -229,8 +229,7 @@ class GrainRecords(Records):
             )
         self.data = data
         self._version, self._name, self._length = version, name, len(data)
-        if self._length == 0:
-            raise InputError(f"source {name!r} is empty: its {type(data).__name__} has 0 records")
+        self.empty = f"its {type(data).__name__} has 0 records"
 
     def __len__(self) -> int:
         return self._length

@@ -34,6 +34,9 @@ class Records:
     num_sampled: int = 16
     """How many records the quick fingerprint reads; 0: none, because the outline says what is in them."""
 
+    empty: str = "it has 0 records"
+    """Said of a source that is refused because it has no record."""
+
     content_recorded: bool = False
     """Whether something was recorded that `check_content` can hold the data against."""
 

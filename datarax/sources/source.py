@@ -114,7 +114,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
 
     def _open(self, records: Records) -> None:
         if len(records) == 0:
-            raise InputError(f"source {self.name!r} is empty: it has 0 records")
+            raise InputError(f"source {self.name!r} is empty: {records.empty}")
         self._runtime = records
         self.columnar = records.columnar
 
