@@ -7,8 +7,6 @@ Grain cannot resume is refused, what it delivers otherwise than one would think 
 `graph.py` has read them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ keeps dicts that it goes on changing, and reads a state without a look at its fo
 compared with one of the same pipeline before Grain sees it. Knows nothing of modules and snapshots.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from typing import Any

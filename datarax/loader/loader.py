@@ -20,11 +20,11 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError, InputError, MismatchError
 from datarax.core.tree import differences, digest, with_spelled_arrays
 from datarax.loader.config import DataLoaderConfig
-from datarax.loader.placement import chosen_slots, place
+from datarax.loader.placement import place
 from datarax.loader.producer import ReadAhead, Threads
 from datarax.loader.recipe import Reader, Recipe
 from datarax.loader.stream import Feed, Place, Stream, Taken
-from datarax.multihost import Slots
+from datarax.multihost import Slots, chosen_slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
 from datarax.sources import DataSource
 from datarax.transforms import Transform, check_pipeline, pipeline_identity
