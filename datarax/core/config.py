@@ -6,15 +6,13 @@ static metadata of it: NNX compares and hashes it each time the module is an arg
 and hash are defined here for every config class, arrays in `precomputed_stats` included. Read next: `datarax.core.module`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib
 import enum
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import FrozenInstanceError as FrozenInstanceError
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -23,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from flax import nnx
 
 from datarax.core.errors import ConfigError
-from datarax.core.tree import identical, joined
+from datarax.core.tree import differences, identical, joined
 
 T = TypeVar("T")
 
@@ -83,9 +81,7 @@ def _limited_fields(kind: type) -> dict[str, Any]:
 
 
 def _has_limit(hint: Any) -> bool:
-    parts = get_args(hint)
-    limited = any(isinstance(part, Limit) for part in parts)  # of an Annotated
-    return limited or (get_origin(hint) in _UNIONS and any(map(_has_limit, parts)))
+    return isinstance(hint, Limit) or any(map(_has_limit, get_args(hint)))
 
 
 # Configs of modules
@@ -139,7 +135,7 @@ class DataraxModuleConfig:
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return identical(_compared(self), _compared(other))
+        return not differences(_compared(self), _compared(other), equal=identical)
 
     def __hash__(self) -> int:
         # Of the plain values only: cheap at each call of a jitted function, and equal for equal configs.
@@ -253,10 +249,6 @@ def to_tree(config: Any) -> Any:
     return config
 
 
-class _NotTaken(Exception):
-    """A value is of another kind than an annotation, or not allowed."""
-
-
 _UNIONS = (Union, UnionType)
 _LISTS = (list, tuple, Sequence)
 _TABLES = (dict, Mapping)
@@ -275,40 +267,35 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     Raises:
         ConfigError: naming `path`, if it is of another kind or not allowed.
     """
-    try:
-        return _taken(hint, value, path)
-    except _NotTaken:
-        raise ConfigError(f"{path} must be {_described(hint)}, got {value!r}") from None
+    for taken in _taken(hint, value, path):
+        return taken
+    raise ConfigError(f"{path} must be {_described(hint)}, got {value!r}")
 
 
-def _taken(hint: Any, value: Any, path: str) -> Any:
+def _taken(hint: Any, value: Any, path: str) -> Iterator[Any]:
+    """What the value is by each reading of its annotation that allows it; the first counts, and there may be none."""
     origin, arguments = get_origin(hint), get_args(hint)
     if (
         hint is Any
         or (type(value) is hint and hint in _SCALARS)
         or (origin is Literal and value in arguments)
     ):
-        return value
+        yield value
     if hint is float and type(value) is int:
-        return float(value)
+        yield float(value)
     if origin is Annotated:
-        value = _taken(arguments[0], value, path)
-        if arguments[1].allows(value):
-            return value
+        yield from filter(arguments[1].allows, _taken(arguments[0], value, path))
     if origin in _UNIONS:
         for choice in arguments:
-            with contextlib.suppress(_NotTaken):
-                return _taken(choice, value, path)
+            yield from _taken(choice, value, path)
     if origin in _LISTS and isinstance(value, (list, tuple)):
-        return tuple(_value(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+        yield tuple(_value(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if origin in _TABLES and isinstance(value, Mapping):
-        return {key: _value(arguments[1], each, joined(path, key)) for key, each in value.items()}
+        yield {key: _value(arguments[1], each, joined(path, key)) for key, each in value.items()}
     if isinstance(hint, enum.EnumType):
-        with contextlib.suppress(ValueError):
-            return hint(value)
+        yield from (member for member in list[Any](hint) if value in (member, member.value))
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_tree(hint, value, path)
-    raise _NotTaken
+        yield from_tree(hint, value, path)
 
 
 def _described(hint: Any) -> str:

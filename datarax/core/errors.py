@@ -4,8 +4,6 @@ Every error derives from `DataraxError` and from the builtin that a caller would
 asked, what was found, where, and what to do. Errors of the user's own code are never wrapped in these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

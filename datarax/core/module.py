@@ -11,21 +11,19 @@ from __future__ import annotations
 import collections
 import copy
 import functools
-import hashlib
 import itertools
 import operator
 import weakref
 from collections.abc import Iterator
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import MismatchError
 from datarax.core.state import Path, Variables, match_state, read_state, variables_below
-from datarax.core.tree import detached
+from datarax.core.tree import detached, digest
 from datarax.core.variables import Held, HostFlag, HostInt, IterationCount
 
 __all__ = ["CheckpointableIteratorModule", "DataraxModule", "HostFlag", "HostInt", "IterationCount"]
@@ -99,8 +97,7 @@ class DataraxModule(nnx.Module):
     def reset_operation_stats(self) -> None:
         """Set both counters to zero, in the same Variables and of the same shape and dtype."""
         for count in (self._applied_count, self._skipped_count):
-            value = count.get_value()
-            count.set_value(np.zeros_like(value) if isinstance(value, np.ndarray) else jnp.zeros_like(value))
+            count.set_value(count.get_value() * 0)
 
     def _increment_applied_count(self) -> None:
         """Count one applied item; works inside transforms."""
@@ -187,7 +184,7 @@ class DataraxModule(nnx.Module):
             name=self.name if name is None else name,
         )
 
-    def clone(self) -> DataraxModule:
+    def clone(self) -> Self:
         """A new module with the same state, that shares nothing with this one that either could change.
 
         Variables, random streams and lists, dicts and sets in attributes are its own, and its cache starts
@@ -397,17 +394,17 @@ def cache_key(value: Any) -> int:
     contents would copy them off the device) by identity, also inside lists, tuples and dicts. Keys of values that hold no
     objects by identity are the same in every process.
     """
-    return int.from_bytes(hashlib.blake2b(repr(_spelled(value)).encode(), digest_size=16).digest(), "little")
+    return int(digest(_spelled(value))[:32], 16)
 
 
 def _spelled(value: Any) -> tuple[Any, ...]:
-    """Nested tuples of texts, bytes and small numbers, whose `repr` no other value has."""
+    """Nested tuples of texts and small numbers, which no other value has."""
     kind = type(value)
     if kind in (type(None), bool, int, float, complex, str, bytes):
         # hex, because Python refuses to write very large integers in decimal
         return kind.__name__, hex(value) if kind is int else repr(value)
     if isinstance(value, np.generic) and not value.dtype.hasobject:
-        return f"numpy {value.dtype.str}", value.tobytes()
+        return f"numpy {value.dtype.str}", value.tobytes().hex()
     if kind is dict:
         return "dict", *sorted(((_spelled(key), _spelled(item)) for key, item in value.items()), key=repr)
     if kind is list or kind is tuple:

@@ -5,8 +5,6 @@ a tree wholly and says what would be written where; nothing here changes a modul
 disks or encodings. Read next: `datarax.core.module`.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Container, Iterator
 from typing import Any, cast
@@ -112,8 +110,10 @@ def _taken(variable: nnx.Variable[Any], value: Any, path: Path) -> Any:
         and found is not None
         and np.any(np.asarray(found) < 0)
     ):
-        expected = "a count >= 0" if is_count else "an int >= 0 or None"
-        raise ValueError(f"State value out of range at {spell(path)}: expected {expected}, got {value}")
+        raise ValueError(
+            f"State value out of range at {spell(path)}: "
+            f"expected {'a count >= 0' if is_count else 'an int >= 0 or None'}, got {value}"
+        )
     return found
 
 
@@ -136,8 +136,10 @@ def _conform(held: Any, value: Any, path: Path) -> Any:
         return _dict(held, value, path)
     if type(held) is not type(value):
         raise _kind_mismatch(path, type(held).__name__, value)
+    if isinstance(held, list) and not held:
+        return detached(value)
     if isinstance(held, (list, tuple)):
-        return _sequence(held, value, path)
+        return getattr(type(held), "_make", type(held))(_items(held, value, path))  # _make of named tuples
     # A registered PyTree class leaf by leaf; any other object as it is.
     leaves, structure = cast(tuple[list[Any], Any], jax.tree.flatten(held))
     if len(leaves) == 1 and leaves[0] is held:
@@ -147,8 +149,7 @@ def _conform(held: Any, value: Any, path: Path) -> Any:
         raise ValueError(
             f"State node type mismatch at {spell(path)}: expected {structure}, got {found_structure}"
         )
-    items = [_conform(h, v, (*path, i)) for i, (h, v) in enumerate(zip(leaves, found, strict=True))]
-    return jax.tree.unflatten(structure, items)
+    return jax.tree.unflatten(structure, _items(leaves, found, path))
 
 
 def _is_traced_number(array: Any, kind: type) -> bool:
@@ -166,9 +167,10 @@ def _array(held: Any, value: Any, path: Path) -> Any:
     if not isinstance(value, ARRAYS):
         raise _kind_mismatch(path, f"{held.dtype} array of shape {held.shape}", value)
     for what in ("shape", "dtype"):
-        expected, got = getattr(held, what), getattr(value, what)
-        if expected != got:
-            raise ValueError(f"Array {what} mismatch at {spell(path)}: expected {expected}, got {got}")
+        if getattr(held, what) != getattr(value, what):
+            raise ValueError(
+                f"Array {what} mismatch at {spell(path)}: expected {getattr(held, what)}, got {getattr(value, what)}"
+            )
     if isinstance(held, (np.ndarray, np.generic)):
         return np.array(value) if isinstance(held, np.ndarray) else np.asarray(value)[()]
     # A copy: jnp.asarray may share NumPy's memory.
@@ -191,15 +193,12 @@ def _dict(held: dict[Any, Any], value: Any, path: Path) -> Any:
     return found
 
 
-def _sequence(held: Any, value: Any, path: Path) -> Any:
-    if not held and isinstance(held, list):
-        return detached(value)
+def _items(held: Any, value: Any, path: Path) -> list[Any]:
     if len(held) != len(value):
         raise ValueError(
             f"State length mismatch at {spell(path)}: expected {len(held)} items, got {len(value)}"
         )
-    items = [_conform(h, v, (*path, i)) for i, (h, v) in enumerate(zip(held, value, strict=True))]
-    return getattr(type(held), "_make", type(held))(items)  # named tuples are made by _make
+    return [_conform(h, v, (*path, i)) for i, (h, v) in enumerate(zip(held, value, strict=True))]
 
 
 def _check_dict(expected: dict[Any, Any], found: Any, path: Path) -> None:

@@ -68,15 +68,14 @@ def canonical_json(tree: Any) -> bytes:
         ValueError: if a float is not finite.
     """
     for path, node in () if _has_json(tree) else walk(tree):  # paths cost several times as much as the text
-        if isinstance(node, Mapping):
-            for key in node:
-                if not isinstance(key, str):
-                    raise TypeError(
-                        f"{path or 'the tree'} has the key {key!r}; only str keys have canonical JSON"
-                    )
-        elif type(node) is float and not math.isfinite(node):
+        for key in node if isinstance(node, Mapping) else ():
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"{path or 'the tree'} has the key {key!r}; only str keys have canonical JSON"
+                )
+        if type(node) is float and not math.isfinite(node):
             raise ValueError(f"{path or 'the value'} is {node}, which has no canonical JSON")
-        elif type(node) not in (type(None), bool, int, float, str) and not isinstance(node, (list, tuple)):
+        if not isinstance(node, (Mapping, list, tuple)) and not _has_json(node):
             raise TypeError(f"{path or 'the value'} is a {type(node).__name__}, which has no canonical JSON")
     # What json calls `default` for can only be a mapping of another class than dict.
     return json.dumps(
@@ -147,15 +146,11 @@ def differences(
 
 
 def identical(a: Any, b: Any) -> bool:
-    """Whether two values are equal in kind, dtype, shape and bytes; never raises for arrays, and NaN equals NaN in them."""
+    """Whether two leaves are equal in kind, dtype, shape and bytes; never raises for arrays, and NaN equals NaN in them."""
     if a is b:
         return True
     if type(a) is not type(b) or isinstance(a, jax.core.Tracer):  # a tracer has no bytes to compare
         return False
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(identical, a, b))
     if isinstance(a, ARRAYS):
         return (
             a.dtype == b.dtype and a.shape == b.shape and plain_array(a).tobytes() == plain_array(b).tobytes()

@@ -23,22 +23,18 @@ from jax.extend.core import get_opaque_trace_state
 
 
 class PackedVariable(nnx.Variable[Any]):
-    """A Variable whose raw content, which is all that NNX and transforms see of it, is packed from its value."""
+    """A Variable whose raw content, which is all that NNX and transforms see of it, is packed from its value.
+
+    `create_value`, which NNX calls with the constructor's value, packs, and takes also what comes back from NNX.
+    """
 
     def __init__(self, value: Any, **metadata: Any) -> None:
         # Neither a mutable array nor a hijax value could hold what is packed.
         super().__init__(value, **{"ref": False, "hijax": False} | metadata)
 
-    def create_value(self, value: Any) -> Any:
-        """Called by NNX with the constructor's value."""
-        return self._packed(value)
-
     def set_raw_value(self, value: Any, *, _unsafe_bypass_check: bool = False) -> None:
         """Set the value without a look at what it was, and the way back for what NNX took out."""
-        super().set_raw_value(self._packed(value), _unsafe_bypass_check=_unsafe_bypass_check)
-
-    def _packed(self, value: Any) -> Any:
-        """The raw content for a value, or for what comes back from NNX; None where all is kept elsewhere."""
+        super().set_raw_value(self.create_value(value), _unsafe_bypass_check=_unsafe_bypass_check)
 
 
 def _check_whole(variable: PackedVariable, index: Any) -> None:
@@ -71,7 +67,8 @@ class IterationCount(PackedVariable):
     them as exact as a `HostInt`, and can be neither read nor changed inside.
     """
 
-    def _packed(self, value: Any) -> Any:
+    def create_value(self, value: Any) -> Any:
+        """The raw content for a count."""
         if isinstance(value, (np.ndarray, np.generic)) and value.dtype == np.int64 and value.shape == ():
             if int(value) < 0:
                 raise OverflowError(f"a count is at least 0 and below 2**63, got {value}")
@@ -142,8 +139,6 @@ class _Words:
     metadata. An integer that is looked up becomes words, and a copy a plain integer, of that moment.
     """
 
-    __slots__ = ("_content",)
-
     def __init__(self, content: int | tuple[Any, ...] | Callable[[], int]) -> None:
         self._content = content
 
@@ -207,7 +202,8 @@ class HostInt(PackedVariable):
     raise flax's TraceContextError): the value passes through as data, so no new value makes jit trace again.
     """
 
-    def _packed(self, value: Any) -> _Words | None:
+    def create_value(self, value: Any) -> _Words | None:
+        """The raw content for an integer."""
         if value is None or isinstance(value, _Words):
             return value
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
@@ -266,7 +262,8 @@ class _Static:
 class HostFlag(PackedVariable):
     """A bool that stays a Python bool inside transforms, where it may be read, changed and branched on."""
 
-    def _packed(self, value: Any) -> _Static:
+    def create_value(self, value: Any) -> _Static:
+        """The raw content for a bool."""
         if not isinstance(value, (bool, _Static)):
             raise TypeError(f"expected a bool, got {type(value).__name__} {value!r}")
         return _Static(value) if isinstance(value, bool) else value

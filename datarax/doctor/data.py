@@ -15,10 +15,10 @@ import numpy as np
 
 from datarax.core.errors import InputError
 from datarax.doctor.checks import Finding, failure, skipped, warning
+from datarax.doctor.expected_files import expected_files
 from datarax.order import Order, Segment, Timeline
 from datarax.run_config import RunConfig
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, SourceFile, TensorStoreConfig
-from datarax.sources.array_record import expected_files
 from datarax.sources.build import BuildTable
 from datarax.sources.build_inputs import find_inputs
 

@@ -1,7 +1,5 @@
 """The table `[grain_pipeline]` of a run's config, which names a function, and the pipeline that it stands for."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Mapping

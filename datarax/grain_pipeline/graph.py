@@ -236,12 +236,9 @@ def _mixed_iter(dataset: Any, worker: Shard | None) -> Node:
     # Grain flattens a mapping in the order of its keys.
     names = sorted(structure) if isinstance(structure, Mapping) else [str(i) for i in range(len(parents))]
     proportions = dict(zip(names, attribute(dataset, "_proportions"), strict=True))
-    branches = dict(zip(names, parents, strict=True))
-    return _node(dataset, worker, {"proportions": proportions}, branches=branches)
-
-
-def _concat_then_split(dataset: Any, worker: Shard | None) -> Node:
-    return _node(dataset, worker, dict(vars(attribute(dataset, "_config"))))
+    return _node(
+        dataset, worker, {"proportions": proportions}, branches=dict(zip(names, parents, strict=True))
+    )
 
 
 def _interleave(dataset: Any, worker: Shard | None) -> Node:
@@ -255,21 +252,25 @@ def _interleave(dataset: Any, worker: Shard | None) -> Node:
         (inner,) = attribute(context, "_parents")
         is_lazy = type(inner).__name__ == "_LazyWorkerSliceIterDataset"
         sequential = attribute(inner, "_sequential_slice") if is_lazy else False
-        parameters = {"num_workers": count, "sequential_slice": sequential}
-        return Node("mp_prefetch", parameters, below=_read(context))
+        return Node(
+            "mp_prefetch", {"num_workers": count, "sequential_slice": sequential}, below=_read(context)
+        )
     if kinds == {"_MpContextIterDataset"}:
-        workers = {str(i): _read(each, (i, count)) for i, each in enumerate(datasets)}
-        return Node("multithread_prefetch", {"num_workers": count}, branches=workers)
+        return Node(
+            "multithread_prefetch",
+            {"num_workers": count},
+            branches={str(i): _read(each, (i, count)) for i, each in enumerate(datasets)},
+        )
     # Of very many datasets some are described; what a lazy MapDataset makes is looked at in a few places.
     is_lazy = isinstance(datasets, grain.MapDataset)
     chosen = sample_positions(count, _NUM_EXAMPLES if is_lazy else _MANY_BRANCHES)
     branches = {i: datasets[i] for i in chosen} | ({"datasets": datasets} if is_lazy else {})
-    parameters = {"cycle_length": attribute(dataset, "_cycle_length"), "num_datasets": count}
-    return _node(dataset, None, parameters, branches=branches)
-
-
-def _source(dataset: Any, worker: Shard | None) -> Node:
-    return _source_node("SourceMapDataset", attribute(dataset, "_source"))
+    return _node(
+        dataset,
+        None,
+        {"cycle_length": attribute(dataset, "_cycle_length"), "num_datasets": count},
+        branches=branches,
+    )
 
 
 def _source_node(kind: str, source: Any) -> Node:
@@ -277,39 +278,41 @@ def _source_node(kind: str, source: Any) -> Node:
     if isinstance(source, grain.MapDataset):
         return _read(source)
     length = len(source)
-    files: list[tuple[str, dict[str, int]]] = []
-    if isinstance(source, grain.sources.ArrayRecordDataSource):
-        parts = attribute(source, "_read_instructions")
-        files = [(str(part.filename), {"start": part.start, "end": part.end}) for part in parts]
+    in_files = isinstance(source, grain.sources.ArrayRecordDataSource)
+    parts = attribute(source, "_read_instructions") if in_files else ()
     is_range = type(source).__name__ == "RangeDataSource" and _is_grains(source)
-    parameters = _attributes(source, _BORDERS) if is_range else {}
-    branches = {}
-    if length and isinstance(source[0], (grain.MapDataset, grain.IterDataset)):
-        branches = {str(i): _read(source[i]) for i in sample_positions(length, _NUM_EXAMPLES)}
-    return Node(kind, parameters, branches=branches, source=source, files=files, length=length)
-
-
-def _parquet(dataset: Any, worker: Shard | None) -> Node:
+    of_datasets = length and isinstance(source[0], (grain.MapDataset, grain.IterDataset))
+    examples = sample_positions(length, _NUM_EXAMPLES) if of_datasets else ()
     return Node(
-        kind="ParquetIterDataset",
-        parameters={"read_kwargs": attribute(dataset, "_read_kwargs")},
-        files=[(os.fspath(path), {}) for path in attribute(dataset, "_paths")],
+        kind,
+        parameters=_attributes(source, _BORDERS) if is_range else {},
+        branches={str(i): _read(source[i]) for i in examples},
+        source=source,
+        files=[(str(part.filename), {"start": part.start, "end": part.end}) for part in parts],
+        length=length,
     )
 
 
-def _tf_record(dataset: Any, worker: Shard | None) -> Node:
-    return Node("TFRecordIterDataset", files=[(os.fspath(attribute(dataset, "_path")), {})])
-
-
+# Stages that are described in a way of their own.
 _SPECIAL: Mapping[str, Callable[[Any, Shard | None], Node]] = {
-    "ConcatThenSplitIterDataset": _concat_then_split,
+    "ConcatThenSplitIterDataset": lambda dataset, worker: _node(
+        dataset, worker, dict(vars(attribute(dataset, "_config")))
+    ),
     "InterleaveIterDataset": _interleave,
     "MixedIterDataset": _mixed_iter,
     "MixedMapDataset": _mixed_map,
-    "ParquetIterDataset": _parquet,
+    "ParquetIterDataset": lambda dataset, worker: Node(
+        "ParquetIterDataset",
+        {"read_kwargs": attribute(dataset, "_read_kwargs")},
+        files=[(os.fspath(path), {}) for path in attribute(dataset, "_paths")],
+    ),
     "SliceMapDataset": _slice,
-    "SourceMapDataset": _source,
-    "TFRecordIterDataset": _tf_record,
+    "SourceMapDataset": lambda dataset, worker: _source_node(
+        "SourceMapDataset", attribute(dataset, "_source")
+    ),
+    "TFRecordIterDataset": lambda dataset, worker: Node(
+        "TFRecordIterDataset", files=[(os.fspath(attribute(dataset, "_path")), {})]
+    ),
 }
 
 # DataLoader
@@ -335,14 +338,19 @@ def _data_loader(loader: Any) -> Node:
     sampler = attribute(loader, "_sampler")
     kind = type(sampler).__name__
     if _is_grains(sampler) and kind in _SAMPLERS:
-        values = {name: attribute(sampler, f"_{name}") for name in _SAMPLERS[kind]}
-        node = _sharded(kind, values, sampler, below=node, length=len(sampler))
+        node = _sharded(
+            kind,
+            {name: attribute(sampler, f"_{name}") for name in _SAMPLERS[kind]},
+            sampler,
+            below=node,
+            length=len(sampler),
+        )
     else:
         node = Node("Sampler", {"sampler": sampler}, below=node)
     for operation in attribute(loader, "_operations"):
         node = _operation(operation, node)
-    workers = attribute(loader, "_multiprocessing_options").num_workers
-    return _sharded("DataLoader", {"worker_count": workers}, loader, below=node)
+    values = {"worker_count": attribute(loader, "_multiprocessing_options").num_workers}
+    return _sharded("DataLoader", values, loader, below=node)
 
 
 def _sharded(kind: str, values: Mapping[str, Any], owner: Any, **fields: Any) -> Node:

@@ -7,8 +7,6 @@ Grain cannot resume is refused, what it delivers otherwise than one would think 
 `graph.py` has read them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator
@@ -63,8 +61,13 @@ def stages_identity(node: Node, owner: str, *, declared: bool) -> dict[str, Any]
         if stage.files:
             tree["files"] = _files(stage)
         if stage.source is not None:
-            tree |= {"type": type(stage.source).__qualname__, "num_records": stage.length}
-            tree |= {"sample_version": SAMPLE_VERSION, "sample": _sample(stage, name, owner, declared)}
+            tree |= {
+                "type": type(stage.source).__qualname__,
+                "num_records": stage.length,
+                "sample_version": SAMPLE_VERSION,
+                # None where the records are pipelines of their own.
+                "sample": None if stage.branches else _sample(stage, name, owner, declared),
+            }
         parents = {
             key: stages_identity(each, owner, declared=declared) for key, each in stage.branches.items()
         }
@@ -94,9 +97,7 @@ def _files(node: Node) -> list[dict[str, Any]]:
 
 
 def _sample(node: Node, name: str, owner: str, declared: bool) -> str | None:
-    """Digest of sampled records, of small objects in memory of all; None where the records are pipelines of their own."""
-    if node.branches:
-        return None
+    """Digest of sampled records, of small objects in memory of all; None where a declared version stands for it."""
     source = node.source
     whole = isinstance(source, np.ndarray) and source.nbytes <= _WHOLE_BYTES
     in_memory = isinstance(source, (list, tuple, np.ndarray))
@@ -150,16 +151,16 @@ def check_resumable(node: Node, owner: str) -> None:
         ConfigError: naming the stage, the defect, and what to do.
     """
     for path, stage in all_stages(node):
-        if stage.kind in _DEFECTS:
-            several = (at.split(".")[-1] for at, each in all_stages(stage) if _has_several_iterators(each))
-            below = next(several, None)
-            if below or stage.kind != "RepeatIterDataset":
-                defect = _DEFECTS[stage.kind].format(**stage.parameters, below=below)
-                raise ConfigError(f"{owner}: {path} cannot be resumed: {defect}")
-
-
-def _has_several_iterators(stage: Node) -> bool:
-    return stage.kind in _SEVERAL_ITERATORS or (stage.kind == "ParquetIterDataset" and len(stage.files) > 1)
+        if stage.kind not in _DEFECTS:
+            continue
+        several = [
+            at.split(".")[-1]
+            for at, each in all_stages(stage)
+            if each.kind in _SEVERAL_ITERATORS or (each.kind == "ParquetIterDataset" and len(each.files) > 1)
+        ]
+        if several or stage.kind != "RepeatIterDataset":
+            defect = _DEFECTS[stage.kind].format(**stage.parameters, below="".join(several[:1]))
+            raise ConfigError(f"{owner}: {path} cannot be resumed: {defect}")
 
 
 def warnings_of(node: Node) -> Iterator[str]:

@@ -5,8 +5,6 @@ keeps dicts that it goes on changing, and reads a state without a look at its fo
 compared with one of the same pipeline before Grain sees it. Knows nothing of modules and snapshots.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from typing import Any
@@ -30,80 +28,79 @@ _MAY_RETURN_TO_ZERO = "next_index_in_buffer"
 """A flat map whose parent has ended forgets where it was in a buffer that it will never fill again."""
 
 
-class Iterators:
-    """Makes iterators of one pipeline.
+def opened(pipeline: Any, node: Node) -> Any:
+    """A fresh iterator at the beginning."""
+    if _has_processes(node):
+        from absl import flags
+
+        # Else Grain raises UnparsedFlagAccessError in a script that does not run under absl's `app.run`.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+    return iter(pipeline)
+
+
+def close(iterator: Any) -> None:
+    """Ends the threads and processes of an iterator."""
+    is_plain = isinstance(iterator, grain.DatasetIterator)
+    (iterator if is_plain else attribute(iterator, "_iterator")).close()
+
+
+def _has_processes(node: Node) -> bool:
+    stages = [stage for _, stage in all_stages(node)]
+    return any(stage.kind == "mp_prefetch" or stage.parameters.get("worker_count") for stage in stages)
+
+
+def state_of(iterator: Any) -> Any:
+    """The state of an iterator, as a private copy that a snapshot can hold.
+
+    Raises:
+        InputError: if it holds something that no snapshot can hold.
+    """
+    state = iterator.get_state()
+    if not isinstance(state, bytes):
+        return frozen(state)
+    return {key: value for key, value in json.loads(state).items() if key not in _DESCRIPTIONS}
+
+
+def restored(pipeline: Any, node: Node, state: Any) -> Any:
+    """A fresh iterator that goes on from `state`, which stays as it is.
 
     Args:
         pipeline: what the user built.
         node: the same, as read.
+        state: as `state_of` gave it.
+
+    Raises:
+        ValueError: if the state does not fit this pipeline, or if Grain gives back another one.
+        OSError: if what Grain reads to take up its place cannot be read.
     """
-
-    def __init__(self, pipeline: Any, node: Node) -> None:
-        self._pipeline = pipeline
-        stages = [stage for _, stage in all_stages(node)]
-        workers = [stage.parameters.get("worker_count", 0) for stage in stages if stage.kind == "DataLoader"]
-        self._has_processes = any(workers) or any(stage.kind == "mp_prefetch" for stage in stages)
-        self._all_known = all(stage.known for stage in stages)
-
-    def open(self) -> Any:
-        """A fresh iterator at the beginning."""
-        if self._has_processes:
-            from absl import flags
-
-            # Else Grain raises UnparsedFlagAccessError in a script that does not run under absl's `app.run`.
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()
-        return iter(self._pipeline)
-
-    def close(self, iterator: Any) -> None:
-        """Ends the threads and processes of an iterator."""
-        is_plain = isinstance(iterator, grain.DatasetIterator)
-        (iterator if is_plain else attribute(iterator, "_iterator")).close()
-
-    def state_of(self, iterator: Any) -> Any:
-        """The state of an iterator, as a private copy that a snapshot can hold.
-
-        Raises:
-            InputError: if it holds something that no snapshot can hold.
-        """
-        state = iterator.get_state()
-        if not isinstance(state, bytes):
-            return frozen(state)
-        return {key: value for key, value in json.loads(state).items() if key not in _DESCRIPTIONS}
-
-    def restored(self, state: Any) -> Any:
-        """A fresh iterator that goes on from `state`, which stays as it is.
-
-        Raises:
-            ValueError: if the state does not fit this pipeline, or if Grain gives back another one.
-            OSError: if what Grain reads to take up its place cannot be read.
-        """
-        with contextlib.ExitStack() as undo:
-            iterator = self.open()
-            undo.callback(self.close, iterator)
-            start = self.state_of(iterator)
-            wrong = difference(start, state, form_only=True) if self._all_known else None
-            if wrong is not None:
-                raise ValueError(wrong)
-            try:
-                given = for_grain(state, start if self._has_processes else None)
-                own = iterator.get_state()
-                if isinstance(own, bytes):
-                    described = {key: value for key, value in json.loads(own).items() if key in _DESCRIPTIONS}
-                    given = json.dumps({**given, **described}).encode()
-                iterator.set_state(given)
-                found = self.state_of(iterator)
-            except OSError:
-                raise  # the disk's fault, not the state's
-            except Exception as error:
-                raise ValueError(
-                    f"grain_state: Grain cannot restore it: {type(error).__name__}: {error}"
-                ) from error
-            changed = difference(state, found) if self._all_known else None
-            if changed is not None:
-                raise ValueError(f"Grain gives another state back than was set: {changed}")
-            undo.pop_all()
-        return iterator
+    is_known = all(stage.known for _, stage in all_stages(node))
+    with contextlib.ExitStack() as undo:
+        iterator = opened(pipeline, node)
+        undo.callback(close, iterator)
+        start = state_of(iterator)
+        wrong = difference(start, state, form_only=True) if is_known else None
+        if wrong is not None:
+            raise ValueError(wrong)
+        try:
+            given = for_grain(state, start if _has_processes(node) else None)
+            own = iterator.get_state()
+            if isinstance(own, bytes):
+                given |= {key: json.loads(own)[key] for key in _DESCRIPTIONS}
+                given = json.dumps(given).encode()
+            iterator.set_state(given)
+            found = state_of(iterator)
+        except OSError:
+            raise  # the disk's fault, not the state's
+        except Exception as error:
+            raise ValueError(
+                f"grain_state: Grain cannot restore it: {type(error).__name__}: {error}"
+            ) from error
+        changed = difference(state, found) if is_known else None
+        if changed is not None:
+            raise ValueError(f"Grain gives another state back than was set: {changed}")
+        undo.pop_all()
+    return iterator
 
 
 # States
@@ -168,8 +165,8 @@ def for_grain(state: Any, start: Any) -> Any:
         return Unshared(copied)
     if isinstance(state, (list, tuple)):
         has_starts = isinstance(start, (list, tuple)) and len(start) == len(state)
-        starts = start if has_starts else [None] * len(state)
-        return type(state)(for_grain(each, was) for each, was in zip(state, starts, strict=True))
+        pairs = zip(state, start if has_starts else [None] * len(state), strict=True)
+        return type(state)(for_grain(each, was) for each, was in pairs)
     return frozen(state)
 
 
@@ -205,7 +202,8 @@ def difference(was: Any, now: Any, path: str = "grain_state", *, form_only: bool
             [] if is_free else [(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(was, now, strict=True))]
         )
     else:
-        same = form_only or (np.array_equal(was, now) if isinstance(was, np.ndarray) else was == now)
-        may_differ = path.endswith(f".{_MAY_RETURN_TO_ZERO}") and now == 0
-        return None if same or may_differ else f"{path} was {was!r}, is {now!r}"
+        if form_only or (path.endswith(f".{_MAY_RETURN_TO_ZERO}") and now == 0):
+            return None
+        same = np.array_equal(was, now) if isinstance(was, np.ndarray) else was == now
+        return None if same else f"{path} was {was!r}, is {now!r}"
     return next(filter(None, (difference(*each, form_only=form_only) for each in below)), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -28,10 +29,10 @@ from datarax.grain_pipeline.identity import (
     stages_identity,
     warnings_of,
 )
-from datarax.grain_pipeline.iterators import Iterators, frozen
+from datarax.grain_pipeline.iterators import close, opened, restored, state_of
 from datarax.loader.recipe import HostRows
 from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken
-from datarax.order import Digest, id64, key_hashes, row_hashes
+from datarax.order import id64, key_hashes, row_hashes
 from datarax.order.digest import has_fixed_bytes
 
 _KEY_BLOCK = 1024  # a key hash costs 15 µs alone and 10 ns in a block
@@ -62,7 +63,9 @@ class _Elements(Feed):
         ConfigError: if it cannot be described or cannot be resumed.
     """
 
+    recipe = None
     averages = False
+    hashes_bytes = True
 
     def __init__(self, config: GrainPipelineConfig, name: str, pipeline: Any) -> None:
         node = read_pipeline(pipeline)
@@ -77,6 +80,7 @@ class _Elements(Feed):
             "pipeline": stages_identity(node, owner, declared=config.version is not None),
         }
         self.name = name
+        self.why_no_length = f"{owner} has no length that is known; say num_steps in its config"
         self.pipeline = pipeline
         self.warnings = list(warnings_of(node))
         count = num_elements(node) if config.num_steps is None else config.num_steps
@@ -85,10 +89,9 @@ class _Elements(Feed):
             path: stage.shard for path, stage in all_stages(node) if stage.shard is not None
         }
         """Which shard each stage takes that takes one, by its path."""
-        self._iterators = Iterators(pipeline, node)
+        self._node = node
         self._open: tuple[int, Any] | None = None
         """How many elements an iterator has given, and the iterator."""
-        self._candidate: Any = None
         self._end: int | None = None
         self._part = next((index for index, _ in self.shards.values()), 0)
 
@@ -108,11 +111,15 @@ class _Elements(Feed):
             if self._open is None or self._open[0] != step:
                 # None yet, or Ctrl-C came between an element and its hand-over: it would be left out.
                 self.drop()
-                fresh = self._iterators
-                self._open = step, fresh.open() if place.cursor is None else fresh.restored(place.cursor)
+                fresh = (
+                    opened(self.pipeline, self._node)
+                    if place.cursor is None
+                    else restored(self.pipeline, self._node, place.cursor)
+                )
+                self._open = step, fresh
             iterator = self._open[1]
             element = next(iterator)
-            state = self._iterators.state_of(iterator)
+            state = state_of(iterator)
             rows = HostRows(
                 element,
                 1,
@@ -123,56 +130,61 @@ class _Elements(Feed):
                 _num_rows(element),
             )
             self._open = step + 1, iterator
-        except StopIteration:
-            self.drop()
-            self._end = step
-            raise
         except BaseException as error:
             self.drop()
-            error.add_note(f"in Grain pipeline {self.name!r}, element {step}")
+            if isinstance(error, StopIteration):
+                self._end = step
+            else:
+                error.add_note(f"in Grain pipeline {self.name!r}, element {step}")
             raise
         return Taken(element, rows, state)
-
-    def position_of(self, step: int) -> int:
-        return step
-
-    def epoch_of(self, position: int) -> None:
-        return None
-
-    def counted_in(self, steps: range) -> int:
-        return len(steps)
 
     def drop(self) -> None:
         if self._open is not None:
             iterator, self._open = self._open[1], None
-            self._iterators.close(iterator)
+            close(iterator)
         self._end = None
 
-    def close(self) -> None:
-        self.drop()
-        self.prepare(None)
-
-    def prepare(self, grain_state: Any) -> None:
-        """Makes the iterator of a state that may become the place, without taking it.
-
-        Raises:
-            ValueError: if the state is not one of this pipeline.
-        """
-        before, self._candidate = self._candidate, None
-        if before is not None:
-            self._iterators.close(before)
-        if grain_state is not None:
-            self._candidate = self._iterators.restored(grain_state)
-
-    def use_prepared(self, step: int) -> None:
-        """Goes on from `step` with the iterator that was prepared, if one was."""
-        if self._candidate is not None:
-            self._open, self._candidate = (step, self._candidate), None
+    close = drop  # what was prepared is all that is open
 
     def reopened(self) -> _Elements:
-        """The same pipeline with an iterator of its own."""
         made = copy.copy(self)
-        made._open = made._candidate = None
+        made._open = made._end = None
+        return made
+
+    def at(self, state: Mapping[str, Any]) -> _Elements:
+        idx, grain_state, given = state["idx"], state["grain_state"], state["shards"]
+        if state["digest_bytes"] is None:
+            raise ValueError("digest_bytes: expected an int, got None")
+        if state["position"] != idx:
+            raise ValueError(
+                f"position: {state['position']} is not idx ({idx}), the number of elements handed over"
+            )
+        if state["epoch"] is not None:
+            raise ValueError(f"epoch: a Grain pipeline has none, got {state['epoch']}")
+        if not isinstance(given, dict) or set(given) != set(self.shards):
+            raise ValueError(
+                f"shards: this pipeline is sharded at {sorted(self.shards)}, the state says {given!r}; it belongs to another "
+                f"pipeline"
+            )
+        for path, (index, count) in self.shards.items():
+            was = given[path]
+            if was != (index, count):
+                is_shard = isinstance(was, tuple) and len(was) == 2
+                told = f"shard {was[0]} of {was[1]}" if is_shard else repr(was)
+                raise ValueError(
+                    f"shards.{path}: this is the state of {told}, but this process reads shard {index} of {count}; give each "
+                    f"process the state of its own shard"
+                )
+        if (idx == 0) != (grain_state is None):
+            raise ValueError(
+                f"grain_state: after {idx} elements it must be {'a dict' if idx else 'None'}, got {grain_state!r}"
+            )
+        if idx and not isinstance(grain_state, dict):
+            raise ValueError(f"grain_state: expected a dict, got {grain_state!r}")
+        made = self.reopened()
+        if idx:
+            made._open = idx, restored(self.pipeline, self._node, grain_state)
         return made
 
 
@@ -216,8 +228,8 @@ def element_hash(element: Any, position: int) -> int:
 
 def _num_rows(element: Any) -> int:
     """Length of the leading axis that all arrays of an element share; 1 if there is none."""
-    arrays = (leaf for leaf in jax.tree.leaves(element) if isinstance(leaf, (np.ndarray, jax.Array)))
-    lengths = {len(leaf) if leaf.ndim else 1 for leaf in arrays}
+    leaves = jax.tree.leaves(element)
+    lengths = {len(each) if each.ndim else 1 for each in leaves if isinstance(each, (np.ndarray, jax.Array))}
     return lengths.pop() if len(lengths) == 1 else 1
 
 
@@ -276,8 +288,7 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
         if not isinstance(config, GrainPipelineConfig):
             raise TypeError(f"config must be a GrainPipelineConfig, got {type(config).__name__}")
         name = config.name if name is None else name
-        feed = _Elements(config, name, dataset)
-        super().__init__(config, feed, Digest.zero(with_bytes=True), rngs=rngs, name=name)
+        super().__init__(config, _Elements(config, name, dataset), rngs=rngs, name=name)
 
     def _open(self, runtime: Runtime) -> None:
         super()._open(runtime)
@@ -287,9 +298,6 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
     @property
     def _feed(self) -> _Elements:
         return cast(_Elements, self._runtime.tally.feed)
-
-    def _why_no_length(self) -> str:
-        return f"Grain pipeline {self.name!r} has no length that is known; say num_steps in its config"
 
     # What it is
 
@@ -306,60 +314,11 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
         """Everything that can change an element, as a tree of named values; the same on all processes."""
         return copy.deepcopy(self._feed.identity)
 
-    # State
-
-    def _validate_state(self, state: dict[str, Any]) -> None:
-        super()._validate_state(state)
-        idx = state["idx"]
-        if state["digest_bytes"] is None:
-            raise ValueError("digest_bytes: expected an int, got None")
-        if state["position"] != idx:
-            raise ValueError(
-                f"position: {state['position']} is not idx ({idx}), the number of elements handed over"
-            )
-        if state["epoch"] is not None:
-            raise ValueError(f"epoch: a Grain pipeline has none, got {state['epoch']}")
-        own, given = self._feed.shards, state["shards"]
-        if not isinstance(given, dict) or set(given) != set(own):
-            raise ValueError(
-                f"shards: this pipeline is sharded at {sorted(own)}, the state says {given!r}; it belongs to another pipeline"
-            )
-        for path, (index, count) in own.items():
-            was = given[path]
-            if was != (index, count):
-                is_shard = isinstance(was, tuple) and len(was) == 2
-                told = f"shard {was[0]} of {was[1]}" if is_shard else repr(was)
-                raise ValueError(
-                    f"shards.{path}: this is the state of {told}, but this process reads shard {index} of {count}; give each "
-                    f"process the state of its own shard"
-                )
-        if (idx == 0) != (state["grain_state"] is None):
-            raise ValueError(
-                f"grain_state: after {idx} elements it must be {'None' if idx == 0 else 'a dict'}, got {state['grain_state']!r}"
-            )
-        if idx and not isinstance(state["grain_state"], dict):
-            raise ValueError(f"grain_state: expected a dict, got {state['grain_state']!r}")
-        self._feed.prepare(state["grain_state"])
-
-    def _state_restored(self) -> None:
-        runtime, feed = self._runtime, self._feed
-        delivered, statistics = self._restored()
-        runtime.go_on_from(delivered, feed, frozen(runtime.cursor))
-        runtime.share_from_here(statistics)
-        feed.use_prepared(delivered.idx)
-        self._show()
-
     # Lifecycle
 
     def reset(self) -> None:
         """Back to the first element, with a fresh iterator. Counters, statistics and digest stay, as in the base class."""
-        runtime = self._runtime
-        runtime.go_on_from(runtime.tally.delivered._replace(idx=0, position=0), self._feed)
-        self._show()
-
-    def _cloned(self) -> None:
-        self._check_shown()
-        self._open(self._runtime.reopened(self._feed.reopened()))
+        self._go_on_from(self._runtime.tally.delivered._replace(idx=0, position=0), self._feed)
 
     def copy(
         self,

@@ -1,4 +1,4 @@
-"""From an order and a source to batches: `plan.py` (step to keys), `reader.py` (keys to rows), `prefetch.py`, `loader.py`."""
+"""From an order and a source to batches: `recipe.py` (step to rows), `producer.py`, `stream.py` (what counts), `loader.py`."""
 
 from datarax.loader.config import DataLoaderConfig as DataLoaderConfig
 from datarax.loader.loader import DataLoader as DataLoader

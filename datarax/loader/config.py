@@ -1,7 +1,5 @@
 """What a loader is told: which rows make a batch, and how they are read ahead."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from datarax.core.config import Checked, DataraxModuleConfig, Natural, Positive
@@ -33,8 +31,8 @@ class DataLoaderConfig(DataraxModuleConfig):
     """Which of Grain's shuffles to reproduce; for the grain order only."""
     grain_ops_between: Natural | None = None
     """See `OrderConfig.grain_ops_between`; for the grain order in the style of `MapDataset` only."""
-    order_version: int | None = None
-    """Which algorithms shuffle; None: the newest. The run keeps the number, so that it goes on with them for ever."""
+    order_version: int = ORDER_VERSION
+    """Which algorithms shuffle; the newest if nothing is said. The run keeps the number, and so goes on with them for ever."""
     num_epochs: Positive | None = None
     """Passes over the data in the whole run, however often it is interrupted; None goes on for ever."""
     remainder: Checked[Remainder] = Remainder.DROP
@@ -49,8 +47,6 @@ class DataLoaderConfig(DataraxModuleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order_version is None:
-            object.__setattr__(self, "order_version", ORDER_VERSION)
         self.order_config()
 
     def order_config(self) -> OrderConfig:
@@ -62,5 +58,5 @@ class DataLoaderConfig(DataraxModuleConfig):
             window_blocks=self.window_blocks,
             grain_style=self.grain_style,
             grain_ops_between=self.grain_ops_between,
-            version=ORDER_VERSION if self.order_version is None else self.order_version,
+            version=self.order_version,
         )

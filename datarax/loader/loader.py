@@ -20,11 +20,11 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError, InputError, MismatchError
 from datarax.core.tree import differences, digest, with_spelled_arrays
 from datarax.loader.config import DataLoaderConfig
-from datarax.loader.placement import chosen_slots, place
+from datarax.loader.placement import place
 from datarax.loader.producer import ReadAhead, Threads
 from datarax.loader.recipe import Reader, Recipe
 from datarax.loader.stream import Feed, Place, Stream, Taken
-from datarax.multihost import Slots
+from datarax.multihost import Slots, chosen_slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
 from datarax.sources import DataSource
 from datarax.transforms import Transform, check_pipeline, pipeline_identity
@@ -76,61 +76,58 @@ class _Batches(Feed):
     """The batches of a recipe, read ahead."""
 
     averages = True
+    why_no_length = "this loader has no length: num_epochs is None, so it goes on for ever"
 
     def __init__(self, settings: _Settings, recipe: Recipe) -> None:
         config = settings.config
         self.settings = settings
-        self.recipe = recipe
+        self.recipe: Recipe = recipe
         self.reader = reader = recipe.open()
         self.num_steps = recipe.timeline.num_steps
+        self.hashes_bytes = recipe.byte_digest
         # Refers to no stream, or the threads would keep it alive.
         self.compute = compute = partial(_taken, reader, settings.sharding)
-        self._ahead: ReadAhead[Taken] | None = None
-        if config.read_ahead:
-            self._ahead = ReadAhead(lambda: Threads(compute, config.num_threads), config.read_ahead)
+        self._ahead = ReadAhead(lambda: Threads(compute, config.num_threads), config.read_ahead)
 
     def take(self, place: Place) -> Taken:
         step, ahead = place.step, self._ahead
         if self.num_steps is not None and step >= self.num_steps:
             raise StopIteration
-        return self.compute(step) if ahead is None else ahead.take(step, self.num_steps)
-
-    def position_of(self, step: int) -> int:
-        return self.recipe.timeline.position_of(step)
-
-    def epoch_of(self, position: int) -> int:
-        return position // self.recipe.timeline.last.order.num_records
-
-    def counted_in(self, steps: range) -> int:
-        return self.reader.counted_in(steps)
+        return ahead.take(step, self.num_steps) if ahead.depth else self.compute(step)
 
     def drop(self) -> None:
-        if self._ahead is not None:
-            self._ahead.drop()
+        self._ahead.drop()
 
     def close(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
+        self._ahead.close()
 
-    def around(self, step: int, position: int) -> _Batches:
-        """A feed in whose timeline `step` begins at `position`: this one, that of an unchanged run, or one without a past."""
-        timelines = [self.recipe.timeline, self.settings.timeline_from(0, 0)]
-        fitting = [each for each in timelines if _begins_at(each, step, position)]
-        return self.by((fitting or [self.settings.timeline_from(step, position)])[0])
+    def reopened(self) -> _Batches:
+        return _Batches(self.settings, self.recipe)
+
+    def at(self, state: Mapping[str, Any]) -> _Batches:
+        idx, position, epoch = state["idx"], state["position"], state["epoch"]
+        now, whole = self.recipe.timeline, self.settings.timeline_from(0, 0)
+        num_records = now.last.order.num_records
+        if epoch != position // num_records:
+            raise ValueError(
+                f"epoch: {epoch} does not belong to position {position} of a source with {num_records} records"
+            )
+        if now.num_rows is not None and position > now.num_rows:
+            raise ValueError(f"position: {position} is beyond the {now.num_rows} rows of this run")
+        if idx == 0 and position != 0:
+            raise ValueError(f"idx: 0 batches cannot have handed over {position} rows")
+        for timeline in (now, whole):
+            # Only by the own recipe: a state goes on alike in a loader that was used and in a fresh one.
+            with suppress(IndexError):
+                if timeline.last.first_step <= idx and timeline.position_of(idx) == position:
+                    return self.by(timeline)
+        return self.by(self.settings.timeline_from(idx, position))  # nothing is known of its past
 
     def by(self, timeline: Timeline, not_again: tuple[tuple[range, str], ...] = ()) -> _Batches:
         """The feed of another timeline; this one if it is the same."""
         if timeline == self.recipe.timeline and not_again in ((), self.recipe.not_again):
             return self
         return _Batches(self.settings, self.settings.recipe(timeline, self.recipe.byte_digest, not_again))
-
-
-def _begins_at(timeline: Timeline, step: int, position: int) -> bool:
-    try:
-        # Only by the own recipe: a state goes on alike in a loader that was used and in a fresh one.
-        return timeline.last.first_step <= step and timeline.position_of(step) == position
-    except IndexError:
-        return False
 
 
 def _taken(reader: Reader, sharding: jax.sharding.Sharding | None, step: int) -> Taken:
@@ -188,16 +185,11 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         stages = check_pipeline(transforms)
         settings = _Settings(config, source, stages, rows, owned, sharding, pipeline_identity(stages))
         recipe = settings.recipe(settings.timeline_from(0, 0), bool(config.byte_digest))
-        super().__init__(
-            config, _Batches(settings, recipe), Digest.zero(recipe.byte_digest), rngs=rngs, name=name
-        )
+        super().__init__(config, _Batches(settings, recipe), rngs=rngs, name=name)
 
     @property
     def _feed(self) -> _Batches:
         return cast(_Batches, self._runtime.tally.feed)
-
-    def _why_no_length(self) -> str:
-        return "this loader has no length: num_epochs is None, so it goes on for ever"
 
     # Random access
 
@@ -227,7 +219,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         """
         reader, step = self._feed.reader, _checked_step(step)
         if not with_bytes:
-            return reader.keys(step)[1], None, reader.counted_in(range(step, step + 1))
+            return reader.keys(step)[1], None, reader.recipe.counted_in(range(step, step + 1))
         rows = replace(reader.recipe, byte_digest=True).open()(step)
         return rows.keys, rows.bytes, rows.counted
 
@@ -245,9 +237,8 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         Raises:
             IndexError: as `position_of` does.
         """
-        runtime, position = self._runtime, self.position_of(step)
-        runtime.go_on_from(runtime.tally.delivered._replace(idx=int(step), position=position), self._feed)
-        self._show()
+        delivered, position = self._runtime.tally.delivered, self.position_of(step)
+        self._go_on_from(delivered._replace(idx=int(step), position=position), self._feed)
 
     # What it is
 
@@ -290,8 +281,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         if delivered.idx == 0 and delivered.digest.rows == 0:
             delivered = delivered._replace(digest=Digest.zero(with_bytes=True))
             runtime.base = delivered
-        runtime.show_again(delivered, _Batches(feed.settings, replace(feed.recipe, byte_digest=True)))
-        self._show()
+        self._show_again(delivered, _Batches(feed.settings, replace(feed.recipe, byte_digest=True)))
 
     def identity(self, *, sample: bool = True) -> dict[str, Any]:
         """Everything that can change a batch, as a tree of named values; nothing that cannot.
@@ -314,30 +304,6 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
 
     # State
 
-    def _validate_state(self, state: dict[str, Any]) -> None:
-        super()._validate_state(state)
-        idx, position, epoch = state["idx"], state["position"], state["epoch"]
-        num_records, num_rows = self.order.num_records, self.timeline.num_rows
-        if epoch != position // num_records:
-            raise ValueError(
-                f"epoch: {epoch} does not belong to position {position} of a source with {num_records} records"
-            )
-        if num_rows is not None and position > num_rows:
-            raise ValueError(f"position: {position} is beyond the {num_rows} rows of this run")
-        if idx == 0 and position != 0:
-            raise ValueError(f"idx: 0 batches cannot have handed over {position} rows")
-        self._feed.around(idx, position)  # raises if no run of this loader goes on from there
-
-    def _state_restored(self) -> None:
-        runtime, feed = self._runtime, self._feed
-        delivered, statistics = self._restored()
-        if not feed.recipe.byte_digest:
-            digest = delivered.digest
-            delivered = delivered._replace(digest=Digest(digest.rows, digest.keys, None))
-        runtime.go_on_from(delivered, feed.around(delivered.idx, delivered.position))
-        runtime.share_from_here(statistics)
-        self._show()
-
     def recall(self, history: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
         """Told by a restore how the steps before were made, so that this loader answers for them too.
 
@@ -346,19 +312,21 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         Args:
             history: (first step, first position, identity) of each recipe, ascending.
         """
-        runtime, feed = self._runtime, self._feed
-        here, own = runtime.tally.delivered, feed.settings.timeline_from(0, 0)
+        feed = self._feed
+        here, own = self._runtime.tally.delivered, feed.settings.timeline_from(0, 0)
         try:
             past = Timeline.recorded(history, (here.idx, here.position), _not_known, _not_known)
-            known = past.changed_at(
-                here.idx, here.position, order=own.last.order, batch_size=own.last.batch_size
+            timeline = replace(
+                past.changed_at(
+                    here.idx, here.position, order=own.last.order, batch_size=own.last.batch_size
+                ),
+                num_rows=own.num_rows,
+                remainder=own.remainder,
             )
-            timeline = replace(known, num_rows=own.num_rows, remainder=own.remainder)
         except (InputError, MismatchError, KeyError, TypeError):
             return
         not_again = _made_otherwise(history, here.idx, self.identity())
-        runtime.show_again(here, feed.by(timeline, not_again))
-        self._show()
+        self._show_again(here, feed.by(timeline, not_again))
 
     # Lifecycle
 
@@ -381,11 +349,6 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             )
         self.seek(0)
 
-    def _cloned(self) -> None:
-        self._check_shown()
-        feed = self._feed
-        self._open(self._runtime.reopened(_Batches(feed.settings, feed.recipe)))
-
     def copy(
         self,
         *,
@@ -407,17 +370,15 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(type(self), rngs=self.rngs, name=self.name)
-        settings = self._feed.settings
-        given = (settings.config, settings.rows, settings.owned, settings.sharding)
-        return _unpickled, (make, self.recipe, given, self.get_state())
+        config, _, _, rows, owned, sharding, _ = self._feed.settings
+        make = partial(
+            type(self), config, rows=rows, owned=owned, sharding=sharding, rngs=self.rngs, name=self.name
+        )
+        return _unpickled, (make, self.recipe, self.get_state())
 
 
-def _unpickled(make: Callable[..., DataLoader], recipe: Recipe, given: Any, state: Any) -> DataLoader:
-    config, rows, owned, sharding = given
-    loader = make(
-        config, *recipe.sources, transforms=recipe.transforms, rows=rows, owned=owned, sharding=sharding
-    )
+def _unpickled(make: Callable[..., DataLoader], recipe: Recipe, state: Any) -> DataLoader:
+    loader = make(*recipe.sources, transforms=recipe.transforms)
     loader.set_state(state)
     return loader
 

@@ -1,20 +1,15 @@
-"""Which slots of the global batch are read here, and host rows -> global `jax.Array` under the sharding that the caller gave.
+"""Host rows -> global `jax.Array` under the sharding that the caller gave; no integer is cut on its way.
 
-Checks what jax would not say, or say only at the first batch: that the rows which are read here are those that the
-sharding's devices hold, and that no integer is cut on its way. Knows nothing of steps or orders.
+Knows nothing of steps or orders. Which rows are read here is for `multihost/slots.py` to say.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
 
-from datarax.core.errors import ConfigError
-from datarax.multihost import Slots, slots_of
+from datarax.multihost import leading_axis
 
 
 def place(batch: Any, sharding: Sharding, batch_size: int) -> Any:
@@ -30,66 +25,10 @@ def place(batch: Any, sharding: Sharding, batch_size: int) -> Any:
     def leaf(path: Any, array: np.ndarray) -> jax.Array:
         _check_fits(path, array)
         return jax.make_array_from_process_local_data(
-            _for_rank(sharding, array.ndim), array, (batch_size, *array.shape[1:])
+            leading_axis(sharding, array.ndim), array, (batch_size, *array.shape[1:])
         )
 
     return jax.tree_util.tree_map_with_path(leaf, batch)
-
-
-def chosen_slots(
-    rows: np.ndarray | Sequence[int] | None,
-    owned: np.ndarray | Sequence[int] | None,
-    sharding: jax.sharding.Sharding | None,
-    batch_size: int,
-) -> Slots:
-    """Which slots are read here, and which of them count here; None: those that the sharding gives, without one all.
-
-    Raises:
-        ConfigError: if they are no slots of a batch, do not fit the sharding, or others count than are read.
-    """
-    held = None if sharding is None else slots_of(sharding, batch_size)
-    if rows is None and held is not None:
-        read = held.rows
-    else:
-        read = _checked_rows(rows, batch_size)
-        if sharding is not None:
-            _check_rows(read, sharding, batch_size)
-    if owned is None:
-        return Slots(read, held.owned if held is not None else read)
-    counted = np.asarray(owned)
-    if len(counted) == 0:
-        counted = np.zeros(0, np.int64)
-    elif not np.isin(_checked_rows(counted, batch_size), read).all():
-        raise ConfigError(f"owned must be some of rows, got {counted}, but rows is {read}")
-    return Slots(read, counted.astype(np.int64))
-
-
-def _checked_rows(rows: np.ndarray | Sequence[int] | None, batch_size: int) -> np.ndarray:
-    if rows is None:
-        return np.arange(batch_size, dtype=np.int64)
-    slots = np.asarray(rows)
-    if slots.ndim != 1 or len(slots) == 0 or slots.dtype.kind not in "iu":
-        raise ConfigError(f"rows must be a non-empty list of slots of the global batch, got {rows!r}")
-    slots = slots.astype(np.int64)
-    if slots[0] < 0 or slots[-1] >= batch_size or np.any(np.diff(slots) <= 0):
-        raise ConfigError(f"rows must be sorted, distinct and in [0, {batch_size}), got {slots}")
-    return slots
-
-
-def _check_rows(rows: np.ndarray, sharding: Sharding, batch_size: int) -> None:
-    needed = slots_of(sharding, batch_size).rows
-    if not np.array_equal(rows, needed):
-        raise ConfigError(
-            f"the devices of this process hold {_described(needed)} of the global batch under the given sharding, but "
-            f"rows says {_described(rows)}; leave out the sharding to read any rows as NumPy arrays"
-        )
-
-
-def _for_rank(sharding: Sharding, rank: int) -> Sharding:
-    if isinstance(sharding, NamedSharding) and len(sharding.spec) > rank:
-        spec = PartitionSpec(*sharding.spec[:rank])
-        return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
-    return sharding
 
 
 def _check_fits(path: Any, array: np.ndarray) -> None:
@@ -106,9 +45,3 @@ def _check_fits(path: Any, array: np.ndarray) -> None:
                 f"{name} holds {value}, which {there} on the device cannot: jax would cut it in silence; turn on "
                 f"jax_enable_x64, split it into two 32-bit numbers in a transform, or leave it out"
             )
-
-
-def _described(slots: np.ndarray) -> str:
-    if len(slots) and slots[-1] - slots[0] == len(slots) - 1:
-        return f"rows {slots[0]} to {slots[-1]}"
-    return f"{len(slots)} rows {slots}"

@@ -75,13 +75,13 @@ class ReadAhead(Generic[T]):
 
     Args:
         make_producer: makes who computes them; called anew after a fork, for threads exist in the parent only.
-        depth: results held or under way, at least 1.
+        depth: results held or under way; to take any, at least 1.
     """
 
     def __init__(self, make_producer: Callable[[], Producer[T]], depth: int) -> None:
         self._make_producer = make_producer
         self._producer = make_producer()
-        self._depth = depth
+        self.depth = depth
         self._pending: deque[tuple[int, Future[T]]] = deque()
         self._process = os.getpid()
         _alive.add(self)
@@ -123,6 +123,6 @@ class ReadAhead(Generic[T]):
 
     def _top_up(self, step: int, stop: int | None) -> None:
         upcoming = self._pending[-1][0] + 1 if self._pending else step
-        while len(self._pending) < self._depth and (stop is None or upcoming < stop):
+        while len(self._pending) < self.depth and (stop is None or upcoming < stop):
             self._pending.append((upcoming, self._producer.submit(upcoming)))
             upcoming += 1

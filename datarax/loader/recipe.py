@@ -94,6 +94,26 @@ class Recipe:
         """What makes rows by this recipe; reads from the sources as they are, open or to be opened."""
         return Reader(self)
 
+    def slots_of(self, batch_size: int) -> Slots:
+        """The slots of a batch of this size that are read here, and those that count here.
+
+        Raises:
+            InputError: if nobody said which.
+        """
+        if batch_size not in self.slots:
+            known = ", ".join(map(str, self.slots))
+            raise InputError(
+                f"which rows of a batch of {batch_size} are read here is not known: rows were given for batches of {known}"
+            )
+        return self.slots[batch_size]
+
+    def counted_in(self, steps: range) -> int:
+        """Rows of these steps that count here and are no padding."""
+        return sum(
+            self.timeline.num_real(part, self.slots_of(each.batch_size).owned)
+            for each, part in self.timeline.parts(steps)
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
         for kind in ("sources", "transforms"):
@@ -150,23 +170,7 @@ class Reader:
         """
         return self._block(step).of(step)[1:]
 
-    def counted_in(self, steps: range) -> int:
-        """Rows of these steps that count here and are no padding."""
-        timeline = self.recipe.timeline
-        return sum(
-            timeline.num_real(part, self._slots(each.batch_size).owned)
-            for each, part in timeline.parts(steps)
-        )
-
     # Inside
-
-    def _slots(self, batch_size: int) -> Slots:
-        if batch_size not in self.recipe.slots:
-            known = ", ".join(map(str, self.recipe.slots))
-            raise InputError(
-                f"which rows of a batch of {batch_size} are read here is not known: rows were given for batches of {known}"
-            )
-        return self.recipe.slots[batch_size]
 
     def _block(self, step: int) -> _Keys:
         for kept in self._blocks:  # no generator: an interrupt while one is closed would be lost
@@ -174,7 +178,7 @@ class Reader:
                 return kept
         timeline = self.recipe.timeline
         ((segment, _),) = timeline.parts(range(step, step + 1))
-        slots = self._slots(segment.batch_size)
+        slots = self.recipe.slots_of(segment.batch_size)
         steps = timeline.block_of(step, max(1, _BLOCK_ROWS // len(slots.rows)))
         rows = timeline.rows_at(np.arange(steps.start, steps.stop), slots.rows)
         hashes = rows.hashes().reshape(len(steps), -1)

@@ -11,7 +11,8 @@ import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import jax
 import numpy as np
@@ -19,13 +20,19 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount
+from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount, T_co
+from datarax.core.tree import decode, digest, encode
 from datarax.core.variables import Held, looked_up, on_host
-from datarax.loader.recipe import HostRows
-from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog, combined, contribution
+from datarax.loader.recipe import HostRows, Recipe
+from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog
 from datarax.order import Digest
 
-T = TypeVar("T")
+# Of a state, what each process has of its own; the rest is the same on all.
+_OWN = frozenset(
+    {"_applied_count", "_skipped_count", "digest_rows", "digest_keys", "digest_bytes", "_is_stats_reset"}
+)
+_OWN_MEANS = frozenset({"_computed_stats", "stats_rows"})
+_WRAP = (1 << 64) - 1
 
 
 class Place(NamedTuple):
@@ -39,10 +46,6 @@ class Place(NamedTuple):
     """The batch handed over last, as host arrays; None at the beginning and after a restore."""
     statistics: Statistics
     """Statistics of the batches."""
-    batches: int
-    """Batches handed over since the stream was opened."""
-    rows: int
-    """Rows of them, over all processes; padding is not counted."""
 
 
 class Taken(NamedTuple):
@@ -59,8 +62,14 @@ class Taken(NamedTuple):
 class Feed(ABC):
     """Where batches come from: makes that of any place, and says how steps are counted. What it says never changes."""
 
+    recipe: Recipe | None
+    """Which rows each step has; None if each step counts as one row, and there are no epochs."""
     num_steps: int | None
     """Batches of the whole run; None if there is no end, or none that is known."""
+    why_no_length: str
+    """What is said to whoever asks for the length then."""
+    hashes_bytes: bool
+    """Whether the rows of every step are hashed."""
     averages: ClassVar[bool]
     """Whether `batch_stats_fn` is called on each batch, and means over their rows are kept."""
 
@@ -69,16 +78,16 @@ class Feed(ABC):
         """The batch of a place, and what follows it. Raises StopIteration at the end."""
 
     @abstractmethod
-    def position_of(self, step: int) -> int:
-        """Where a step begins."""
+    def at(self, state: Mapping[str, Any]) -> Feed:
+        """The feed of what follows a state of its stream: this one, or one that is ready in its place.
+
+        Raises:
+            ValueError: if the state is none of this feed's.
+        """
 
     @abstractmethod
-    def epoch_of(self, position: int) -> int | None:
-        """The epoch there; None if there are none."""
-
-    @abstractmethod
-    def counted_in(self, steps: range) -> int:
-        """Rows of these steps that count here and are no padding."""
+    def reopened(self) -> Feed:
+        """The same batches, with threads and processes of its own."""
 
     @abstractmethod
     def drop(self) -> None:
@@ -108,13 +117,14 @@ class Tally:
         self.place = place
         self.log = log
         self.feed = feed
+        self.recipe = recipe = feed.recipe
         self._summed = delivered
         self.contents: dict[str, Any] = {
             "idx": looked_up(lambda: self.place.step),
             "position": looked_up(lambda: self.position),
             "epoch": None
-            if feed.epoch_of(0) is None
-            else looked_up(lambda: feed.epoch_of(self.position) or 0),
+            if recipe is None
+            else looked_up(lambda: self.position // recipe.timeline.last.order.num_records),
             "_applied_count": looked_up(lambda: self.delivered.applied),
             "_skipped_count": looked_up(lambda: self.delivered.skipped),
             "digest_rows": looked_up(lambda: self.delivered.digest.rows),
@@ -132,7 +142,9 @@ class Tally:
     def position(self) -> int:
         """Where the next step begins."""
         summed, step = self._summed, self.place.step
-        return summed.position if step == summed.idx else self.feed.position_of(step)
+        if self.recipe is None:
+            return step
+        return summed.position if step == summed.idx else self.recipe.timeline.position_of(step)
 
     @property
     def delivered(self) -> Delivered:
@@ -141,13 +153,14 @@ class Tally:
         if step == summed.idx:
             return summed
         keys, hashed = self.log.sums(summed.idx, step)
-        digest, rows = summed.digest, self.feed.counted_in(range(summed.idx, step))
+        steps, recipe = range(summed.idx, step), self.recipe
+        digest, rows = summed.digest, len(steps) if recipe is None else recipe.counted_in(steps)
         # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
         if digest.bytes is None or hashed is None:
             digest, hashed = Digest(digest.rows, digest.keys, None), None
         made = Delivered(
             step,
-            self.feed.position_of(step),
+            step if recipe is None else recipe.timeline.position_of(step),
             summed.applied + rows,
             summed.skipped,
             digest.add(keys, hashed, rows),
@@ -156,27 +169,16 @@ class Tally:
         return made
 
 
+@dataclass
 class StreamMetrics:
-    """Live counters of what a stream did since it was opened. Counted per batch, never per record; read from the side.
+    """Live counters of what a stream did since it was opened. Counted per batch, never per record; read from the side."""
 
-    Args:
-        runtime: of the stream.
-    """
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self.wait_seconds = 0.0
-        """Time the training loop spent waiting for batches, in seconds."""
-
-    @property
-    def batches(self) -> int:
-        """Batches handed over."""
-        return self._runtime.tally.place.batches
-
-    @property
-    def rows(self) -> int:
-        """Rows handed over, of the whole global batch; padding is not counted."""
-        return self._runtime.tally.place.rows
+    batches: int = 0
+    """Batches handed over."""
+    rows: int = 0
+    """Rows handed over, of the whole global batch; padding is not counted."""
+    wait_seconds: float = 0.0
+    """Time the training loop spent waiting for batches, in seconds."""
 
 
 class _OfPlace:
@@ -187,10 +189,10 @@ class _OfPlace:
 
     def __get__(self, runtime: Runtime, owner: type) -> Any:
         value = getattr(runtime.tally.place, self._name)
-        return value.values() if isinstance(value, Statistics) else value
+        return value.total.values() if self._name == "statistics" else value
 
     def __set__(self, runtime: Runtime, value: Any) -> None:
-        value = Statistics(value) if self._name == "statistics" else value
+        value = Statistics.restored(value, 0) if self._name == "statistics" else value
         runtime.tally.place = runtime.tally.place._replace(**{self._name: value})
 
 
@@ -198,56 +200,29 @@ class Runtime:
     """What is open behind a stream, apart from NNX, which sees it as static and compares it by identity.
 
     Args:
-        feed: where the batches come from.
-        digest: what the digest begins with; without bytes if they are not hashed.
+        base: what all processes have in common.
+        tally: of what was handed over.
     """
 
     current, cursor, statistics = _OfPlace(), _OfPlace(), _OfPlace()
 
-    def __init__(self, feed: Feed, digest: Digest) -> None:
-        self.metrics = StreamMetrics(self)
-        start = Delivered(0, 0, 0, 0, digest)
-        self.base = start
+    def __init__(self, base: Delivered, tally: Tally) -> None:
+        self.metrics = StreamMetrics()
+        self.base = base
         """What all processes have in common: the last restore, or the beginning."""
-        self.tally = Tally(start, Place(0, None, None, Statistics(), 0, 0), feed, StepLog())
+        self.tally = tally
         """Feed, place and log: whoever goes elsewhere makes all of it first, and swaps this reference."""
+        self.prepared = tally.feed
+        """The feed of a state that was found good and is not restored yet; else the tally's."""
 
-    def go_on_from(self, delivered: Delivered, feed: Feed, cursor: Any = None) -> None:
-        """`delivered` is from now on what was received, wherever that is; log and contents start anew."""
-        before = self.tally
-        here = before.place._replace(step=delivered.idx, cursor=cursor, current=None)
-        self.tally = Tally(delivered, here, feed, StepLog(delivered.idx))
-        (before.feed.drop if feed is before.feed else before.feed.close)()
-
-    def reopened(self, feed: Feed) -> Runtime:
-        """The same place, where batches come from another feed."""
-        made = Runtime(feed, self.base.digest)
-        made.base = self.base
-        made.go_on_from(self.tally.delivered, feed, copy.deepcopy(self.cursor))
-        made.tally.place = made.tally.place._replace(statistics=self.tally.place.statistics)
-        return made
-
-    def share_from_here(self, statistics: Statistics) -> None:
-        """What was delivered so far, with these statistics, is from now on what all processes have in common."""
-        self.base = self.tally.delivered
-        self.tally.place = self.tally.place._replace(statistics=statistics)
-
-    def show_again(self, delivered: Delivered, feed: Feed | None = None) -> None:
-        """`delivered`, of as many steps as before, is what was received; contents that looked before keep what they showed.
-
-        With a feed, batches come from that one from now on.
-        """
-        before = self.tally
-        self.tally = Tally(delivered, before.place, feed or before.feed, before.log)
-        if self.tally.feed is not before.feed:
-            before.feed.close()
-
-    def committed(self, step: int) -> None:
-        """What the log says of steps before `step` may go, once it is in the sums."""
-        self.tally.log.forget_before(min(step, self.tally.delivered.idx))
+    def prepare(self, feed: Feed) -> None:
+        """Keeps a feed for a restore to come, in place of the one that was kept."""
+        before, self.prepared = self.prepared, feed
+        if before is not self.tally.feed:
+            before.close()
 
 
-class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[call-arg]
+class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[call-arg]
     """Batches, one after the other, with a state that counts what was handed over: see `DataLoader` and `GrainPipeline`.
 
     To JAX a stream is a leaf and no pytree; to NNX a module as any other. `current` is the last batch (host arrays); in a state
@@ -256,7 +231,6 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
     Args:
         config: the settings.
         feed: where the batches come from, at its beginning.
-        digest: of nothing; without bytes if they are not hashed.
         rngs: NNX random streams; part of the state.
         name: used in messages.
     """
@@ -269,7 +243,6 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         self,
         config: DataraxModuleConfig,
         feed: Feed,
-        digest: Digest,
         *,
         rngs: nnx.Rngs | None,
         name: str | None,
@@ -282,18 +255,44 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         self.digest_bytes = HostInt(None)
         if feed.averages:
             self.stats_rows = HostInt(0)
-        self._open(Runtime(feed, digest))
+        start = Delivered(0, 0, 0, 0, Digest.zero(feed.hashes_bytes))
+        self._open(Runtime(start, Tally(start, Place(0, None, None, Statistics()), feed, StepLog())))
 
     def _open(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.current = Held(runtime, "current")
         self._computed_stats = Held(runtime, "statistics")
-        self._show()
+        self._swap(runtime.tally)
+
+    # Where it is
+
+    def _swap(self, tally: Tally) -> None:
+        """What was delivered, and what comes, is from now on this; the variables look it up there."""
+        runtime = self._runtime
+        before, runtime.tally = runtime.tally, tally
+        runtime.prepare(tally.feed)
+        for name, content in tally.contents.items():
+            vars(self)[name].set_raw_value(content)
+        if tally.feed is not before.feed:
+            before.feed.close()
+
+    def _go_on_from(self, delivered: Delivered, feed: Feed, cursor: Any = None) -> None:
+        """`delivered` is from now on what was received, wherever that is; log and contents start anew."""
+        before = self._runtime.tally
+        here = before.place._replace(step=delivered.idx, cursor=cursor, current=None)
+        self._swap(Tally(delivered, here, feed, StepLog(delivered.idx)))
+        if feed is before.feed:
+            feed.drop()
+
+    def _show_again(self, delivered: Delivered, feed: Feed | None = None) -> None:
+        """`delivered`, of as many steps as before, is what was received; contents that looked before keep what they showed.
+
+        With a feed, batches come from that one from now on.
+        """
+        before = self._runtime.tally
+        self._swap(Tally(delivered, before.place, feed or before.feed, before.log))
 
     # Iteration
-
-    def __iter__(self) -> Self:
-        return self
 
     def __len__(self) -> int:
         """Batches in the whole run.
@@ -302,17 +301,14 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
             TypeError: if there is no end, or none that is known before it comes.
         """
         if self.num_steps is None:
-            raise TypeError(self._why_no_length())
+            raise TypeError(self._runtime.tally.feed.why_no_length)
         return self.num_steps
-
-    def _why_no_length(self) -> str:
-        raise NotImplementedError
 
     def __bool__(self) -> bool:
         """True: an endless stream has no length to ask."""
         return True
 
-    def __next__(self) -> T:
+    def __next__(self) -> T_co:
         """The next batch; only now does the state count it.
 
         Raises:
@@ -334,19 +330,20 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
             raise TraceContextError("a batch cannot be taken inside a jax transform; take it before the call")
         place = tally.place
         if place.step % MAX_STEPS == 0:  # nobody may ever say "committed"
-            runtime.committed(place.step - MAX_STEPS)
+            self.committed(place.step - MAX_STEPS)
         asked = time.perf_counter()
         batch, rows, cursor = tally.feed.take(place)
-        runtime.metrics.wait_seconds += time.perf_counter() - asked
+        metrics = runtime.metrics
+        metrics.wait_seconds += time.perf_counter() - asked
         statistics = place.statistics
         if self.config.batch_stats_fn is not None and tally.feed.averages and rows.counted:
             statistics = self._statistics_after(rows, place)
         tally.log.put(place.step, rows.keys, rows.bytes)
         # Only this line counts the batch. Ctrl-C before it leaves the stream where it was.
-        tally.place = Place(
-            place.step + 1, cursor, rows.batch, statistics, place.batches + 1, place.rows + rows.real
-        )
-        return cast(T, batch)
+        tally.place = Place(place.step + 1, cursor, rows.batch, statistics)
+        metrics.batches += 1
+        metrics.rows += rows.real
+        return cast(T_co, batch)
 
     def _statistics_after(self, rows: HostRows, place: Place) -> Statistics:
         try:
@@ -362,8 +359,7 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         runtime = self._runtime
         self._check_shown()
         runtime.base = runtime.base._replace(applied=0, skipped=0)
-        runtime.show_again(runtime.tally.delivered._replace(applied=0, skipped=0))
-        self._show()
+        self._show_again(runtime.tally.delivered._replace(applied=0, skipped=0))
 
     # What it did
 
@@ -394,7 +390,8 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
 
     def committed(self, step: int) -> None:
         """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
-        self._runtime.committed(step)
+        tally = self._runtime.tally
+        tally.log.forget_before(min(step, tally.delivered.idx))  # once they are in the sums
 
     # State
 
@@ -414,19 +411,19 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         if rows and not isinstance(state["_computed_stats"], dict):
             raise ValueError(f"_computed_stats: there are no means of the {rows} stats_rows")
         Statistics.restored(state["_computed_stats"], rows)
+        self._runtime.prepare(self._runtime.tally.feed.at(state))
 
-    def _restored(self) -> tuple[Delivered, Statistics]:
-        """What the variables say, which a restore has just written; `_validate_state` has seen to it that none is None."""
-        said = {name: getattr(self, name).get_value() for name in self._runtime.tally.contents}
-        digest = Digest(said["digest_rows"], said["digest_keys"], said["digest_bytes"])
+    def _state_restored(self) -> None:
+        runtime = self._runtime
+        # What a restore has just written; `_validate_state` has seen to it that no count is None.
+        said = {name: getattr(self, name).get_value() for name in runtime.tally.contents}
+        hashed = said["digest_bytes"] if runtime.prepared.hashes_bytes else None
+        digest = Digest(said["digest_rows"], said["digest_keys"], hashed)
         counts = int(said["_applied_count"]), int(said["_skipped_count"])
-        statistics = Statistics.restored(self._runtime.statistics, said.get("stats_rows", 0))
-        return Delivered(said["idx"], said["position"], *counts, digest), statistics
-
-    def _show(self) -> None:
-        """Has the variables look up what was delivered."""
-        for name, content in self._runtime.tally.contents.items():
-            vars(self)[name].set_raw_value(content)
+        runtime.base = Delivered(said["idx"], said["position"], *counts, digest)
+        statistics = Statistics.restored(runtime.statistics, said.get("stats_rows", 0))
+        runtime.tally.place = runtime.tally.place._replace(statistics=statistics)
+        self._go_on_from(runtime.base, runtime.prepared, runtime.cursor)
 
     def _check_shown(self) -> None:
         """Sees to it that the variables show what was delivered.
@@ -444,17 +441,42 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
                 f"this stream has handed over {now.idx} batches, but its variables say {self.idx.get_value()}: they were "
                 f"written from outside, or a merged copy shares this stream; use seek(), set_state() or clone()"
             )
-        runtime.show_again(now)
-        self._show()
+        self._show_again(now)
 
-    # Many processes
+    # Many processes: the state that all share (that of the last restore, or of the beginning) is counted once; each adds what
+    # it has delivered since.
 
     def contribution(self) -> dict[str, Any]:
-        """What this process has added since the last restore or the beginning; see `combined`."""
+        """What this process has added since the last restore or the beginning, and what it must have in common with others.
+
+        Values with JSON; see `combined`.
+        """
         runtime, state = self._runtime, self.get_state()
-        now, statistics = runtime.tally.delivered, runtime.tally.place.statistics
-        own_means = self.config.batch_stats_fn is not None
-        return contribution(runtime.base, now, statistics, state, own_means=own_means)
+        base, now, statistics = runtime.base, runtime.tally.delivered, runtime.tally.place.statistics
+        # With a function each process averages statistics of its own rows, even if it had no row so far.
+        own = _OWN if self.config.batch_stats_fn is None else _OWN | _OWN_MEANS
+        began = [
+            base.digest.to_state(),
+            base.applied,
+            base.skipped,
+            statistics.base.rows,
+            statistics.base.values(),
+        ]
+        return {
+            "idx": now.idx,
+            "position": now.position,
+            "the state they began with": digest(encode(began))[:16],
+            "the rest of the state": digest(encode({k: v for k, v in state.items() if k not in own}))[:16],
+            "applied": now.applied - base.applied,
+            "skipped": now.skipped - base.skipped,
+            "rows": now.digest.rows - base.digest.rows,
+            "keys": (now.digest.keys - base.digest.keys) & _WRAP,
+            # All rows since are hashed if those before were, and none if not.
+            "bytes": None
+            if base.digest.bytes is None
+            else (cast(int, now.digest.bytes) - base.digest.bytes) & _WRAP,
+            "means": encode([statistics.added.values(), statistics.added.rows]),
+        }
 
     def combined(
         self, contributions: Sequence[Mapping[str, Any]]
@@ -470,19 +492,46 @@ class Stream(CheckpointableIteratorModule[T], pytree=False):  # type: ignore[cal
         Raises:
             ValueError: if they are not of one moment, naming what differs.
         """
-        runtime = self._runtime
-        means = runtime.tally.place.statistics.base
-        return combined(runtime.base, means, self.get_state(), contributions)
+        for name in ("idx", "position", "the state they began with", "the rest of the state"):
+            values = [each[name] for each in contributions]
+            if any(value != values[0] for value in values):
+                raise ValueError(f"{name} differs between the processes: {', '.join(map(str, values[:8]))}")
+        runtime, state = self._runtime, self.get_state()
+        base, means = runtime.base, runtime.tally.place.statistics.base
+        total = base.digest
+        for each in contributions:
+            total = total.add(each["keys"], each["bytes"], each["rows"])
+            added, rows = decode(each["means"])
+            means = means.after(added, rows) if rows else means
+        for name, before, key in (
+            ("_applied_count", base.applied, "applied"),
+            ("_skipped_count", base.skipped, "skipped"),
+        ):
+            state[name] = np.asarray(before + sum(each[key] for each in contributions), np.int64)
+        state["digest_rows"], state["digest_keys"], state["digest_bytes"] = (
+            total.rows,
+            total.keys,
+            total.bytes,
+        )
+        if len(contributions) > 1 and means.rows:
+            state["_computed_stats"], state["stats_rows"] = means.values(), means.rows
+        return state, total.to_state()
 
     # Lifecycle
 
-    def clone(self) -> Self:
-        """An independent stream at the same place, with threads of its own; what it reads is shared."""
-        return cast(Self, super().clone())
+    def _cloned(self) -> None:
+        self._check_shown()
+        shared = self._runtime
+        before, place = shared.tally, shared.tally.place
+        here = place._replace(cursor=copy.deepcopy(place.cursor), current=None)
+        tally = Tally(before.delivered, here, before.feed.reopened(), StepLog(place.step))
+        self._open(Runtime(shared.base, tally))
 
     def close(self) -> None:
         """Ends threads and processes. What it reads stays open; it belongs to whoever made it."""
-        self._runtime.tally.feed.close()
+        runtime = self._runtime
+        runtime.prepare(runtime.tally.feed)
+        runtime.tally.feed.close()
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""What was handed over, as values: the counts, the digests of each step, running means, and the sums of many processes.
+"""What was handed over, as values: the counts, the digests of each step, and running means.
 
 Counts and digests are exact; means are row-weighted, in float64, reported beside a run, and outside digest and identity. Knows
 neither modules nor batches, asks no process. Next: `stream.py`, which decides when a batch counts.
@@ -6,20 +6,15 @@ neither modules nor batches, asks no process. Next: `stream.py`, which decides w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from datarax.core.errors import ConfigError
-from datarax.core.tree import digest, encode
 from datarax.order import Digest
 
 _MAX_BYTES = 1024
-_SUMMED = frozenset({"_applied_count", "_skipped_count", "digest_rows", "digest_keys", "digest_bytes"})
-_MEANS = frozenset({"_computed_stats", "stats_rows"})
-_WRAP = (1 << 64) - 1
 
 
 class Delivered(NamedTuple):
@@ -99,27 +94,32 @@ class StepLog:
         """First step, uint64[steps] keys, uint64[steps] bytes (0 without) up to `stop`, and whether all have bytes."""
         kept = self._kept
         count = stop - kept.first
-        has_bytes = bool(kept.has_bytes[:count].all())
-        return kept.first, kept.keys[:count].copy(), kept.row_bytes[:count].copy(), has_bytes
+        return (
+            kept.first,
+            kept.keys[:count].copy(),
+            kept.row_bytes[:count].copy(),
+            bool(kept.has_bytes[:count].all()),
+        )
 
 
 class RunningMeans:
     """The mean of each statistic over all rows so far; a value.
 
     Args:
-        means: the means over `rows` rows, as `values` gave them.
-        rows: rows so far; 0 starts anew.
+        means: the means over `rows` rows, as `values` gave them; with 0 rows whatever was set in their place, of which nothing
+            goes into later means.
+        rows: rows so far.
 
     Raises:
         ConfigError: if a mean is not a number or an array of at most 1 KB.
     """
 
-    def __init__(self, means: Mapping[str, Any] | None = None, rows: int = 0) -> None:
+    def __init__(self, means: Any = None, rows: int = 0) -> None:
         self.rows = rows
-        self._means = {key: _as_float64(key, value) for key, value in (means or {}).items()} if rows else {}
+        self._means = {key: _as_float64(key, value) for key, value in means.items()} if rows else means
 
     def after(self, statistics: Mapping[str, Any], rows: int) -> RunningMeans:
-        """The means once the statistics of one more batch of `rows` rows are weighed in; these stay what they are.
+        """The means once the statistics of `rows` more rows, of a batch or of another process, are weighed in.
 
         Raises:
             ConfigError: if a statistic is not a number or an array of at most 1 KB, or the keys change in mid-run.
@@ -135,7 +135,7 @@ class RunningMeans:
                 f"a mean needs every key in every batch"
             )
         total = self.rows + rows
-        means = self._means or {key: np.zeros_like(value) for key, value in arrays.items()}
+        means = self._means if self.rows else {key: np.zeros_like(value) for key, value in arrays.items()}
         for key, value in arrays.items():
             if value.shape != means[key].shape:
                 raise ConfigError(
@@ -146,73 +146,32 @@ class RunningMeans:
             {key: mean + (arrays[key] - mean) * (rows / total) for key, mean in means.items()}, total
         )
 
-    @staticmethod
-    def merged(parts: Sequence[RunningMeans]) -> RunningMeans:
-        """The means over the rows of all parts, in float64.
-
-        Raises:
-            ValueError: if the parts have other keys or shapes.
-        """
-        parts = [part for part in parts if part.rows]
-        rows = sum(part.rows for part in parts)
-        for part in parts[1:]:
-            if {k: v.shape for k, v in part._means.items()} != {
-                k: v.shape for k, v in parts[0]._means.items()
-            }:
-                raise ValueError("the statistics of the processes have other keys or shapes")
-        keys = parts[0]._means if parts else ()
-        return RunningMeans({k: sum(p._means[k] * (p.rows / rows) for p in parts) for k in keys}, rows)
-
-    def to_tree(self) -> dict[str, Any]:
-        """With JSON, exact."""
-        means = {
-            key: {"shape": list(m.shape), "values": m.ravel().tolist()} for key, m in self._means.items()
-        }
-        return {"rows": self.rows, "means": means}
-
-    @staticmethod
-    def from_tree(tree: Mapping[str, Any]) -> RunningMeans:
-        """The inverse of `to_tree`."""
-        means = {
-            key: np.array(m["values"], np.float64).reshape(m["shape"]) for key, m in tree["means"].items()
-        }
-        return RunningMeans(means, tree["rows"])
-
-    def values(self) -> dict[str, Any]:
-        """Means so far: Python floats for scalars, float64 arrays otherwise."""
+    def values(self) -> Any:
+        """Means so far: Python floats for scalars, float64 arrays otherwise; with 0 rows what was set."""
+        if not self.rows:
+            return self._means
         return {key: float(mean) if mean.ndim == 0 else mean.copy() for key, mean in self._means.items()}
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """The statistics of one process at one moment: those that were given, or means of what all share and this one has added."""
+class Statistics(NamedTuple):
+    """The statistics of one process at one moment: means of what all share and of what this one has added."""
 
-    given: Any = None
-    """Statistics that were set from outside; the means of later batches take their place."""
-    base: RunningMeans = field(default_factory=RunningMeans)
+    base: RunningMeans = RunningMeans()
     """The means that all processes began with."""
-    added: RunningMeans = field(default_factory=RunningMeans)
+    added: RunningMeans = RunningMeans()
     """The means of what this process has seen since."""
-    total: RunningMeans = field(default_factory=RunningMeans)
-    """The means of both, as this process alone would go on."""
+    total: RunningMeans = RunningMeans()
+    """The means of both, as this process alone would go on; or what was set from outside, until the next batch."""
 
     @staticmethod
     def restored(values: Any, rows: int) -> Statistics:
         """Those that a state holds: means over `rows` rows, or with 0 rows what was set."""
-        if not rows:
-            return Statistics(values)
-        base = RunningMeans(values, rows)
-        return Statistics(None, base, RunningMeans(), base)
+        total = RunningMeans(values, rows)
+        return Statistics(total if rows else RunningMeans(), RunningMeans(), total)
 
     def after(self, statistics: Mapping[str, Any], rows: int) -> Statistics:
         """Once the statistics of one more batch of this process are weighed in. See `RunningMeans.after`."""
-        return Statistics(
-            None, self.base, self.added.after(statistics, rows), self.total.after(statistics, rows)
-        )
-
-    def values(self) -> Any:
-        """What `get_statistics` says."""
-        return self.total.values() if self.total.rows else self.given
+        return Statistics(self.base, self.added.after(statistics, rows), self.total.after(statistics, rows))
 
 
 def _as_float64(key: str, value: Any) -> np.ndarray:
@@ -223,71 +182,3 @@ def _as_float64(key: str, value: Any) -> np.ndarray:
             f"a statistic is a number or a numeric array of at most {_MAX_BYTES // 8} values"
         )
     return array.astype(np.float64)
-
-
-# Many processes: the state that all share (that of the last restore, or of the beginning) is counted once; each adds what it
-# has delivered since.
-
-
-def contribution(
-    base: Delivered, now: Delivered, statistics: Statistics, state: Mapping[str, Any], *, own_means: bool
-) -> dict[str, Any]:
-    """What one process has added, with JSON, and what it must have in common with the others.
-
-    Args:
-        base: what all have in common.
-        now: what it has delivered.
-        statistics: its own.
-        state: its state.
-        own_means: whether each process averages statistics of its own rows, even if it had no row so far.
-    """
-    own = {*_SUMMED, "_is_stats_reset", *(_MEANS if own_means else ())}
-    began = [base.digest.to_state(), base.applied, base.skipped, statistics.base.to_tree()]
-    hashed = None not in (now.digest.bytes, base.digest.bytes)
-    return {
-        "idx": now.idx,
-        "position": now.position,
-        "the state they began with": digest(encode(began))[:16],
-        "the rest of the state": digest(encode({k: v for k, v in state.items() if k not in own}))[:16],
-        "applied": now.applied - base.applied,
-        "skipped": now.skipped - base.skipped,
-        "rows": now.digest.rows - base.digest.rows,
-        "keys": (now.digest.keys - base.digest.keys) & _WRAP,
-        "bytes": ((now.digest.bytes or 0) - (base.digest.bytes or 0)) & _WRAP if hashed else None,
-        "means": statistics.added.to_tree(),
-    }
-
-
-def combined(
-    base: Delivered, means: RunningMeans, state: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The state and digest of many processes together.
-
-    Args:
-        base: what all have in common.
-        means: the means that they began with.
-        state: that of one of them.
-        parts: the contribution of each.
-
-    Raises:
-        ValueError: if the contributions are not of one moment, naming what differs.
-    """
-    for name in ("idx", "position", "the state they began with", "the rest of the state"):
-        values = [each[name] for each in parts]
-        if any(value != values[0] for value in values):
-            raise ValueError(f"{name} differs between the processes: {', '.join(map(str, values[:8]))}")
-    total, summed = dict(state), base.digest
-    for each in parts:
-        if each["bytes"] is None:
-            summed = Digest(summed.rows, summed.keys, None)
-        summed = summed.add(each["keys"], None if summed.bytes is None else each["bytes"], each["rows"])
-    for name, before, key in (
-        ("_applied_count", base.applied, "applied"),
-        ("_skipped_count", base.skipped, "skipped"),
-    ):
-        total[name] = np.asarray(before + sum(each[key] for each in parts), np.int64)
-    total["digest_rows"], total["digest_keys"], total["digest_bytes"] = summed.rows, summed.keys, summed.bytes
-    merged = RunningMeans.merged([means, *(RunningMeans.from_tree(each["means"]) for each in parts)])
-    if len(parts) > 1 and merged.rows:
-        total["_computed_stats"], total["stats_rows"] = merged.values(), merged.rows
-    return total, summed.to_state()

@@ -7,6 +7,7 @@ from datarax.multihost.processes import Processes as Processes
 from datarax.multihost.processes import check_agreement as check_agreement
 from datarax.multihost.slots import Slots as Slots
 from datarax.multihost.slots import check_slots as check_slots
+from datarax.multihost.slots import chosen_slots as chosen_slots
 from datarax.multihost.slots import fitting_row_shards as fitting_row_shards
 from datarax.multihost.slots import leading_axis as leading_axis
 from datarax.multihost.slots import slots_of as slots_of
@@ -29,6 +30,7 @@ __all__ = [
     "Slots",
     "check_agreement",
     "check_slots",
+    "chosen_slots",
     "current",
     "finish",
     "fitting_row_shards",

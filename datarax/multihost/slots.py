@@ -66,6 +66,43 @@ def slots_of(
     )
 
 
+def chosen_slots(
+    rows: np.ndarray | Sequence[int] | None,
+    owned: np.ndarray | Sequence[int] | None,
+    sharding: jax.sharding.Sharding | None,
+    batch_size: int,
+) -> Slots:
+    """Which slots are read here, and which of them count here; None: those that the sharding gives, without one all.
+
+    Raises:
+        ConfigError: if they are no slots of a batch, do not fit the sharding, or others count than are read.
+    """
+    held = None if sharding is None else slots_of(sharding, batch_size)
+    every = np.arange(batch_size, dtype=np.int64) if held is None else held.rows
+    read = every if rows is None else _checked_slots(rows, batch_size)
+    if held is not None and not np.array_equal(read, held.rows):
+        raise ConfigError(
+            f"the devices of this process hold {_described(held.rows)} of the global batch under the given sharding, but "
+            f"rows says {_described(read)}; leave out the sharding to read any rows as NumPy arrays"
+        )
+    if owned is None:
+        return Slots(read, read if held is None else held.owned)
+    counted = _checked_slots(owned, batch_size) if len(owned) else np.zeros(0, np.int64)
+    if not np.isin(counted, read).all():
+        raise ConfigError(f"owned must be some of rows, got {counted}, but rows is {read}")
+    return Slots(read, counted)
+
+
+def _checked_slots(chosen: np.ndarray | Sequence[int], batch_size: int) -> np.ndarray:
+    slots = np.asarray(chosen)
+    if slots.ndim != 1 or len(slots) == 0 or slots.dtype.kind not in "iu":
+        raise ConfigError(f"rows must be a non-empty list of slots of the global batch, got {chosen!r}")
+    slots = slots.astype(np.int64)
+    if slots[0] < 0 or slots[-1] >= batch_size or np.any(np.diff(slots) <= 0):
+        raise ConfigError(f"rows must be sorted, distinct and in [0, {batch_size}), got {slots}")
+    return slots
+
+
 def check_slots(owned: Sequence[Sequence[Sequence[int]]], batch_size: int) -> None:
     """Makes sure that every slot of the global batch has one owner.
 
@@ -92,10 +129,10 @@ def check_slots(owned: Sequence[Sequence[Sequence[int]]], batch_size: int) -> No
     )
 
 
-def leading_axis(sharding: Sharding) -> Sharding:
-    """A sharding of arrays with any number of axes, reduced to that of their first."""
-    if isinstance(sharding, NamedSharding) and len(sharding.spec) > 1:
-        spec = PartitionSpec(*sharding.spec[:1])
+def leading_axis(sharding: Sharding, rank: int = 1) -> Sharding:
+    """A sharding of arrays with any number of axes, reduced to that of their first `rank`."""
+    if isinstance(sharding, NamedSharding) and len(sharding.spec) > rank:
+        spec = PartitionSpec(*sharding.spec[:rank])
         return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
     return sharding
 
@@ -123,3 +160,9 @@ def _does_not_divide(sharding: Sharding, batch_size: int, error: ValueError) -> 
         f"a batch of {batch_size} rows cannot be split into {shards} row shards (mesh axes {', '.join(names)}); the numbers "
         f"of row shards that fit are {shown}"
     )
+
+
+def _described(slots: np.ndarray) -> str:
+    if len(slots) and slots[-1] - slots[0] == len(slots) - 1:
+        return f"rows {slots[0]} to {slots[-1]}"
+    return f"{len(slots)} rows {slots}"

@@ -70,14 +70,13 @@ def key_hashes(
     """
     position, lowest = checked_positions(position)
     num_rows = len(position)
-    source = _words("source_id", source_id, num_rows)
     record = _words("index", index, num_rows)
-    passes = _words("epoch", epoch, num_rows)
-    if type(part) is int and type(start) is int and type(length) is int:
-        rest = _rest_of_all(part, start, length)
-    else:
-        rest = _rest(part, start, length, num_rows)
-    of_pass = np.asarray(passes * _BY_EPOCH + source)
+    of_pass = _words("epoch", epoch, num_rows) * _BY_EPOCH + _words("source_id", source_id, num_rows)
+    rest = (
+        _rest_of_all(part, start, length)
+        if type(part) is int and type(start) is int and type(length) is int
+        else _rest(part, start, length, num_rows)
+    )
     hashes = np.empty(num_rows, np.uint64)
     spare = np.empty(min(_KEY_CHUNK, num_rows), np.uint64)
     for first in range(0, num_rows, _KEY_CHUNK):
@@ -86,7 +85,7 @@ def key_hashes(
             hashes[chunk],
             spare[: num_rows - first],
             position[chunk].view(np.uint64),
-            *(field[chunk] if field.ndim else field for field in (of_pass, record, rest)),
+            *(field[chunk] if len(field) > 1 else field for field in (of_pass, record, rest)),
         )
     if lowest < 0:
         hashes[position < 0] = 0
@@ -105,31 +104,23 @@ def key_hashes_of_pass(position: np.ndarray, source_id: int, index: np.ndarray, 
     Returns:
         uint64[n].
     """
-    hashes, of_pass = np.empty(len(position), np.uint64), _of_pass(source_id, epoch)
-    spare, rest = np.empty_like(hashes), _rest_of_all(0, 0, -1)
-    _hash_keys(hashes, spare, position.view(np.uint64), of_pass, index.view(np.uint64), rest)
+    hashes, spare = np.empty(len(position), np.uint64), np.empty(len(position), np.uint64)
+    of_pass = constant_word((epoch * int(_BY_EPOCH) + source_id) & _WRAP)
+    rest_of_whole = _rest_of_all(0, 0, -1)
+    _hash_keys(hashes, spare, position.view(np.uint64), of_pass, index.view(np.uint64), rest_of_whole)
     return hashes
 
 
-@functools.lru_cache(maxsize=64)
-def _of_pass(source_id: int, epoch: int) -> np.ndarray:
-    """uint64[], what one pass over one source has in common. Kept, as below."""
-    return constant_word((epoch * int(_BY_EPOCH) + source_id) & _WRAP)
-
-
 def _rest(
-    part: np.ndarray | int, start: np.ndarray | int, length: np.ndarray | int, num_rows: int
+    part: np.ndarray | int, start: np.ndarray | int, length: np.ndarray | int, num_rows: int = 0
 ) -> np.ndarray:
-    fields = (("part", part), ("start", start), ("length", length))
-    first, second, third = (np.atleast_1d(_words(*field, num_rows)) for field in fields)
-    mixed = mix64(mix64(mix64(first) ^ second) ^ third)
-    return mixed if len(mixed) == num_rows else mixed.reshape(())
+    mixed = mix64(_words("part", part, num_rows))
+    mixed = mix64(mixed ^ _words("start", start, num_rows))
+    return mix64(mixed ^ _words("length", length, num_rows))
 
 
-@functools.lru_cache(maxsize=256)
-def _rest_of_all(part: int, start: int, length: int) -> np.ndarray:
-    """uint64[], where all rows are the same part. Kept: small vector calls cost as much as a thousand rows."""
-    return _rest(part, start, length, num_rows=0)
+# Where all rows are the same part it is kept: small vector calls cost as much as a thousand rows.
+_rest_of_all = functools.lru_cache(maxsize=256)(_rest)
 
 
 def _hash_keys(
@@ -261,12 +252,12 @@ def _leaf_seed(path: str, dtype: np.dtype, row_shape: tuple[int, ...]) -> int:
 
 
 def _words(name: str, field: np.ndarray | int, num_rows: int) -> np.ndarray:
-    """An integer field as words (two's complement): uint64[n], or uint64[] for a scalar."""
+    """An integer field as words (two's complement): uint64[n], or uint64[1] for a scalar."""
     array = np.asarray(field)
     if array.dtype.kind not in "iu" or array.ndim > 1 or (array.ndim == 1 and len(array) != num_rows):
         raise InputError(f"{name} must be int[{num_rows}] or one int, got {array.dtype}{list(array.shape)}")
     wide = np.uint64 if array.dtype.kind == "u" else np.int64
-    return array.astype(wide, copy=False).view(np.uint64)
+    return np.atleast_1d(array).astype(wide, copy=False).view(np.uint64)
 
 
 @dataclass(frozen=True)

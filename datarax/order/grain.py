@@ -7,8 +7,6 @@ Grain run had: epoch 1 of seed 5 is epoch 0 of seed 6, and at some lengths it is
 (`num_repeated`).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 
@@ -131,24 +129,21 @@ def _round_keys(seeds: np.ndarray) -> np.ndarray:
 
     The algorithm of [rand.util.seedseq] with one seed word, on vectors of k seeds.
     """
-    size = ROUNDS
-    t = (size - 1) // 2  # the standard's choice for fewer than 7 words
-    p = (size - t) // 2
-    q = p + t
-    b = np.full((size, len(seeds)), 0x8B8B8B8B, np.uint32)
-    for k in range(size):
-        x = b[k % size] ^ b[(k + p) % size] ^ b[(k - 1) % size]
+    # The standard's offsets p = 1 and q = 2 are those for four words.
+    b = np.full((ROUNDS, len(seeds)), 0x8B8B8B8B, np.uint32)
+    for k in range(ROUNDS):
+        x = b[k] ^ b[(k + 1) % ROUNDS] ^ b[k - 1]
         r1 = (x ^ (x >> np.uint32(27))) * np.uint32(1664525)
         # The one word that is given comes second, after how many are given.
         r2 = r1 + np.uint32(max(k, 1)) + (seeds if k == 1 else np.uint32(0))
-        b[(k + p) % size] += r1
-        b[(k + q) % size] += r2
-        b[k % size] = r2
-    for k in range(size, 2 * size):
-        x = b[k % size] + b[(k + p) % size] + b[(k - 1) % size]
+        b[(k + 1) % ROUNDS] += r1
+        b[(k + 2) % ROUNDS] += r2
+        b[k] = r2
+    for k in range(ROUNDS):
+        x = b[k] + b[(k + 1) % ROUNDS] + b[k - 1]
         r3 = (x ^ (x >> np.uint32(27))) * np.uint32(1566083941)
-        r4 = r3 - np.uint32(k % size)
-        b[(k + p) % size] ^= r3
-        b[(k + q) % size] ^= r4
-        b[k % size] = r4
+        r4 = r3 - np.uint32(k)
+        b[(k + 1) % ROUNDS] ^= r3
+        b[(k + 2) % ROUNDS] ^= r4
+        b[k] = r4
     return b

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from datarax.core.config import to_tree
 from datarax.core.errors import ConfigError, InputError
 from datarax.order.grain import num_repeated
 from datarax.order.permutation import Identity, Permutations
@@ -80,8 +81,12 @@ class Order:
         self.source_names = tuple(sources)
         self.source_ids = np.array([id64(name) for name in sources], np.uint64)
         """uint64[k], the `id64` of each source name."""
-        self.num_records = _checked_length(*next(iter(sources.items())))
+        self.num_records = operator.index(*sources.values())
         """Number of records in one epoch."""
+        if not 1 <= self.num_records <= MAX_POSITION:
+            raise InputError(
+                f"source {self.source_names[0]!r} has {self.num_records} records; an order needs 1 to 2^63 - 1"
+            )
         # lru_cache is safe to call from several threads; at worst two of them build the same keys.
         self._kept = functools.lru_cache(maxsize=_EPOCHS_KEPT)(self._build)
 
@@ -182,20 +187,12 @@ class Order:
 
         `version` is a number, and text if this code does not give the keys that its version stands for.
         """
-        config = self.config
-        tree: dict[str, Any] = {
-            "version": self._named_version,
-            "policy": config.policy.value,
-            "sources": dict(zip(self.source_names, [self.num_records], strict=True)),
-        }
-        if config.policy is not OrderPolicy.NONE:
-            tree["seed"] = config.seed
-        if config.policy is OrderPolicy.BLOCK:
-            tree |= {"block_size": config.block_size, "window_blocks": config.window_blocks}
-        if config.grain_style is not None:
-            tree["grain_style"] = config.grain_style.value
-        if config.grain_style is GrainStyle.MAP_DATASET:
-            tree["grain_ops_between"] = config.grain_ops_between or 0
+        sources = dict(zip(self.source_names, [self.num_records], strict=True))
+        tree: dict[str, Any] = to_tree(self.config) | {"version": self._named_version, "sources": sources}
+        if self.config.policy is OrderPolicy.NONE:
+            del tree["seed"]
+        if self.config.grain_style is GrainStyle.MAP_DATASET:
+            tree.setdefault("grain_ops_between", 0)
         return tree
 
     @staticmethod
@@ -261,12 +258,3 @@ def _distinct(epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Positions mostly ascend: then no sort is needed, which would be a good part of the whole cost.
     first = np.concatenate(([0], np.flatnonzero(epoch[1:] != epoch[:-1]) + 1))
     return epoch[first], np.arange(len(first)).repeat(np.diff(first, append=len(epoch)))
-
-
-def _checked_length(name: str, length: int) -> int:
-    length = operator.index(length)
-    if length < 1:
-        raise InputError(f"source {name!r} has {length} records; an order needs at least one")
-    if length > MAX_POSITION:
-        raise InputError(f"source {name!r} has {length} records; at most 2^63 - 1 can be addressed")
-    return length

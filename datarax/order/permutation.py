@@ -5,8 +5,6 @@ larger than n, and cycle walking (apply it again until the value is below n). Kn
 or policies; see `order.py`. A change to what any index maps to needs a new `ORDER_VERSION`.
 """
 
-from __future__ import annotations
-
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -102,12 +100,12 @@ class SortedPermutations(Permutations):
         return self._table.argsort(axis=1).astype(np.uint8)
 
 
-Evaluate = Callable[[np.ndarray, np.ndarray | None, bool], np.ndarray]
-"""(uint64[m], which of the k permutations each lane takes, whether backwards) -> uint64[m]."""
-
-
 def walk_below(
-    n: int, x: np.ndarray, member: np.ndarray | None, inverse: bool, evaluate: Evaluate
+    n: int,
+    x: np.ndarray,
+    member: np.ndarray | None,
+    inverse: bool,
+    evaluate: Callable[[np.ndarray, np.ndarray | None, bool], np.ndarray],
 ) -> np.ndarray:
     """Cycle walking, uint64[m] -> uint64[m]: apply `evaluate`, then again to the lanes that are not below n.
 
@@ -116,7 +114,8 @@ def walk_below(
         x: uint64[m], where each lane starts.
         member: int[m] or None, handed to `evaluate` with the lanes that remain.
         inverse: Handed to `evaluate`.
-        evaluate: Permutations of a domain that holds x; every cycle through x goes below n.
+        evaluate: (lanes uint64[m], member, inverse) -> uint64[m]: permutations of a domain that holds x; every cycle through
+            x goes below n.
     """
     limit = np.uint64(n)
     value = evaluate(x, member, inverse)

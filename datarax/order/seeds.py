@@ -5,8 +5,6 @@ rows. Every value here is part of the order or of the randomness of a row: a cha
 `ORDER_VERSION`.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

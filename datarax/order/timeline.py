@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from datarax.core.config import Checked, Natural, Positive, check_fields
 from datarax.core.errors import ConfigError, InputError, MismatchError
 from datarax.order.digest import key_hashes, key_hashes_of_pass
 from datarax.order.order import Order, RecordKeys
@@ -53,19 +54,18 @@ class Segment:
 
     order: Order
     """Which record stands at which position."""
-    batch_size: int
+    batch_size: Positive
     """Rows of a global batch, over all processes."""
-    first_step: int = 0
+    first_step: Natural = 0
     """The first step of the segment."""
-    first_position: int = 0
+    first_position: Natural = 0
     """The position at which that step begins. Beyond the end of the segment before: what lies between is skipped. Below it:
     the last batch before was padded."""
     excluded: str | None = None
     """SHA-256 of the list of records that are left out; None: none are. There is no way to leave any out yet."""
 
     def __post_init__(self) -> None:
-        for field, low in (("batch_size", 1), ("first_step", 0), ("first_position", 0)):
-            _check_int(field, getattr(self, field), low)
+        check_fields(self)
         if self.excluded is not None:
             raise ConfigError("excluded records are not available yet")
 
@@ -116,21 +116,15 @@ class Timeline:
 
     segments: tuple[Segment, ...]
     """In the order of their steps; the last goes on to the end. Steps before the first are unknown."""
-    num_rows: int | None = None
+    num_rows: Positive | None = None
     """Budget in rows: positions up to num_rows - 1 are delivered. None is endless."""
-    remainder: Remainder = Remainder.DROP
+    remainder: Checked[Remainder] = Remainder.DROP
     """What becomes of rows at the end of the budget that do not fill a batch."""
     lanes: int | None = None
     """Lanes of count-changing stages, which there are none of yet; None: a step is a range of positions."""
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "remainder", Remainder(self.remainder))
-        except ValueError:
-            known = ", ".join(remainder.value for remainder in Remainder)
-            raise ConfigError(f"remainder is {self.remainder!r}; choose one of: {known}") from None
-        if self.num_rows is not None:
-            _check_int("num_rows", self.num_rows, 1)
+        check_fields(self)
         if self.lanes is not None:
             raise ConfigError("lanes are not available yet")
         for before, after in pairwise(self.segments):
@@ -139,16 +133,15 @@ class Timeline:
                     f"a segment from step {after.first_step}, position {after.first_position} cannot follow one from step "
                     f"{before.first_step}, position {before.first_position}"
                 )
-        self._check_budget()
+        if self.num_rows is not None:
+            self._check_budget(self.num_rows)
 
-    def _check_budget(self) -> None:
+    def _check_budget(self, num_rows: int) -> None:
         last = self.last
-        if self.num_rows is None:
-            return
-        rows = self.num_rows - last.first_position
+        rows = num_rows - last.first_position
         if rows < 0:
             raise ConfigError(
-                f"first_position is {last.first_position}, beyond the budget of {self.num_rows} rows"
+                f"first_position is {last.first_position}, beyond the budget of {num_rows} rows"
             )
         if self.remainder is Remainder.ERROR and rows % last.batch_size:
             raise ConfigError(
@@ -157,7 +150,7 @@ class Timeline:
             )
         if self.num_steps == 0:
             raise ConfigError(
-                f"a batch of {last.batch_size} rows is larger than the budget of {self.num_rows} rows, so dropping the "
+                f"a batch of {last.batch_size} rows is larger than the budget of {num_rows} rows, so dropping the "
                 "remainder leaves no step; choose remainder = 'pad' or a smaller batch size"
             )
 
@@ -227,9 +220,8 @@ class Timeline:
             IndexError: if there is no such step or slot, or a step is unknown.
         """
         number = self._number(int(steps[0]))
-        segment, limit = self.segments[number], self._limit(number)
-        if int(steps[-1]) >= self._end(number):
-            self._number(int(steps[-1]))
+        segment = self.segments[number]
+        if self._number(int(steps[-1])) != number:
             raise IndexError(f"step {steps[-1]} is of a later segment than step {steps[0]}")
         slots = np.asarray(slots, np.int64)
         if slots.size and not (slots.min() >= 0 and slots.max() < segment.batch_size):
@@ -238,6 +230,7 @@ class Timeline:
             )
         first = (steps - segment.first_step) * np.int64(segment.batch_size) + np.int64(segment.first_position)
         positions = first[:, np.newaxis] + slots
+        limit = self.num_rows if segment is self.last else self.segments[number + 1].first_position
         if limit is not None:
             # Where a sum passed 2^63 it is negative; the slot lies beyond the budget all the same.
             positions[(positions >= limit) | (positions < 0)] = -1
@@ -291,11 +284,10 @@ class Timeline:
         """
         if not part or not ranges:
             return
-        number = self._number(part.start)
-        segment = self.segments[number]
+        segment = self.segments[self._number(part.start)]
         first = self.position_of(part.start)
-        end, limit = first + len(part) * segment.batch_size, self._limit(number)
-        end = end if limit is None else min(end, limit)
+        # What the next segment begins with may lie beyond, and where a batch was padded it lies before.
+        end = min(first + len(part) * segment.batch_size, self.position_of(part.stop))
         records, length = sum(map(len, ranges)), segment.order.num_records
         epochs = range(first // length, (end - 1) // length + 1)
         if (
@@ -387,17 +379,9 @@ class Timeline:
         """The step after the last of a segment; of an endless one, the step that passes the last position."""
         if number + 1 < len(self.segments):
             return self.segments[number + 1].first_step
-        last = self.last
-        beyond = last.first_step + (MAX_POSITION + 1 - last.first_position) // last.batch_size
-        return beyond if self.num_steps is None else self.num_steps
-
-    def _limit(self, number: int) -> int | None:
-        """The position at which a segment ends; slots from there on are padding."""
-        if number + 1 == len(self.segments):
-            return self.num_rows
-        segment, after = self.segments[number], self.segments[number + 1]
-        end = segment.first_position + (after.first_step - segment.first_step) * segment.batch_size
-        return min(end, after.first_position)
+        if self.num_steps is not None:
+            return self.num_steps
+        return self.last.first_step + (MAX_POSITION + 1 - self.last.first_position) // self.last.batch_size
 
 
 def _after_padded_batches(
@@ -444,8 +428,3 @@ def _find_by_inverse(
             some = positions[start : start + _SEARCH_ROWS]
             batch, slot = np.divmod(some - segment.first_position, segment.batch_size)
             yield Rows(segment, batch + segment.first_step, slot, some, order.keys(some))
-
-
-def _check_int(field: str, value: object, low: int) -> None:
-    if type(value) is not int or not low <= value <= MAX_POSITION:
-        raise ConfigError(f"{field} is {value!r}; give an int from {low} to 2^63 - 1")

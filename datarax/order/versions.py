@@ -8,17 +8,15 @@ order asks once, for what it uses, in about a millisecond. Golden files pin far 
 package, so that a restore can name a changed algorithm. Knows nothing of positions; `order.py` asks it.
 """
 
-from __future__ import annotations
-
 import enum
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 
-from datarax.core.config import Checked, Natural, Positive, check_fields
+from datarax.core.config import Checked, Limit, Natural, Positive, check_fields
 from datarax.core.errors import ConfigError
 from datarax.core.tree import digest
 from datarax.order.digest import DIGEST_VERSION, key_hashes, row_hashes
@@ -74,7 +72,9 @@ class OrderConfig:
     """Blocks whose records are mixed with each other; needed for, and only for, the block policy."""
     grain_style: Checked[GrainStyle | None] = None
     """How the Grain run got its seed; needed for, and only for, the grain policy."""
-    grain_ops_between: Natural | None = None
+    grain_ops_between: (
+        Annotated[int, Limit(lambda count: 0 <= count < 2**31, "from 0 to 2^31 - 1")] | None
+    ) = None
     """Operations between `seed` and `shuffle` of the Grain pipeline (None: 0); only for `map_dataset`."""
     version: int = ORDER_VERSION
     """Which algorithms: every version that ever was can be asked for, so that a run keeps the one it was begun with."""
@@ -105,10 +105,6 @@ class OrderConfig:
         if self.grain_style is GrainStyle.INDEX_SAMPLER and self.seed >= 2**32:
             raise ConfigError(
                 f"seed of the order must be below 2^32 for Grain's IndexSampler, got {self.seed}"
-            )
-        if (self.grain_ops_between or 0) >= 2**31:
-            raise ConfigError(
-                f"grain_ops_between of the order must be below 2^31, got {self.grain_ops_between}"
             )
 
 
@@ -230,22 +226,23 @@ def shortened(ask: Callable[[], Any]) -> str:
         return type(error).__name__
 
 
-_ROLES = {
-    "digest": ("the digest", "the digests of all steps differ, whatever was delivered"),
-    "row seeds": ("the seeding of rows", "random transforms draw other numbers"),
+_CHANGED_ORDER = (
+    "the {name} order of this code does not do what version {version} says: "
+    "other records come at the same positions"
+)
+_CHANGED = {
+    "digest": "the digest of this code does not do what version {version} says: "
+    "the digests of all steps differ, whatever was delivered",
+    "row seeds": "the seeding of rows of this code does not do what version {version} says: "
+    "random transforms draw other numbers",
 }
 
 
 def changed_algorithms() -> list[str]:
     """A sentence for each algorithm of this package that does not do what its version says; [] if all is well."""
-    said = []
-    for name in KNOWN:
-        version = DIGEST_VERSION if name == "digest" else ORDER_VERSION
-        order = f"the {name} order", "other records come at the same positions"
-        what, consequence = _ROLES.get(name, order)
-        if deviation(name, version) is not None:
-            said.append(f"{what} of this code does not do what version {version} says: {consequence}")
-    return said
+    newest = dict.fromkeys(KNOWN, ORDER_VERSION) | {"digest": DIGEST_VERSION}
+    changed = [name for name, version in newest.items() if deviation(name, version) is not None]
+    return [_CHANGED.get(name, _CHANGED_ORDER).format(name=name, version=newest[name]) for name in changed]
 
 
 def _keys(name: str, version: int) -> list[Any]:

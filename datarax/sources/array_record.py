@@ -5,12 +5,9 @@ With a manifest beside the files, counts come from it and no file is opened befo
 """
 
 import contextlib
-import dataclasses
-import fnmatch
-import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -23,16 +20,15 @@ from datarax.sources.build import BuildTable, build_if_missing
 from datarax.sources.files import (
     SourceFile,
     file_stats,
-    find_files,
     listed,
     relative_names,
     with_first_indices,
 )
 from datarax.sources.manifest import (
     MANIFEST_NAME,
-    SIDE_FILES,
     Manifest,
     RecordedFile,
+    find_data_files,
     load_manifest,
     load_record_hashes,
 )
@@ -75,7 +71,7 @@ class ArrayRecordConfig(SourceConfig):
         """With absolute paths."""
         files = [self.files] if isinstance(self.files, str) else self.files
         absolute = tuple(local_path(each, "files") for each in files)
-        return dataclasses.replace(
+        return replace(
             self,
             files=absolute[0] if isinstance(self.files, str) else absolute,
             build=self.build and self.build.resolved(),
@@ -92,11 +88,7 @@ class ArrayRecordConfig(SourceConfig):
 
     def list_files(self) -> Sequence[SourceFile]:
         """The files, by the manifest alone where there is one."""
-        files = expected_files(self.files) if os.path.isdir(str(self.files)) else None
-        if files is None:
-            return super().list_files()
-        _, names = relative_names([file.name for file in files])
-        return tuple(dataclasses.replace(f, name=name) for name, f in zip(names, files, strict=True))
+        return _find_dataset(self.files)[1]
 
 
 class ArrayRecordSource(DataSource):
@@ -125,10 +117,13 @@ class ArrayRecordSource(DataSource):
                 f"the data {config.files} are not built yet; `datarax run` with this config builds them, or `datarax build`"
             )
         records = ArrayRecordRecords(*_find_dataset(config.files), config.max_open_files)
-        if len(records) == 0:
-            raise InputError(
-                f"source {self.name!r} is empty: its {len(records.files())} files in {records.base} hold 0 records"
-            )
+        stamp = records.content_stamp()
+        for file in records.files():
+            if stamp[file.name][0] != file.size:
+                raise InputError(
+                    f"{os.path.join(records.base, file.name)} has {stamp[file.name][0]} bytes, its manifest says "
+                    f"{file.size}: the file is truncated or was replaced; restore it, or build the dataset again"
+                )
         self._open(records)
 
     @property
@@ -143,7 +138,7 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
     Args:
         base: the directory that the names of the files are relative to.
         files: the files.
-        recorded: what a manifest says of each of them; () without one.
+        recorded: what a manifest says of each of them, by its name; {} without one.
         max_open_files: files kept open between reads.
     """
 
@@ -153,11 +148,12 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
         self,
         base: str,
         files: Sequence[SourceFile],
-        recorded: Sequence[RecordedFile],
+        recorded: Mapping[str, RecordedFile],
         max_open_files: int,
     ) -> None:
         self._made_from = base, files, recorded, max_open_files
         self.base, self._listed, self._recorded = base, files, recorded
+        self.empty = f"its {len(files)} files in {base} hold 0 records"
         self.content_recorded = bool(recorded)
         paths = [os.path.join(base, file.name) for file in files]
         super().__init__(paths, [file.num_records for file in files], max_open_files=max_open_files)
@@ -167,9 +163,8 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
     def outline(self) -> dict[str, Any]:
         """Number of files, their names and sizes, and the manifest's digest; opens no file."""
-        content = self.content_fingerprint()
-        sha256 = None if content is None else content["sha256"]
-        return {"num_files": len(self._listed), "files": listed(self._listed), "content": sha256}
+        content = self.content_fingerprint() or {"sha256": None}
+        return {"num_files": len(self._listed), "files": listed(self._listed), "content": content["sha256"]}
 
     def sample(self) -> str:
         """Of at most 16 records, from files all over."""
@@ -187,10 +182,9 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
     def content_fingerprint(self) -> dict[str, Any] | None:
         """SHA-256 of the manifest's facts about the files (not about others that it may list); None without one."""
-        known = zip(self._listed, self._recorded, strict=False)
-        entries = tuple(dataclasses.replace(each.entry, name=file.name) for file, each in known)
-        sha256 = Manifest(entries, "").content_digest()
-        return {"num_records": len(self), "sha256": sha256} if entries else None
+        entries = tuple(replace(each.entry, name=name) for name, each in self._recorded.items())
+        known = {"num_records": len(self), "sha256": Manifest(entries, "").content_digest()}
+        return known if entries else None
 
     def content_stamp(self) -> dict[str, Any]:
         """Size and time of each file."""
@@ -202,10 +196,10 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
         If all are checked, so are the side files with those hashes: they must be good on the day they are needed.
         """
-        known = zip(self._listed, self._recorded, strict=False)
-        checked = [each.problem() for file, each in known if names is None or file.name in names]
+        recorded = self._recorded.items()
+        checked = [each.problem() for name, each in recorded if names is None or name in names]
         if names is None:
-            for directory, manifest in {each.directory: each.manifest for each in self._recorded}.items():
+            for directory, manifest in {each.directory: each.manifest for _, each in recorded}.items():
                 try:
                     load_record_hashes(manifest, directory)
                 except InputError as error:
@@ -215,35 +209,29 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:
         """Compares these records with the hashes beside the manifest."""
         wanted, found = np.unique(indices), dict[int, str]()
-        for file, recorded in zip(self._listed, self._recorded, strict=False):
-            first = file.first_index
-            start, stop = np.searchsorted(wanted, [first, first + file.num_records])
-            if start == stop:
-                continue
+        file_of = np.searchsorted(self._ends, wanted, side="right")
+        for number in np.unique(file_of) if self._recorded else ():
+            file = self._listed[number]
+            positions = wanted[file_of == number] - file.first_index
             with contextlib.suppress(InputError):  # the hashes are damaged, which `check_content` says
-                for position, what in recorded.changed((wanted[start:stop] - first).tolist()):
-                    found[first + position] = f"{file.name}: {what}"
+                for position, what in self._recorded[file.name].changed(positions.tolist()):
+                    found[file.first_index + position] = f"{file.name}: {what}"
         return found
 
 
 def _find_dataset(
     patterns: str | Sequence[str],
-) -> tuple[str, tuple[SourceFile, ...], list[RecordedFile]]:
+) -> tuple[str, tuple[SourceFile, ...], dict[str, RecordedFile]]:
     """Of the files that a config names: their base directory, they in the order of their names, what is recorded."""
-    paths = find_files(
-        patterns, what="ArrayRecord file", expand_directory=_files_of_directory, ignored_in_globs=SIDE_FILES
-    )
+    paths = find_data_files(patterns)
     base, names = relative_names(paths)
-    sizes = [stat.st_size for stat in file_stats(paths, "ArrayRecord file")]
     recorded = _recorded(base, paths)
-    for size, each in zip(sizes, recorded, strict=False):
-        if size != each.entry.size:
-            raise InputError(
-                f"{each.path} has {size} bytes, its manifest says {each.entry.size}: the file is truncated or was "
-                f"replaced; restore it, or build the dataset again"
-            )
     counts = [each.entry.num_records for each in recorded] or count_records(paths)
-    return base, with_first_indices(list(zip(names, counts, sizes, strict=True))), recorded
+    sizes = [each.entry.size for each in recorded] or [
+        each.st_size for each in file_stats(paths, "ArrayRecord file")
+    ]
+    files = with_first_indices(list(zip(names, counts, sizes, strict=True)))
+    return base, files, dict(zip(names, recorded, strict=False))
 
 
 def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
@@ -252,10 +240,10 @@ def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
     Raises:
         InputError: if a manifest does not list a file beside it, or only some of the files have a manifest.
     """
-    common = load_manifest(base)
-    homes = [os.path.dirname(path) if common is None else base for path in paths]
-    manifests = {home: load_manifest(home) if common is None else common for home in dict.fromkeys(homes)}
-    without = sorted(home for home, manifest in manifests.items() if manifest is None)
+    is_common = os.path.exists(os.path.join(base, MANIFEST_NAME))
+    homes = [base] if is_common else map(os.path.dirname, paths)
+    manifests = {home: load_manifest(home) for home in sorted(set(homes))}
+    without = [home for home, manifest in manifests.items() if manifest is None]
     if len(without) == len(manifests):
         return []
     if without:
@@ -263,76 +251,15 @@ def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
             f"some of the files have a manifest, but those in {without[0]} have none; record them with write_manifest"
         )
     known = {
-        RecordedFile(home, manifest, each).path: RecordedFile(home, manifest, each)
+        os.path.join(home, entry.name): RecordedFile(home, manifest, entry)
         for home, manifest in manifests.items()
         if manifest is not None
-        for each in manifest.files
+        for entry in manifest.files
     }
-    for home, path in zip(homes, paths, strict=True):
+    for path in paths:
         if path not in known:
             raise InputError(
-                f"{os.path.join(home, MANIFEST_NAME)} does not list {os.path.relpath(path, home)}; it belongs to other "
-                f"files: write a new manifest that lists all of them, or move the file elsewhere"
+                f"in {base} the {MANIFEST_NAME} does not list {os.path.relpath(path, base)}; it belongs to other files: "
+                f"write a new manifest that lists all of them, or move the file elsewhere"
             )
     return [known[path] for path in paths]
-
-
-def _files_of_directory(directory: str) -> list[str]:
-    manifest = load_manifest(directory)
-    if manifest is None:
-        raise InputError(
-            f"directory {directory} holds no {MANIFEST_NAME}; name its files with a glob ({directory}/*.array_record), "
-            f"or record them with write_manifest"
-        )
-    return [os.path.join(directory, entry.name) for entry in manifest.files]
-
-
-# Files that cannot be opened, because one is gone
-
-
-def expected_files(
-    files: str | Sequence[str], identity: Mapping[str, Any] | None = None
-) -> Sequence[SourceFile] | None:
-    """The files of a dataset in the order of their records, as a manifest or else an identity lists them.
-
-    Whether they are there, and as large, is for the caller to look.
-
-    Args:
-        files: what a config says: one directory, paths, or globs.
-        identity: of the source, as a snapshot recorded it.
-
-    Returns:
-        The files, by absolute paths; None if nothing lists them.
-
-    Raises:
-        InputError: if there is a manifest that cannot be read.
-    """
-    patterns = [os.path.abspath(each) for each in ([files] if isinstance(files, str) else files)]
-    if isinstance(files, str) and os.path.isdir(files):
-        base, patterns = patterns[0], [os.path.join(glob.escape(patterns[0]), "**", "*")]
-    else:
-        base, _ = relative_names(patterns)
-        while glob.has_magic(base):
-            base = os.path.dirname(base)
-    manifest = load_manifest(base)
-    if manifest is not None:
-        entries: Any = manifest.tree()["files"]
-    else:
-        entries = (identity or {}).get("files")
-    if not isinstance(entries, list):
-        return None
-    facts = [(os.path.join(base, each["name"]), each["num_records"], each["size"]) for each in entries]
-    # A manifest may list more than a config names.
-    parts = [pattern.split("/") for pattern in patterns]
-    return with_first_indices(
-        [each for each in facts if each[0] in patterns or any(_matches(each[0].split("/"), p) for p in parts)]
-    )
-
-
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """As `glob` with `recursive=True`, for files that need not be there."""
-    if not pattern or not parts:
-        return not pattern and not parts
-    if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
-    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

@@ -4,8 +4,6 @@ The only file that calls the ArrayRecord library, which is slow to import: only 
 modules, manifests or fingerprints.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -14,14 +12,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from datarax.core.errors import InputError, ReadError
-
-if TYPE_CHECKING:
-    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 # For random access the library advises no read-ahead; its default buffer of 1 MiB costs 30 us per record, 8 KiB 5 us.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -36,14 +31,14 @@ _LIST_READ_SECONDS_PER_RECORD = 8e-6
 _NUM_PROBES = 8
 
 
-def open_writer(path: str, *, group_size: int, compression: str) -> ArrayRecordWriter:
+def open_writer(path: str, *, group_size: int, compression: str) -> Any:
     """A writer whose bytes depend on the records alone (one thread, no time in the header)."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     return ArrayRecordWriter(path, f"group_size:{group_size},{compression}")
 
 
-def open_reader(path: str) -> ArrayRecordReader:
+def open_reader(path: str) -> Any:
     """Opens a file and checks that its index is whole. A read moves the reader: one thread has it at a time.
 
     Raises:
@@ -100,7 +95,7 @@ class ArrayRecordFiles:
         self._ends = np.cumsum(counts, dtype=np.int64)  # int64[num_files]
         self._max_open_files = max_open_files
         # The least recently used file first.
-        self._pool: OrderedDict[int, list[ArrayRecordReader]] = OrderedDict()
+        self._pool: OrderedDict[int, list[Any]] = OrderedDict()
         self.num_open_files = 0
         self._lock = threading.Lock()
 
@@ -158,7 +153,7 @@ class ArrayRecordFiles:
         return records
 
 
-def _read_sorted(reader: ArrayRecordReader, positions: list[int]) -> list[bytes]:
+def _read_sorted(reader: Any, positions: list[int]) -> list[bytes]:
     """Records at ascending different positions, by whichever way the first few show to be the faster."""
     start = time.perf_counter()
     records = _read_one_by_one(reader, positions[:_NUM_PROBES])
@@ -178,7 +173,7 @@ def list_read_pays(seconds_per_record: float, num_records: int, num_chunks: int)
     return seconds_per_record * num_records > 2 * list_read
 
 
-def _read_one_by_one(reader: ArrayRecordReader, positions: list[int]) -> list[bytes]:
+def _read_one_by_one(reader: Any, positions: list[int]) -> list[bytes]:
     records = []
     for last, position in itertools.pairwise([-2, *positions]):
         if position != last + 1:  # within a run the reader is already there

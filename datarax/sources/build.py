@@ -6,8 +6,8 @@ builder left is removed by the next one that holds it. Read next: `build_inputs.
 """
 
 import contextlib
-import dataclasses
 import errno
+import functools
 import glob
 import itertools
 import os
@@ -16,7 +16,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypeAlias
 
 from datarax.core.config import Checked, Positive, check_fields
@@ -96,7 +96,7 @@ class BuildTable:
         """With absolute paths."""
         inputs = [self.inputs] if isinstance(self.inputs, str) else self.inputs
         absolute = [each if each == PYTHON_STDLIB else local_path(each, "inputs") for each in inputs]
-        return dataclasses.replace(self, inputs=tuple(absolute))
+        return replace(self, inputs=tuple(absolute))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +177,14 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
             if _is_finished(output):
                 return _reuse(config, output, files, report)
             return _build(config, output, files, report, directory)
-    except ReadError as error:
+    except (
+        RuntimeError,
+        ReadError,
+    ) as error:  # the library that writes says RuntimeError, whatever the cause
         raise BuildError(f"dataset {output} could not be written: {error}") from error
-    except DataraxError:
-        raise
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
+            return _reuse(config, output, files, report)  # a process on another machine was faster
         message = f"dataset {output} cannot be written: {error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise BuildError(f"{message}; nothing of it is left, make room and build again") from error
@@ -195,20 +198,13 @@ def build_if_missing(table: BuildTable, output: str, say: Callable[[str], None])
         InputError: see `build_dataset`.
         BuildError: see `build_dataset`.
     """
-    config = BuildConfig(output=output, **{f.name: getattr(table, f.name) for f in dataclasses.fields(table)})
+    config = BuildConfig(output=output, **vars(table))
     there = load_manifest(output) if os.path.isdir(output) else None
-    if there is not None and there.build is not None:
-        recorded = {**there.build, "inputs": None}
-        if not differences(recorded, {**config.identity("", 0), "inputs": None}):
-            return
-    stages: set[str] = set()
-
-    def report(progress: BuildProgress) -> None:
-        if progress.stage not in stages:
-            stages.add(progress.stage)
-            say(f"building {output}: {progress.stage}")
-
-    result = build_dataset(config, progress=report)
+    settings = {**config.identity("", 0), "inputs": None}
+    if there is not None and not differences({**(there.build or {}), "inputs": None}, settings):
+        return
+    say_once = functools.cache(say)
+    result = build_dataset(config, progress=lambda now: say_once(f"building {output}: {now.stage}"))
     if not result.reused:
         say(f"built {result.manifest.num_records:,} records in {output}")
 
@@ -243,28 +239,22 @@ def _build(
     identity = config.identity(inputs_digest(files), len(files))
     leftovers = Counter[str]()
     names, num_records = _write_shards(config, files, leftovers, directory, report)
-    if leftovers["dropped_bytes"] and not names:
-        raise InputError(
-            f"the inputs ({len(files)} files) hold {leftovers['dropped_bytes']} bytes, less than one record of "
-            f"record_bytes = {config.record_bytes}"
-        )
     if not names:
-        first = next(iter(files.values()))
-        raise InputError(f"the inputs ({len(files)} files, the first is {first}) hold no record")
+        dropped = leftovers["dropped_bytes"]
+        held = f"{dropped} bytes, less than one record of record_bytes = {config.record_bytes}"
+        raise InputError(
+            f"the inputs ({len(files)} files, the first is {next(iter(files.values()))}) hold "
+            f"{held if dropped else 'no record'}"
+        )
     if inputs_stamp(files) != stamp:
         raise InputError("the input files changed while they were read; build again")
     manifest, hashes = inventory(directory, names, identity)
     if manifest.num_records != num_records:
-        raise BuildError(f"dataset {output} could not be written: it holds {manifest.num_records} records")
+        raise ReadError(f"it holds {manifest.num_records} records, {num_records} were written")
     _stamp(directory, stamp)
     write_inventory(directory, manifest, hashes)
     sync(directory)
-    try:
-        os.rename(directory, output)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
-            return _reuse(config, output, files, report)  # a process on another machine was faster
-        raise
+    os.rename(directory, output)
     sync(os.path.dirname(output))
     return BuildResult(output, manifest, reused=False, **leftovers)
 
@@ -272,12 +262,13 @@ def _build(
 def _records(config: BuildConfig, files: Mapping[str, str], leftovers: Counter[str]) -> Iterator[bytes]:
     if config.kind is InputKind.JSONL:
         return jsonl_records(files, leftovers)
-    skip_undecodable = is_standard_library(config.inputs)
-    return text_records(files, config.record_bytes, leftovers, skip_undecodable=skip_undecodable)
+    return text_records(
+        files, config.record_bytes, leftovers, skip_undecodable=is_standard_library(config.inputs)
+    )
 
 
 def _shard_lengths(config: BuildConfig, files: Mapping[str, str]) -> Iterator[int | None]:
-    """Number of records in each shard; None: all that are left."""
+    """Number of records in each shard; None: all that are left, so that the inputs are always read to their end."""
     if config.records_per_shard is not None:
         return itertools.repeat(config.records_per_shard)
     if config.num_shards is None:
@@ -286,7 +277,7 @@ def _shard_lengths(config: BuildConfig, files: Mapping[str, str]) -> Iterator[in
     if 0 < total < config.num_shards:
         raise InputError(f"{total} records cannot fill num_shards = {config.num_shards} files; ask for fewer")
     each, more = divmod(total, config.num_shards)
-    return iter([each + (i < more) for i in range(config.num_shards)])
+    return iter([*(each + (i < more) for i in range(config.num_shards - 1)), None])
 
 
 def _write_shards(
@@ -310,23 +301,17 @@ def _write_shards(
             )
         names.append(f"records-{len(names):06d}.array_record")
         path = os.path.join(directory, names[-1])
-        try:
-            shard = open_writer(path, group_size=config.group_size, compression=config.compression)
-            rest = itertools.islice(records, None if length is None else length - 1)
-            for record in itertools.chain([first], rest):
-                shard.write(record)
-                num_records += 1
-                num_bytes += len(record)
-                if num_records % _TOLD_EVERY_RECORDS == 0:
-                    report(BuildProgress("writing", num_records, num_bytes))
-            shard.close()
-            sync(path)
-        except RuntimeError as error:  # the library's own error, which holds the cause as text
-            raise BuildError(f"dataset file {path} could not be written: {error}") from error
+        shard = open_writer(path, group_size=config.group_size, compression=config.compression)
+        rest = itertools.islice(records, None if length is None else length - 1)
+        for record in itertools.chain([first], rest):
+            shard.write(record)
+            num_records += 1
+            num_bytes += len(record)
+            if num_records % _TOLD_EVERY_RECORDS == 0:
+                report(BuildProgress("writing", num_records, num_bytes))
+        shard.close()
+        sync(path)
     report(BuildProgress("writing", num_records, num_bytes))
-    # Drawn to the end, where what is left over is known.
-    if next(records, None) is not None:
-        raise InputError("the input files changed while they were read; build again")
     return names, num_records
 
 

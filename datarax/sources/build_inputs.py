@@ -44,9 +44,12 @@ def find_inputs(inputs: str | Sequence[str]) -> dict[str, str]:
     """
     if is_standard_library(inputs):
         base = sysconfig.get_path("stdlib")
-        sources = (path for path in _files_below(base) if path.endswith(".py") and os.path.isfile(path))
         paths = sorted(
-            path for path in sources if not _NOT_OURS & set(os.path.relpath(path, base).split(os.sep))
+            path
+            for path in _files_below(base)
+            if path.endswith(".py")
+            and os.path.isfile(path)
+            and not _NOT_OURS & set(os.path.relpath(path, base).split(os.sep))
         )
         if not paths:
             raise InputError(f"the standard library at {base} holds no source files; name other inputs")
@@ -123,7 +126,7 @@ def jsonl_records(files: Mapping[str, str], leftovers: Counter[str]) -> Iterator
     """
     for path in files.values():
         with open_input(path) as lines:
-            number = 0
+            leftovers["skipped_files"] += not lines.peek(1)
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     raise InputError(
@@ -138,7 +141,6 @@ def jsonl_records(files: Mapping[str, str], leftovers: Counter[str]) -> Iterator
                 except (ValueError, RecursionError) as error:
                     raise InputError(f"{path}:{number} is not valid JSON: {error}") from error
                 yield record
-            leftovers["skipped_files"] += number == 0
 
 
 def open_input(path: str) -> io.BufferedReader:

@@ -74,19 +74,18 @@ def find_files(
     found: dict[str, str] = {}
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
         path = local_path(pattern, what)
-        if os.path.isdir(path):
-            files = expand_directory(path)
+        if os.path.lexists(path):
+            files = expand_directory(path) if os.path.isdir(path) else [path]
         else:
-            files = [path] if os.path.lexists(path) else glob.glob(path, recursive=True)
             files = [
-                f
-                for f in files
-                if f == path or not (os.path.isdir(f) or os.path.basename(f) in ignored_in_globs)
+                each
+                for each in glob.glob(path, recursive=True)
+                if not (os.path.isdir(each) or os.path.basename(each) in ignored_in_globs)
             ]
-            if not files:
-                raise InputError(
-                    f"no {what} matches {path}" if glob.has_magic(path) else f"{what} {path} does not exist"
-                )
+        if not files:
+            raise InputError(
+                f"no {what} matches {path}" if glob.has_magic(path) else f"{what} {path} does not exist"
+            )
         for file in files:
             if file in found:
                 raise InputError(f"{what} {file} is named twice, by {found[file]!r} and by {str(pattern)!r}")

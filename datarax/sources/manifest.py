@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,7 @@ def load_manifest(directory: str) -> Manifest | None:
     """
     path = os.path.join(directory, MANIFEST_NAME)
     try:
-        with open(path, "rb") as file:
-            tree = json.load(file)
+        tree = json.loads(Path(path).read_bytes())
         if not isinstance(tree, dict):
             raise ValueError("it holds no JSON object")
         reader = reader_of(tree.get("format"), _READERS)
@@ -146,8 +146,7 @@ def load_record_hashes(manifest: Manifest, directory: str) -> np.ndarray:
     """
     path = os.path.join(directory, RECORD_HASHES_NAME)
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"record hashes {path} cannot be read: {error.strerror}") from error
     found = hashlib.sha256(data).hexdigest()
@@ -180,19 +179,19 @@ class RecordedFile:
                 return f"{self.path} has {size} bytes, the manifest says {self.entry.size}"
             if file_sha256(self.path) == self.entry.sha256:
                 return None
-        except OSError as error:
-            return f"{self.path} cannot be read: {error.strerror or error}"
-        try:
             num_records = open_reader(self.path).num_records()
             changed = [f"it has {num_records} records, the manifest says {self.entry.num_records}"]
             if num_records == self.entry.num_records:
                 changed = [what for _, what in self.changed(range(num_records))]
         except (InputError, ReadError) as error:
             changed = [str(error)]
+        except OSError as error:
+            return f"{self.path} cannot be read: {error.strerror or error}"
         more = [f"and {len(changed) - _NUM_NAMED_RECORDS} more"] if len(changed) > _NUM_NAMED_RECORDS else []
-        what = ", ".join([*changed[:_NUM_NAMED_RECORDS], *more])
-        what = what or "every record is unchanged, what differs is beside the records"
-        return f"{self.path} is not what the manifest says (SHA-256 differs); {what}"
+        named = changed[:_NUM_NAMED_RECORDS] or [
+            "every record is unchanged, what differs is beside the records"
+        ]
+        return f"{self.path} is not what the manifest says (SHA-256 differs); {', '.join([*named, *more])}"
 
     def changed(self, positions: Iterable[int]) -> Iterator[tuple[int, str]]:
         """The positions in the file at which a record is not what its hash says, each with a sentence that says so.
@@ -224,32 +223,41 @@ def write_manifest(files: str | Sequence[str]) -> Manifest:
     Raises:
         InputError: if a file cannot be read, or the directory has a manifest that says something else.
     """
-    paths = find_files(
-        files, what="ArrayRecord file", expand_directory=_refuse_directory, ignored_in_globs=SIDE_FILES
-    )
-    base, names = relative_names(paths)
+    base, names = relative_names(find_data_files(files))
     there = load_manifest(base)
     try:
         manifest, hashes = inventory(base, names)
         if there is None:
             write_inventory(base, manifest, hashes)
-            return manifest
-    except ReadError as error:
-        raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"the manifest of {base} cannot be written: {error}") from error
-    if there.files != manifest.files:
+    if there is not None and there.files != manifest.files:
         raise InputError(
             f"{os.path.join(base, MANIFEST_NAME)} records something else than these files; remove it if it is out of "
             f"date"
         )
-    return there
+    return manifest if there is None else there
 
 
-def _refuse_directory(directory: str) -> list[str]:
-    raise InputError(
-        f"{directory} is a directory; name its ArrayRecord files, for example {directory}/*.array_record"
+def find_data_files(patterns: str | Sequence[str]) -> list[str]:
+    """Absolute paths of the ArrayRecord files that paths, globs and directories with a manifest name, sorted.
+
+    Raises:
+        InputError: see `find_files`; also if a directory has no manifest, which says what in it is data.
+    """
+    return find_files(
+        patterns, what="ArrayRecord file", expand_directory=_files_of_directory, ignored_in_globs=SIDE_FILES
     )
+
+
+def _files_of_directory(directory: str) -> list[str]:
+    manifest = load_manifest(directory)
+    if manifest is None:
+        raise InputError(
+            f"directory {directory} holds no {MANIFEST_NAME}; name its files with a glob ({directory}/*.array_record), "
+            f"or record them with write_manifest"
+        )
+    return [os.path.join(directory, entry.name) for entry in manifest.files]
 
 
 def inventory(

@@ -7,7 +7,7 @@ Hugging Face and TFDS data sets, PyTorch map-style datasets, Grain's own `MapDat
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from flax import nnx
 from datarax.core.config import Text, load_attribute
 from datarax.core.errors import InputError
 from datarax.core.tree import dtype_name, hash_tree
-from datarax.sources.records import Records, records_digest, sample_positions
+from datarax.sources.records import Records, one_length, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 
 # Up to here the quick fingerprint hashes every byte (some 20 ms), so that no change at all escapes it.
@@ -100,11 +100,7 @@ class MemoryRecords(Records):
         self._columns = [(name, _column(name, leaf)) for name, (_, leaf) in zip(names, leaves, strict=True)]
         if not self._columns:
             raise InputError("the data holds no arrays; give a PyTree of arrays, or a list of records")
-        if len({len(column) for _, column in self._columns}) > 1:
-            lengths = ", ".join(f"{name}: {len(column)}" for name, column in self._columns)
-            raise InputError(
-                f"the arrays have different numbers of records: {lengths}; row i of each is record i"
-            )
+        one_length({name: len(column) for name, column in self._columns})
         self.data = jax.tree.unflatten(self._structure, [column for _, column in self._columns])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -169,14 +165,6 @@ def _column(name: str, leaf: Any) -> np.ndarray:
 # Of Grain's protocol
 
 
-@runtime_checkable
-class ReadsBatches(Protocol):
-    """What an object offers that answers a list of indices at once (Hugging Face, PyTorch, ArrayRecord)."""
-
-    def __getitems__(self, indices: Sequence[int], /) -> Sequence[Any]:
-        """The records at `indices`, in their order."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class GrainConfig(SourceConfig):
     """Settings of a `GrainSource`.
@@ -233,17 +221,15 @@ class GrainRecords(Records):
     kind = "grain"
 
     def __init__(self, data: Any, version: str | None, name: str) -> None:
-        import grain  # here, because it is slow to import and other kinds have no use for it
-
-        if isinstance(data, type) or not isinstance(data, grain.sources.RandomAccessDataSource):
+        # What `isinstance` of Grain's protocol asks, without Grain, which is slow to import.
+        if not all(hasattr(type(data), each) for each in ("__len__", "__getitem__")):
             raise TypeError(
                 f"the data of source {name!r} is a {type(data).__name__}, which has no len() and [index]; give an "
                 f"object that meets Grain's RandomAccessDataSource protocol"
             )
         self.data = data
         self._version, self._name, self._length = version, name, len(data)
-        if self._length == 0:
-            raise InputError(f"source {name!r} is empty: its {type(data).__name__} has 0 records")
+        self.empty = f"its {type(data).__name__} has 0 records"
 
     def __len__(self) -> int:
         return self._length
@@ -251,7 +237,7 @@ class GrainRecords(Records):
     def read(self, indices: np.ndarray) -> list[Any]:
         """One call for all records where the object can, else one for each."""
         wanted = indices.tolist()
-        if not isinstance(self.data, ReadsBatches):
+        if not hasattr(self.data, "__getitems__"):  # Hugging Face, PyTorch and ArrayRecord have it
             return [self.data[i] for i in wanted]
         if not wanted:
             return []  # some implementations fail on an empty list

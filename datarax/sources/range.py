@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.config import Limit
-from datarax.core.errors import ConfigError, InputError
+from datarax.core.errors import ConfigError
 from datarax.sources.records import Records
 from datarax.sources.source import DataSource, SourceConfig
 
@@ -57,8 +57,7 @@ class RangeSource(DataSource):
     """
 
     def __init__(self, config: RangeConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None) -> None:
-        super().__init__(config, rngs=rngs, name=name)
-        self._open(RangeRecords(range(config.start, config.stop, config.step), self.name))
+        super().__init__(config, RangeRecords(config), rngs=rngs, name=name)
 
 
 class RangeRecords(Records):
@@ -68,10 +67,9 @@ class RangeRecords(Records):
     columnar = True
     num_sampled = 0
 
-    def __init__(self, numbers: range, name: str) -> None:
-        if len(numbers) == 0:
-            raise InputError(f"source {name!r} is empty: {numbers} holds no integer")
-        self._numbers = numbers
+    def __init__(self, config: RangeConfig) -> None:
+        self._numbers = range(config.start, config.stop, config.step)
+        self.empty = f"{self._numbers} holds no integer"
 
     def __len__(self) -> int:
         return len(self._numbers)

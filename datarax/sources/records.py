@@ -6,11 +6,12 @@ next: `range.py`, the smallest kind, and `source.py`.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from datarax.core.errors import InputError
 from datarax.core.tree import hash_tree
 from datarax.sources.files import SourceFile
 
@@ -32,6 +33,9 @@ class Records:
     """True: `read` gives a PyTree of arrays [n, ...]. False: it gives a list of n records."""
     num_sampled: int = 16
     """How many records the quick fingerprint reads; 0: none, because the outline says what is in them."""
+
+    empty: str = "it has 0 records"
+    """Said of a source that is refused because it has no record."""
 
     content_recorded: bool = False
     """Whether something was recorded that `check_content` can hold the data against."""
@@ -84,6 +88,18 @@ class Records:
 
     def close(self) -> None:
         """Frees what is open; no read follows."""
+
+
+def one_length(lengths: Mapping[str, int]) -> int:
+    """The number of records that arrays have in common.
+
+    Raises:
+        InputError: naming them, if it is not the same in all.
+    """
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise InputError(f"the arrays have different numbers of records: {listed}; row i of each is record i")
+    return next(iter(lengths.values()))
 
 
 def sample_positions(length: int, count: int) -> list[int]:

@@ -114,7 +114,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
 
     def _open(self, records: Records) -> None:
         if len(records) == 0:
-            raise InputError(f"source {self.name!r} is empty: it has 0 records")
+            raise InputError(f"source {self.name!r} is empty: {records.empty}")
         self._runtime = records
         self.columnar = records.columnar
 
@@ -150,12 +150,11 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Raises:
             InputError: if a record that it samples cannot be read or hashed.
         """
-        if not self.records.num_sampled:
-            return self.outline()
         try:
-            return {**self.outline(), "sample": self.records.sample()}
+            sampled = {"sample": self.records.sample()} if self.records.num_sampled else {}
         except ReadError as error:
             raise InputError(str(error)) from error
+        return {**self.outline(), **sampled}
 
     def outline(self) -> dict[str, Any]:
         """The part of `identity` for which no record is read: all of it but the field `sample`.
@@ -325,11 +324,8 @@ class DataSource(CheckpointableIteratorModule[Any]):
         """What the constructor takes beside config, rngs and name."""
         return {"records": self._reopened()} if type(self) is DataSource else {}
 
-    def clone(self) -> Self:
-        """A source at the same place, with files of its own."""
-        return cast(Self, super().clone())
-
     def _cloned(self) -> None:
+        """A clone is a source at the same place, with files of its own."""
         self._runtime = self._reopened()
         self._is_closed = False
 

@@ -3,14 +3,11 @@
 The only file that calls TensorStore, which is slow to import: only when arrays are opened.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 from flax import nnx
@@ -18,12 +15,9 @@ from flax import nnx
 from datarax.core.config import Checked, Natural
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.tree import dtype_name, hash_tree
-from datarax.sources.records import Records
+from datarax.sources.records import Records, one_length
 from datarax.sources.source import DataSource, SourceConfig
 from datarax.store.files import local_path
-
-if TYPE_CHECKING:
-    import tensorstore as ts
 
 _BYTES_PER_READ = 64 << 20
 # The drivers that store chunks, and can tell a missing one from one full of zeros.
@@ -62,9 +56,9 @@ class TensorStoreConfig(SourceConfig):
     def resolved(self) -> Self:
         """With absolute paths; specs stay as they are."""
         absolute = {k: local_path(v, "path") if isinstance(v, str) else v for k, v in self.places.items()}
-        return dataclasses.replace(self, path=absolute if self.places is self.path else absolute["data"])
+        return replace(self, path=absolute if self.places is self.path else absolute["data"])
 
-    def open(self) -> TensorStoreSource:
+    def open(self) -> "TensorStoreSource":
         """The source of these arrays."""
         return TensorStoreSource(self)
 
@@ -100,15 +94,15 @@ class TensorStoreRecords(Records):
 
         self._config = config
         self._is_single = config.places is not config.path
-        self._specs = {name: _spec(name, each, config.missing_chunks) for name, each in config.places.items()}
+        specs = {name: _spec(name, each, config.missing_chunks) for name, each in config.places.items()}
         context = ts.Context({"cache_pool": {"total_bytes_limit": config.cache_bytes}})
         # Opened together: each waits for its metadata to come from the disk.
         opening = {
             name: ts.open(ts.Spec(spec), open=True, read=True, context=context)
-            for name, spec in self._specs.items()
+            for name, spec in specs.items()
         }
         self._stores = {
-            name: self._result(name, "opened", InputError, each) for name, each in opening.items()
+            name: self._result(name, each, verb="opened", kind=InputError) for name, each in opening.items()
         }
         for name, store in self._stores.items():
             if store.rank == 0:
@@ -119,13 +113,7 @@ class TensorStoreRecords(Records):
                 raise InputError(
                     f"array {self._where(name)} does not begin at index 0 but at {store.domain.origin[0]}"
                 )
-        lengths = {name: store.shape[0] for name, store in self._stores.items()}
-        if len(set(lengths.values())) > 1:
-            listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-            raise InputError(
-                f"the arrays have different numbers of records: {listed}; row i of each is record i"
-            )
-        self._length = next(iter(lengths.values()))
+        self._length = one_length({name: store.shape[0] for name, store in self._stores.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._config,)
@@ -139,7 +127,7 @@ class TensorStoreRecords(Records):
         if len(rows) > 1 and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
             rows = slice(int(rows[0]), int(rows[-1]) + 1)
         reading = {name: store[rows].read() for name, store in self._stores.items()}
-        columns = {name: self._rows(name, future) for name, future in reading.items()}
+        columns = {name: self._result(name, future) for name, future in reading.items()}
         return columns["data"] if self._is_single else columns
 
     def outline(self) -> dict[str, Any]:
@@ -156,17 +144,16 @@ class TensorStoreRecords(Records):
             step = max(1, _BYTES_PER_READ // max(1, row_bytes))
             for start in range(0, self._length, step):
                 block = store[start : min(start + step, self._length)].read()
-                hash_tree(hasher, self._rows(name, block), name)
+                hash_tree(hasher, self._result(name, block), name)
         return {"num_records": self._length, "sha256": hasher.hexdigest()}
 
     def close(self) -> None:
         """Lets go of the arrays and their cache."""
         self._stores = {}
 
-    def _rows(self, name: str, reading: ts.Future) -> np.ndarray:
-        return np.asarray(self._result(name, "read", ReadError, reading))
-
-    def _result(self, name: str, verb: str, kind: type[Exception], future: ts.Future) -> Any:
+    def _result(
+        self, name: str, future: Any, *, verb: str = "read", kind: type[Exception] = ReadError
+    ) -> Any:
         try:
             return future.result()
         except (ValueError, OSError) as error:
@@ -178,9 +165,8 @@ class TensorStoreRecords(Records):
             raise kind(f"array {self._where(name)} cannot be {verb}: {reason}") from error
 
     def _where(self, name: str) -> str:
-        store = self._specs[name].get("kvstore")
-        path = store.get("path") if isinstance(store, Mapping) else None
-        return str(path or json.dumps(self._specs[name], default=str))
+        place = self._config.places[name]
+        return place if isinstance(place, str) else json.dumps(place, default=str)
 
 
 def _spec(name: str, place: Any, missing_chunks: str) -> dict[str, Any]:

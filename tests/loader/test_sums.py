@@ -141,7 +141,7 @@ def test_the_plan_knows_how_many_rows_count_in_any_stretch(share):
     rows = [loader.step_digest(step)[2] for step in range(len(loader))]
     for first in range(len(loader)):
         for stop in range(first, len(loader) + 1):
-            assert loader._feed.counted_in(range(first, stop)) == sum(rows[first:stop])
+            assert loader.recipe.counted_in(range(first, stop)) == sum(rows[first:stop])
 
 
 @pytest.mark.parametrize("byte_digest", [True, False])

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from datarax.doctor.expected_files import expected_files
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
-from datarax.sources.array_record import expected_files
 from tests.sources.test_array_record import records, write
 
 

@@ -66,7 +66,7 @@ def test_a_file_that_is_no_array_record_file_gets_no_manifest(dataset: Path):
 
 
 def test_a_directory_is_no_list_of_files(dataset: Path):
-    with pytest.raises(InputError, match="is a directory; name its ArrayRecord files"):
+    with pytest.raises(InputError, match=r"holds no manifest.json; name its files with a glob"):
         write_manifest(str(dataset))
 
 

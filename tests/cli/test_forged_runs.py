@@ -1,0 +1,260 @@
+"""Runs that somebody has forged, or a disk has mangled: every command says so in time, and nothing outside of the run is touched.
+
+A forger knows the format: checksums are made anew after each change. What a command does is asked in this process; what only a
+real process shows is in `test_commands.py`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import stat
+
+import pytest
+
+from datarax.cli.main import main
+from datarax.core.tree import canonical_json
+
+SECRET = "what lies outside of the run"
+DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+
+
+def newest(run):
+    return max((path for path in run.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+# Files of a run, each as a function of the run
+
+
+def _first(pattern):
+    return lambda run: sorted(run.glob(pattern))[0]
+
+
+FILES = {
+    "manifest": lambda run: newest(run) / "manifest.json",
+    "record": lambda run: newest(run) / "data/record.json",
+    "steps": lambda run: newest(run) / "data/steps.bin",
+    "model": lambda run: newest(run) / "model/manifest.ocdbt",
+    "identity": _first("identity/*.json"),
+    "config": _first("configs/*.toml"),
+    "start": _first("starts/1.json"),
+    "stamps": _first("starts/*.files.json"),
+    "lock": lambda run: run / "lock",
+    "metrics": lambda run: run / "metrics.jsonl",
+    "ledger record": _first("ledger/*/record.json"),
+    "ledger manifest": _first("ledger/*/manifest.json"),
+}
+
+
+# What is put in the place of a file
+
+
+def _fifo(path, outside):
+    os.mkfifo(path)
+
+
+def _zeros(path, outside):
+    path.symlink_to("/dev/zero")
+
+
+def _link(path, outside):
+    path.symlink_to(outside / "secret.json")
+
+
+def _dangling(path, outside):
+    path.symlink_to(outside / "made")
+
+
+def _directory(path, outside):
+    path.mkdir()
+    (path / "x").write_text("x")
+
+
+def _huge(path, outside):
+    with path.open("wb") as file:
+        file.truncate(10 << 30)
+
+
+PLACED = {
+    "a fifo": _fifo,
+    "endless zeros": _zeros,
+    "a link out": _link,
+    "a dangling link": _dangling,
+    "a directory": _directory,
+    "10 GB": _huge,
+    "deep JSON": lambda path, outside: path.write_bytes(DEEP),
+    "nothing": lambda path, outside: path.write_bytes(b""),
+    "no UTF-8": lambda path, outside: path.write_bytes(b"\xff\xfe\x00{"),
+    "other JSON": lambda path, outside: path.write_bytes(b'[1,{"format":1e999}]'),
+}
+
+# Values that a forger puts into a field
+
+HOSTILE = (
+    *(-1, 2**70, 1e308, True, None, "", "../../../../etc/passwd", "/etc/passwd", [], {}, [[]], "\x00", "é" * 70),
+    *({"$array": {}}, {"$jax": 1}, {"$int": "zz"}, {"$dict": [1]}, {"$key": {"impl": "no"}}),
+)
+
+
+def _fields(tree, path=()):
+    yield path
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield from _fields(value, (*path, key))
+
+
+def _changed(tree, path, value):
+    if not path:
+        return value
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    copy[path[0]] = _changed(copy[path[0]], path[1:], value)
+    return copy
+
+
+def seal(step):
+    """Makes the manifest of a step anew, so that it says what now lies there."""
+    path = step / "manifest.json"
+    tree = json.loads(path.read_bytes())
+    for name, entry in tree["items"]["data"].items():
+        data = (step / "data" / name).read_bytes()
+        entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    _write_sealed(path, tree)
+
+
+def _write_sealed(path, tree):
+    if isinstance(tree, dict):
+        tree = {key: value for key, value in tree.items() if key != "checksum"}
+        tree["checksum"] = hashlib.sha256(canonical_json(tree)).hexdigest()
+    path.write_bytes(canonical_json(tree))
+
+
+def _forge_record(run, number):
+    step = newest(run)
+    path = step / "data/record.json"
+    tree = json.loads(path.read_bytes())
+    fields = list(_fields(tree))
+    path.write_bytes(
+        canonical_json(_changed(tree, fields[number % len(fields)], HOSTILE[number % len(HOSTILE)]))
+    )
+    seal(step)
+
+
+def _forge_manifest(run, number):
+    path = newest(run) / "manifest.json"
+    tree = json.loads(path.read_bytes())
+    fields = [each for each in _fields(tree) if each[:1] != ("checksum",)]
+    _write_sealed(path, _changed(tree, fields[number % len(fields)], HOSTILE[number % len(HOSTILE)]))
+
+
+def _list_outside(run, outside):
+    path = newest(run) / "manifest.json"
+    tree = json.loads(path.read_bytes())
+    name = os.path.relpath(outside / "secret.json", newest(run) / "data")
+    data = (outside / "secret.json").read_bytes()
+    tree["items"]["data"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    _write_sealed(path, tree)
+
+
+def _link_directory(name):
+    def forge(run, outside):
+        place = newest(run) / name.removeprefix("step/") if name.startswith("step/") else run / name
+        if place.exists():
+            shutil.move(place, outside / "moved")
+        else:
+            (outside / "moved").mkdir()
+        (outside / "moved/kept").write_text(SECRET)
+        place.symlink_to(outside / "moved")
+
+    return forge
+
+
+def _odd_entries(run, outside):
+    (run / "trash").mkdir(exist_ok=True)
+    (run / "trash/note.txt").write_text("mine")
+    (run / "trash/dropped-x").mkdir()
+    (run / "trash/linked").symlink_to(outside)
+    (run / "99.orbax-checkpoint-tmp-1").symlink_to(outside)
+    (run / "98").symlink_to(outside)
+    (run / "identity/.x.1.tmp").symlink_to(outside / "secret.json")
+    (run / "starts/7.json.bak").write_text("{")
+    (run / "ledger/5").symlink_to(outside)
+
+
+def _placed(file, what):
+    def forge(run, outside):
+        path = FILES[file](run)
+        if path.exists():
+            path.unlink()
+        PLACED[what](path, outside)
+
+    return forge
+
+
+FORGED = {
+    **{f"{file}: {what}": _placed(file, what) for file in FILES for what in PLACED},
+    **{f"record {n}": (lambda run, outside, n=n: _forge_record(run, n)) for n in range(0, 400, 7)},
+    **{f"manifest {n}": (lambda run, outside, n=n: _forge_manifest(run, n)) for n in range(0, 400, 11)},
+    "a manifest that lists a file outside": _list_outside,
+    **{
+        f"{name} is a link to a directory": _link_directory(name)
+        for name in ("trash", "parts", "identity", "configs", "starts", "ledger", "set_aside", "step/data", "step/model")
+    },
+    "odd entries": _odd_entries,
+}
+
+
+@pytest.fixture
+def outside(tmp_path):
+    place = tmp_path / "outside"
+    place.mkdir()
+    (place / "secret.json").write_text(json.dumps({"secret": SECRET}))
+    return place
+
+
+def _seen(directory):
+    """Everything below a directory, with its content: what a command must leave as it is."""
+    return {
+        path: path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else None
+        for path in directory.rglob("*")
+    }
+
+
+def _too_long(number, frame):
+    raise TimeoutError("the command hangs")
+
+
+@pytest.mark.few(24)
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_forged_run_is_named_in_time_and_nothing_outside_is_touched(
+    kind, finished, outside, tmp_path, capfd
+):
+    work = tmp_path / "work"
+    shutil.copytree(finished, work, symlinks=True)
+    run = work / "run"
+    config = work / "config.toml"
+    config.write_text(config.read_text().replace(str(finished), str(work)))
+    FORGED[kind](run, outside)
+    before = _seen(outside)
+    commands = [
+        ["inspect", str(run)],
+        ["order", str(run), "--steps", "0:3"],
+        ["diff", str(run), str(finished / "run")],
+        ["verify", str(run), "--fast"],
+        ["plan", str(config)],
+        ["doctor", str(config)],
+        ["run", str(config)],
+    ]
+    signal.signal(signal.SIGALRM, _too_long)
+    for command in commands:
+        signal.alarm(60)
+        try:
+            code = main(command)
+        finally:
+            signal.alarm(0)
+        said = capfd.readouterr()
+        text = said.out + said.err
+        assert code in (0, 1, 2, 74), (command, code, text[-3000:])
+        assert "Traceback" not in text, (command, text[-3000:])
+        assert SECRET not in text, command
+        assert _seen(outside) == before, command
