@@ -31,8 +31,8 @@ class DataLoaderConfig(DataraxModuleConfig):
     """Which of Grain's shuffles to reproduce; for the grain order only."""
     grain_ops_between: Natural | None = None
     """See `OrderConfig.grain_ops_between`; for the grain order in the style of `MapDataset` only."""
-    order_version: int = ORDER_VERSION
-    """Which algorithms shuffle; the newest if nothing is said. The run keeps the number, and so goes on with them for ever."""
+    order_version: int | None = None
+    """Which algorithms shuffle; None: the newest. The run keeps the number, so that it goes on with them for ever."""
     num_epochs: Positive | None = None
     """Passes over the data in the whole run, however often it is interrupted; None goes on for ever."""
     remainder: Checked[Remainder] = Remainder.DROP
@@ -47,6 +47,8 @@ class DataLoaderConfig(DataraxModuleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.order_version is None:
+            object.__setattr__(self, "order_version", ORDER_VERSION)
         self.order_config()
 
     def order_config(self) -> OrderConfig:
@@ -58,5 +60,5 @@ class DataLoaderConfig(DataraxModuleConfig):
             window_blocks=self.window_blocks,
             grain_style=self.grain_style,
             grain_ops_between=self.grain_ops_between,
-            version=self.order_version,
+            version=ORDER_VERSION if self.order_version is None else self.order_version,
         )
