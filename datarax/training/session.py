@@ -159,7 +159,7 @@ class TrainingSession:
     def run(self, *, from_step: int | None = None) -> Outcome:
         """Runs to the last step, or until a signal.
 
-        While this runs SIGTERM and SIGINT are taken, each unless it is ignored or has a handler of yours.
+        While this runs the signals of `save.signals` are taken, each unless it is ignored or has a handler of yours.
 
         Args:
             from_step: go back to this step instead of the newest; the newer ones are set aside.
@@ -179,7 +179,8 @@ class TrainingSession:
         """
         try:
             peers = Peers(self._processes, self._directory)
-            with StopSignals(many=self._processes.count > 1) as signals, peers.listening():
+            many = self._processes.count > 1
+            with StopSignals(self._save_config.signals, many=many) as signals, peers.listening():
                 return self._run(from_step, signals, peers)
         except Exception as error:
             if self.task_failed or isinstance(error, _DataEndedError):
