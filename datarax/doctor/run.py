@@ -287,7 +287,7 @@ def _last_start(directory: Path) -> tuple[int, dict[str, Any]] | None:
         try:
             tree = json.loads((layout.starts / f"{number}.json").read_bytes())
             return number, dict(tree["provenance"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return None
 

@@ -6,9 +6,11 @@ Read from the side: the loop reports each step, and only at the log interval are
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -173,11 +175,20 @@ def _number(value: Any) -> Any:
 
 
 def _open_for_lines(path: Path) -> BinaryIO:
-    """Opens for appending, unbuffered; a line that a full disk left half written is ended first."""
-    file = path.open("ab", buffering=0)
-    if file.tell() > 0:
-        with path.open("rb") as tail:
-            tail.seek(-1, os.SEEK_END)
-            if tail.read(1) != b"\n":
-                file.write(b"\n")
-    return file
+    """Opens for appending, unbuffered; a line that a full disk left half written is ended first.
+
+    Raises:
+        OSError: if that cannot be done, or it is no regular file: a link is not followed, and no pipe is waited for.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if found.st_size > 0 and os.pread(descriptor, 1, found.st_size - 1) != b"\n":
+            os.write(descriptor, b"\n")
+        return open(descriptor, "ab", buffering=0)
+    except BaseException:
+        os.close(descriptor)
+        raise

@@ -60,9 +60,9 @@ def _other_versions(directory: Path, item: DataItem) -> str:
     """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
     path = RunLayout(directory).starts / f"{item.record.start}.json"
     try:
-        made_with = json.loads(path.read_bytes())["provenance"]
+        made_with = dict(json.loads(path.read_bytes())["provenance"])
         now = {name: _version(name) for name in made_with}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
     others = [
         f"{name} {made_with[name]} (now {version})"
