@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datarax import multihost
+from datarax import SaveConfig, multihost
 from datarax.core import errors
 from datarax.run_config import load_config
 from tests.support.processes import free_port
@@ -24,6 +24,7 @@ MANIFESTS = sorted(DEPLOY.glob("*.yaml"))
 
 STOPPED = 75
 AGAIN = {STOPPED, 128 + signal.SIGABRT, 128 + signal.SIGTERM}
+WARNED = 128 + signal.SIGUSR1
 KILLED = 128 + signal.SIGKILL
 FOR_GOOD = {errors.MismatchError.exit_code, errors.ConfigError.exit_code, errors.DataraxError.exit_code}
 
@@ -87,7 +88,8 @@ def test_slurm_directives():
     assert found["ntasks-per-node"] == "1"
     assert found["open-mode"] == "append"
     warning, seconds = found["signal"].split("@")
-    assert warning == "TERM", "with B: the signal would reach the shell only, which asks nobody to save"
+    assert warning == "USR1", "with B: the signal would reach the shell only, which asks nobody to save"
+    assert warning in SaveConfig().signals
     assert int(seconds) > int(re.search(r"preemption_seconds=(\d+)", SLURM.read_text())[1])
 
 
@@ -148,6 +150,7 @@ ENDS_WITH_ITS_CODE = 'echo "$@" > arguments; exit "$CODE"'
         ([75, 75], True),
         ([134, KILLED, 134], True),
         ([143], True),
+        ([WARNED], True),  # nothing was running yet
         ([75, 0], True),
         # One that fails takes the others with it: they follow, whatever they end with.
         ([70, 75, 75], False),
@@ -168,9 +171,7 @@ def test_slurm_does_not_run_the_job_again_for_ever(restarts, again, tmp_path):
     assert was_requeued(tmp_path) == again
 
 
-SAVES_AT_SIGTERM = (
-    'trap "saving=yes" TERM; touch started; until [ "$saving" -a -e may_save ]; do sleep 0.05; done; exit 75'
-)
+SAVES_WHEN_TOLD = 'trap "saving=yes" TERM USR1; touch started; until [ "$saving" -a -e may_save ]; do sleep 0.05; done; exit 75'
 
 
 def wait_for(path):
@@ -179,14 +180,14 @@ def wait_for(path):
 
 
 def test_slurm_waits_for_the_save_when_the_time_is_nearly_up_and_runs_again(tmp_path):
-    job = slurm(tmp_path, SAVES_AT_SIGTERM, [75])
+    job = slurm(tmp_path, SAVES_WHEN_TOLD, [75])
     wait_for(tmp_path / "started")
     # To all processes of the step; the batch shell and srun are not told.
     (step,) = subprocess.check_output(["pgrep", "-P", str(job.pid)], text=True).split()
     (task,) = subprocess.check_output(["pgrep", "-P", step], text=True).split()
     (datarax,) = subprocess.check_output(["pgrep", "-P", task], text=True).split()
     for pid in (task, datarax):
-        os.kill(int(pid), signal.SIGTERM)
+        os.kill(int(pid), signal.SIGUSR1)
     time.sleep(0.2)
     assert job.poll() is None
     (tmp_path / "may_save").touch()
@@ -195,7 +196,7 @@ def test_slurm_waits_for_the_save_when_the_time_is_nearly_up_and_runs_again(tmp_
 
 
 def test_slurm_waits_for_the_save_of_a_cancelled_job_and_leaves_it_cancelled(tmp_path):
-    job = slurm(tmp_path, SAVES_AT_SIGTERM, [75])
+    job = slurm(tmp_path, SAVES_WHEN_TOLD, [75])
     wait_for(tmp_path / "started")
     (step,) = subprocess.check_output(["pgrep", "-P", str(job.pid)], text=True).split()
     (task,) = subprocess.check_output(["pgrep", "-P", step], text=True).split()

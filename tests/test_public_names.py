@@ -51,7 +51,7 @@ ALL = {
         SourceLaws assert_resumes_everywhere
     """,
     "datarax.training": """
-        LOADER_NAME LogConfig Outcome ResumeConfig Task TrainingSession load_task total_steps
+        LOADER_NAME LogConfig NonFiniteError Outcome ResumeConfig Task TrainingSession load_task total_steps
     """,
     "datarax.transforms": """
         IDENTITY_VERSION Level Randomness Transform apply_transforms check_pipeline function_identity

@@ -1,19 +1,19 @@
 """What the data files looked like at an earlier start: sizes and times, kept beside the starts of a run.
 
-Never identity and never a reason to refuse: what has moved since is a reason to look. Knows nothing of sources; what stands
-in a stamp is for its maker to say.
+Never identity and never a reason to refuse: what has moved since is a reason to look. So whatever lies in the place of such a
+file stops nobody: a stamp that is not one counts as not recorded. Knows nothing of sources; what stands in a stamp is for its
+maker to say.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from datarax.checkpoint.layout import RunLayout, is_step_name
 from datarax.core.tree import canonical_json
-from datarax.store.files import sync, write_new
+from datarax.store.files import parse_json, sync, write_new
 
 _SUFFIX = ".files.json"
 
@@ -25,18 +25,21 @@ class FileStamps:
     start: int
     """The start that recorded them: its number."""
     sources: Mapping[str, Any]
-    """Name of each source -> its stamp; empty if the file cannot be read."""
+    """Name of each source -> its stamp, a dict whose "files" is a dict; empty if no file can be read."""
 
 
 def newest_file_stamps(layout: RunLayout) -> FileStamps | None:
-    """What was recorded last; None if nothing ever was."""
+    """What was recorded last and can be read, without sources if none can; None if nothing ever was recorded."""
     numbers = _recorded(layout)
-    return _read(layout, numbers[-1]) if numbers else None
+    readable = (_read(layout, number) for number in reversed(numbers))
+    unknown = FileStamps(numbers[-1], {}) if numbers else None
+    return next((each for each in readable if each.sources), unknown)
 
 
 def all_file_stamps(layout: RunLayout) -> list[FileStamps]:
     """What was recorded at each start at which it had changed, oldest first."""
-    return [_read(layout, number) for number in _recorded(layout)]
+    found = [_read(layout, number) for number in _recorded(layout)]
+    return [each for each in found if each.sources]
 
 
 def _recorded(layout: RunLayout) -> list[int]:
@@ -49,10 +52,12 @@ def _recorded(layout: RunLayout) -> list[int]:
 
 def _read(layout: RunLayout, number: int) -> FileStamps:
     try:
-        sources = json.loads((layout.starts / f"{number}{_SUFFIX}").read_bytes())["sources"]
-    except (OSError, ValueError, KeyError, TypeError):
-        sources = None
-    return FileStamps(number, sources if isinstance(sources, dict) else {})
+        sources = parse_json(layout.read(layout.starts / f"{number}{_SUFFIX}"))["sources"]
+        canonical_json(sources)  # what cannot be written was not written by us, and could not be compared
+        stamps = {name: stamp for name, stamp in sources.items() if isinstance(stamp.get("files"), dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        stamps = {}
+    return FileStamps(number, stamps)
 
 
 def record_file_stamps(layout: RunLayout, start: int, sources: Mapping[str, Any]) -> None:

@@ -346,14 +346,19 @@ def check_model_written(directory: Path) -> None:
 
 
 def read_model(
-    directory: Path, specs: Sequence[LeafSpec], shardings: Mapping[str, jax.sharding.Sharding | None]
+    directory: Path,
+    specs: Sequence[LeafSpec],
+    shardings: Mapping[str, jax.sharding.Sharding | None],
+    *,
+    some: bool = False,
 ) -> dict[str, jax.Array | np.ndarray]:
     """The stored leaves of a model item, without a manager.
 
     Args:
         directory: the item.
-        specs: all leaves of the model.
+        specs: leaves of the model: all, unless `some`.
         shardings: for each stored leaf its sharding, or None to read it as a NumPy array.
+        some: whether there may be others, which are left alone.
 
     Raises:
         Exception: whatever Orbax and TensorStore raise for missing or unreadable files.
@@ -366,7 +371,9 @@ def read_model(
     try:
         return handler.restore(
             directory,
-            args=ocp.args.PyTreeRestore(item=dict.fromkeys(restore_args, 0), restore_args=restore_args),
+            args=ocp.args.PyTreeRestore(
+                item=dict.fromkeys(restore_args, 0), restore_args=restore_args, partial_restore=some
+            ),
         )
     finally:
         handler.close()

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from datarax.core.config import Natural, Positive, at_least, check_fields
+from datarax.core.config import Checked, Natural, Positive, at_least, check_fields
+from datarax.core.errors import ConfigError
+
+# What no handler can do anything about: nobody gets these two, and after the others there is nothing left that could save.
+_NEVER_HEARD = ("KILL", "STOP")
+_BROKEN = ("ABRT", "BUS", "FPE", "ILL", "IOT", "SEGV", "SYS", "TRAP", "EMT")
+# These end no process, so they say nothing about the end of a run; PIPE and XFSZ are ignored by Python itself.
+_HARMLESS = ("CHLD", "CLD", "CONT", "INFO", "PIPE", "TSTP", "TTIN", "TTOU", "URG", "WINCH", "XFSZ")
+
+_STOPPING = sorted(
+    {name.removeprefix("SIG") for name in signal.Signals.__members__} - {*_NEVER_HEARD, *_BROKEN, *_HARMLESS}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,5 +56,17 @@ class SaveConfig:
     """With many processes: how long the save at the step they have agreed on may take after a SIGTERM. Then the process leaves
     all the same: the newest committed snapshot continues exactly."""
 
+    signals: Checked[Sequence[Checked[str]]] = ("TERM", "INT", "USR1", "HUP", "XCPU")
+    """Signals (names without SIG) on which a run saves and stops, each only if its action at the start is the default one: HUP
+    stays ignored under `nohup`. Before the session begins all of them end the process. With many processes TERM is always among
+    them."""
+
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in self.signals:
+            if name in _NEVER_HEARD:
+                raise ConfigError(f"save.signals: no program ever hears of SIG{name}; leave it out")
+            if name not in _STOPPING:
+                raise ConfigError(
+                    f"save.signals must name signals that end a run, {', '.join(_STOPPING)}; got {name!r}"
+                )

@@ -6,8 +6,9 @@ puts a snapshot back into modules and models.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -207,16 +208,34 @@ class Snapshot:
         Raises:
             SnapshotDamagedError: if the model cannot be read.
         """
-        stored = [spec for spec in self.leaves or () if spec.stored]
-        arrays = self.read_model(dict.fromkeys((spec.path for spec in stored), None))
-        empty = [
-            spec
-            for spec in self.leaves or ()
-            if not spec.stored and spec.shape is not None and spec.impl is None
-        ]
-        return {path: np.asarray(array) for path, array in arrays.items()} | {
-            spec.path: np.zeros(spec.shape or (), jnp.dtype(spec.dtype)) for spec in empty
-        }
+        return dict(self.model_leaves(held_bytes=None))
+
+    def model_leaves(self, *, held_bytes: int | None = 256 << 20) -> Iterator[tuple[str, np.ndarray]]:
+        """The leaves of `model` one after the other; the model need not fit into memory.
+
+        Args:
+            held_bytes: so many are read at once, but at least one leaf; None: all.
+
+        Raises:
+            SnapshotDamagedError: if one cannot be read.
+        """
+        group: list[LeafSpec] = []
+        size = 0
+        for spec in (spec for spec in self.leaves or () if spec.stored):
+            group.append(spec)
+            size += _num_bytes(spec)
+            if held_bytes is not None and size >= held_bytes:
+                yield from self._read_group(group)
+                group, size = [], 0
+        yield from self._read_group(group)
+        for spec in self.leaves or ():
+            if not spec.stored and spec.shape is not None and spec.impl is None:
+                yield spec.path, np.zeros(spec.shape, jnp.dtype(spec.dtype))
+
+    def _read_group(self, specs: Sequence[LeafSpec]) -> Iterator[tuple[str, np.ndarray]]:
+        arrays = self._read(specs, dict.fromkeys((spec.path for spec in specs), None), some=True)
+        for spec in specs:
+            yield spec.path, np.asarray(arrays.pop(spec.path))
 
     def read_model(self, shardings: Mapping[str, Any]) -> dict[str, Any]:
         """The stored leaves with these shardings (None: as NumPy). See `handler.read_model`.
@@ -224,8 +243,13 @@ class Snapshot:
         Raises:
             SnapshotDamagedError: if Orbax cannot read them.
         """
+        return self._read(self.leaves or (), shardings)
+
+    def _read(
+        self, specs: Sequence[LeafSpec], shardings: Mapping[str, Any], *, some: bool = False
+    ) -> dict[str, Any]:
         try:
-            return read_model(self.directory / MODEL_ITEM, self.leaves or (), shardings)
+            return read_model(self.directory / MODEL_ITEM, specs, shardings, some=some)
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0].partition(" [tensorstore_spec")[0]
             raise self.damaged([f"{MODEL_ITEM}: cannot be read ({type(error).__name__}: {first})"]) from error
@@ -273,6 +297,14 @@ class Snapshot:
             _check_addressed(layout, path(sha256), sha256) for path, sha256 in named if sha256 is not None
         ]
         return [problem for problem in found if isinstance(problem, str)]
+
+
+def _num_bytes(spec: LeafSpec) -> int:
+    """About how large a stored leaf is in memory."""
+    if spec.shape is None or spec.dtype is None:
+        return 8
+    # The data of a PRNG key are a few words.
+    return math.prod(spec.shape) * (16 if spec.impl is not None else jnp.dtype(spec.dtype).itemsize)
 
 
 def list_steps(run_directory: PathLike) -> list[int]:

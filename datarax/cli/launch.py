@@ -64,6 +64,7 @@ def launch(
     processes: int,
     run_directory: str,
     heartbeat_seconds: float,
+    signals: Sequence[str] = ("TERM", "INT"),
     command: Sequence[str] = (sys.executable, "-m", "datarax"),
 ) -> int:
     """Runs one command in several processes that are one run, until all have ended.
@@ -73,6 +74,7 @@ def launch(
         processes: how many.
         run_directory: the run; what is committed there decides what a loss means.
         heartbeat_seconds: after how long without a sign of life a process counts as dead.
+        signals: names (without SIG) of those that ask all processes to save and stop.
         command: the program.
 
     Returns:
@@ -80,7 +82,7 @@ def launch(
         be continued from a snapshot, 74 if there is none; 128 + the signal's number after a second signal.
     """
     launcher = _Launcher(heartbeat_seconds)
-    with launcher.signals():
+    with launcher.signals(signals):
         launcher.start([*command, *arguments], processes)
         ended = launcher.wait()
     if launcher.left_at_once:
@@ -137,13 +139,22 @@ class _Launcher:
         self._children: list[subprocess.Popen[bytes]] = []
         self._readers: list[threading.Thread] = []
         self._asked_to_stop = False
+        self._urgent = 0
         self.left_at_once = 0
         """Number of the second signal, if there was one."""
 
     @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
-        """While this lasts: the first SIGTERM or SIGINT goes to all processes as SIGTERM, the second kills them."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    def signals(self, names: Sequence[str]) -> Iterator[None]:
+        """While this lasts: the first of these signals goes to all processes as SIGTERM, a second SIGINT or SIGTERM kills them.
+
+        One that is ignored stays so, here and in the processes (`nohup`, a background job of a script).
+        """
+        numbers = [signal.Signals[f"SIG{name}"] for name in dict.fromkeys(names)]
+        before = {
+            number: signal.signal(number, self._handle)
+            for number in numbers
+            if signal.getsignal(number) != signal.SIG_IGN
+        }
         try:
             yield
         finally:
@@ -216,12 +227,13 @@ class _Launcher:
         return child
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked_to_stop:
+        self._urgent += number in (signal.SIGINT, signal.SIGTERM)
+        if self._urgent > 1:
             self.left_at_once = number
             self._send(signal.SIGKILL)
-            return
-        self._asked_to_stop = True
-        self._send(signal.SIGTERM)
+        elif not self._asked_to_stop:
+            self._asked_to_stop = True
+            self._send(signal.SIGTERM)
 
     def _send(self, number: int) -> None:
         for child in self._children:

@@ -60,6 +60,7 @@ def _launch(arguments: argparse.Namespace) -> int:
         processes=arguments.processes,
         run_directory=config.run.directory,
         heartbeat_seconds=config.multihost.heartbeat_seconds,
+        signals=config.save.signals,
     )
 
 

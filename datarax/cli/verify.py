@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compare keys only and read no record, file of data or model: by default the newest 1,000 steps",
     )
+    parser.add_argument(
+        "--require-finite",
+        action="store_true",
+        help="a model that came to hold inf or NaN from one snapshot to the next is a failure, not a note",
+    )
     add_json(parser)
 
 
@@ -59,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         step=arguments.step,
         last_steps=arguments.steps,
         whole_history=arguments.all,
+        require_finite=arguments.require_finite,
         fast=arguments.fast,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
@@ -98,6 +104,7 @@ def _tree(report: VerifyReport) -> dict[str, Any]:
                 "first_diverging_step": each.first_diverging_step,
                 "records": each.records,
                 "model_leaves": each.model_leaves,
+                "not_finite": each.not_finite,
             }
             for each in report.snapshots
         ],

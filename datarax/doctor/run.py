@@ -287,7 +287,7 @@ def _last_start(directory: Path) -> tuple[int, dict[str, Any]] | None:
         try:
             tree = parse_json(layout.read(layout.starts / f"{number}.json"))
             return number, dict(tree["provenance"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return None
 
@@ -303,7 +303,8 @@ def saves(config: BaseRunConfig, left: int) -> Finding:
             "no snapshot is taken before the last step: a loss costs everything since the start",
             "set save.every_steps or save.every_seconds",
         )
-    return Finding(found=" and ".join(intervals) + ", at the last step, and on SIGTERM")
+    signals = f", and on {', '.join(save.signals)}" if save.signals else ""
+    return Finding(found=" and ".join(intervals) + ", at the last step" + signals)
 
 
 def start_of(snapshot: Snapshot | None) -> tuple[int, int]:

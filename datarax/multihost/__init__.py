@@ -17,6 +17,7 @@ from datarax.multihost.startup import INDEX as INDEX
 from datarax.multihost.startup import MultihostConfig as MultihostConfig
 from datarax.multihost.startup import current as current
 from datarax.multihost.startup import finish as finish
+from datarax.multihost.startup import handler_address as handler_address
 from datarax.multihost.startup import leave_at_once as leave_at_once
 from datarax.multihost.startup import notice_replaced as notice_replaced
 from datarax.multihost.startup import start as start
@@ -34,6 +35,7 @@ __all__ = [
     "current",
     "finish",
     "fitting_row_shards",
+    "handler_address",
     "leading_axis",
     "leave_at_once",
     "notice_replaced",

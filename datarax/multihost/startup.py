@@ -181,7 +181,7 @@ def _alone_after_all() -> Processes:
 
 def _joined(config: MultihostConfig) -> Processes:
     global _handler_at_start
-    _handler_at_start = _sigterm_handler()
+    _handler_at_start = handler_address(signal.SIGTERM)
     state = distributed.global_state
     return Processes(
         state.process_id,
@@ -269,14 +269,17 @@ _handler_at_start: int | None = None
 
 def notice_replaced() -> bool:
     """Whether somebody has taken SIGTERM from JAX since the start: then no notice of a preemption comes any more."""
-    return _handler_at_start is not None and _sigterm_handler() != _handler_at_start
+    return _handler_at_start is not None and handler_address(signal.SIGTERM) != _handler_at_start
 
 
-def _sigterm_handler() -> int | None:
-    """The address of the process's handler: Python does not know of one that was installed from C++."""
+def handler_address(number: int) -> int | None:
+    """The address of the process's handler of a signal, 0 for the default action; None if that cannot be told.
+
+    Python does not know of one that was installed from C or C++.
+    """
     try:
         action = ctypes.create_string_buffer(512)
-        if ctypes.CDLL(None).sigaction(int(signal.SIGTERM), None, action) != 0:
+        if ctypes.CDLL(None).sigaction(int(number), None, action) != 0:
             return None
         return ctypes.c_void_p.from_buffer(action).value or 0
     except (OSError, AttributeError):

@@ -158,6 +158,7 @@ def build_session(config: BaseRunConfig, loader: BatchStream, **output: Any) -> 
         save=config.save,
         resume=config.resume,
         log=config.log,
+        on_nonfinite=config.run.on_nonfinite,
         config_text=config.to_toml(),
         **output,
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
 
 from datarax.checkpoint import SaveConfig
-from datarax.core.config import Positive, check_fields, to_tree
+from datarax.core.config import Checked, Positive, check_fields, to_tree
 from datarax.core.errors import ConfigError
 from datarax.grain_pipeline import GrainPipelineTable
 from datarax.loader import DataLoaderConfig
@@ -28,6 +28,9 @@ class RunSection:
     """Steps of the whole run; with `loader.num_epochs` as well, whichever ends first. None: as many as the loader has."""
     cpu_threads: Positive | None = None
     """XLA's CPU thread count (NPROC). Bit-identical parameters need the same number at every start."""
+    on_nonfinite: Checked[Literal["warn", "stop"]] = "warn"
+    """What a metric that is inf or NaN means. 'warn' says so once for each name, with the step; 'stop' ends the run with exit
+    code 70 before any snapshot of that step is begun. Arrays of more than 65,536 values are not looked at."""
 
     def __post_init__(self) -> None:
         check_fields(self)

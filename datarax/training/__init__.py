@@ -1,5 +1,6 @@
 """The training session: restore, loop, save, leave. The only place where loader and checkpoints meet."""
 
+from datarax.training.finiteness import NonFiniteError as NonFiniteError
 from datarax.training.recorded import LOADER_NAME as LOADER_NAME
 from datarax.training.session import LogConfig as LogConfig
 from datarax.training.session import Outcome as Outcome
@@ -12,6 +13,7 @@ from datarax.training.task import load_task as load_task
 __all__ = [
     "LOADER_NAME",
     "LogConfig",
+    "NonFiniteError",
     "Outcome",
     "ResumeConfig",
     "Task",

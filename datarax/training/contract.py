@@ -13,7 +13,8 @@ import jax
 
 from datarax.checkpoint import compare_model, describe_model
 
-_STEPS_AHEAD = 2
+STEPS_AHEAD = 2
+"""How many steps the loop may stand before what is done."""
 
 
 class TaskContract:
@@ -83,6 +84,6 @@ class Pace:
         """
         # Metrics and not the state: that one belongs to the next step, which may overwrite it.
         self._ahead.append(metrics)
-        if len(self._ahead) > _STEPS_AHEAD:
+        if len(self._ahead) > STEPS_AHEAD:
             done = jax.tree.leaves(dict(self._ahead.popleft()))
             jax.block_until_ready([a for a in done if isinstance(a, jax.Array) and not a.is_deleted()])

@@ -177,7 +177,11 @@ def _open_for_lines(path: Path) -> BinaryIO:
     """Opens for appending, unbuffered; a line that a full disk left half written is ended first."""
     descriptor = open_file(path, root=path.parent, flags=os.O_RDWR | os.O_APPEND | os.O_CREAT)
     file = os.fdopen(descriptor, "ab", buffering=0)
-    size = os.fstat(descriptor).st_size
-    if size > 0 and os.pread(descriptor, 1, size - 1) != b"\n":
-        file.write(b"\n")
-    return file
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > 0 and os.pread(descriptor, 1, size - 1) != b"\n":
+            file.write(b"\n")
+        return file
+    except BaseException:
+        file.close()
+        raise

@@ -30,7 +30,8 @@ from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.core.config import Checked, at_least, check_fields
 from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
 from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
-from datarax.training.contract import Pace, TaskContract, state_and_metrics
+from datarax.training.contract import STEPS_AHEAD, Pace, TaskContract, state_and_metrics
+from datarax.training.finiteness import FiniteMetrics, NonFiniteError
 from datarax.training.moved_files import check_moved_files
 from datarax.training.peers import Peers, deadline, warn_of_replaced_notice
 from datarax.training.progress import RunProgress
@@ -91,6 +92,12 @@ class Outcome:
     """Steps done by this start."""
 
 
+_AFTER_NONFINITE = (
+    "it will come to the same as long as task, data and config are the same. A state may be ruined before a metric shows it: "
+    "`datarax verify RUN --require-finite` looks into the snapshots, and --step goes back to an earlier one"
+)
+
+
 class _DataEndedError(InputError):
     """A stream that did not know its end came to it before the run did."""
 
@@ -111,6 +118,7 @@ class TrainingSession:
         save: when to save, what to keep.
         resume: which changes are accepted.
         log: how often to report.
+        on_nonfinite: what a metric that is inf or NaN means: "warn" says so once by name, with the step; "stop" ends the run.
         config_text: the resolved config (TOML) to keep with the run, so that it can be verified on its own.
         stream: where progress is printed; "stderr" is the standard error of the moment, None prints nothing.
 
@@ -118,7 +126,7 @@ class TrainingSession:
         task_failed: whether `run` was ended by an exception of the task's own code.
 
     Raises:
-        ConfigError: if neither `steps` nor the loader says when the run ends.
+        ConfigError: if neither `steps` nor the loader says when the run ends, or `on_nonfinite` is something else.
     """
 
     def __init__(
@@ -133,6 +141,7 @@ class TrainingSession:
         save: SaveConfig | None = None,
         resume: ResumeConfig | None = None,
         log: LogConfig | None = None,
+        on_nonfinite: Literal["warn", "stop"] = "warn",
         config_text: str | None = None,
         stream: TextIO | Literal["stderr"] | None = "stderr",
         processes: Processes | None = None,
@@ -149,6 +158,9 @@ class TrainingSession:
         self._save_config = save or SaveConfig()
         self._resume = resume or ResumeConfig()
         self._log = log or LogConfig()
+        if on_nonfinite not in ("warn", "stop"):
+            raise ConfigError(f"run.on_nonfinite must be one of 'warn', 'stop', got {on_nonfinite!r}")
+        self._on_nonfinite = on_nonfinite
         self._config_text = config_text
         self._asked_stream = stream
         self._stream: TextIO | None = None
@@ -159,7 +171,7 @@ class TrainingSession:
     def run(self, *, from_step: int | None = None) -> Outcome:
         """Runs to the last step, or until a signal.
 
-        While this runs SIGTERM and SIGINT are taken, each unless it is ignored or has a handler of yours.
+        While this runs the signals of `save.signals` are taken, each unless it is ignored or has a handler of yours.
 
         Args:
             from_step: go back to this step instead of the newest; the newer ones are set aside.
@@ -175,15 +187,19 @@ class TrainingSession:
             SaveError: saving failed `save.max_failures` times in a row.
             PeerError: something failed on some of many processes; all raise this.
             DisagreementError: the processes do not hold the same; all raise this.
+            NonFiniteError: a metric is inf or NaN, and `on_nonfinite` is "stop"; no snapshot of that step was begun.
             Exception: what the task or a read raised; the newest snapshot stays what it is.
         """
         try:
             peers = Peers(self._processes, self._directory)
-            with StopSignals(many=self._processes.count > 1) as signals, peers.listening():
+            many = self._processes.count > 1
+            with StopSignals(self._save_config.signals, many=many) as signals, peers.listening():
                 return self._run(from_step, signals, peers)
         except Exception as error:
-            if self.task_failed or isinstance(error, _DataEndedError):
+            if self.task_failed or isinstance(error, (_DataEndedError, NonFiniteError)):
                 error.add_note(_what_stays(self._directory))
+            if isinstance(error, NonFiniteError):
+                error.add_note(_AFTER_NONFINITE)
             raise
 
     def _run(self, from_step: int | None, signals: StopSignals, peers: Peers) -> Outcome:
@@ -341,6 +357,7 @@ class TrainingSession:
     ) -> Outcome:
         step, stopping, pace = start, self._asked_to_stop(checkpointer, signals), Pace()
         many = self._processes.count > 1
+        finite = FiniteMetrics(stop=self._on_nonfinite == "stop", say=progress.say)
         self._show_notes(checkpointer, progress)
         while step < self._total and not stopping:
             batch = self._next(step)
@@ -352,12 +369,15 @@ class TrainingSession:
             except Exception as error:
                 self._blame_task(error, f"step, at step {step + 1}")
             step += 1
+            finite.handed_over(step, metrics)
+            finite.look(step - STEPS_AHEAD)  # the pace has waited for these
             # Read once: a signal that arrives from here on belongs to the next step.
             stopping = self._asked_to_stop(checkpointer, signals)
             insist = stopping or step == self._total
             if checkpointer.asks_others(step):
                 jax.block_until_ready(metrics)  # the others wait for an answer only, not for the device
             if insist or checkpointer.should_save(step):
+                finite.look(step)
                 if many:
                     jax.block_until_ready(state)
                 with self._in_time(stopping and many, step):

@@ -1,10 +1,13 @@
-"""SIGTERM and SIGINT while a session runs: the first asks it to save and to stop, the second leaves at once.
+"""The signals of `save.signals` while a session runs: the first asks it to save and to stop.
+
+A second SIGINT or SIGTERM leaves at once. Whatever else arrives meanwhile is ignored: a scheduler that has warned with SIGUSR1
+sends SIGTERM when the time is up, SIGXCPU comes every second, and the save goes on for as long as it is let.
 
 Before a session begins there is nothing to save, and a signal ends the process by its default action (`datarax/__main__.py`): a
 handler that raises may do so in the import of a C extension, which aborts the process. So no handler here raises.
 
 With many processes SIGTERM is JAX's, whose notice makes all of them agree on a step: it is left alone until that step is
-reached, and the first SIGINT becomes a SIGTERM to this process.
+reached, and the first of the other signals becomes a SIGTERM to this process.
 """
 
 from __future__ import annotations
@@ -13,24 +16,30 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
-_DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
+from datarax.multihost import handler_address
+
+_URGENT = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Owns both signals from `__enter__` to `__exit__`, where their action was the default one, and turns them into a request.
+    """Owns signals from `__enter__` to `__exit__`, those whose action was the default one, and turns them into a request.
 
     Only the main thread of a process can take signals; elsewhere this does nothing.
 
     Args:
+        names: which, as in `SaveConfig.signals`.
         many: this is one of many processes.
     """
 
-    def __init__(self, *, many: bool) -> None:
+    def __init__(self, names: Iterable[str], *, many: bool) -> None:
+        self._numbers = [signal.Signals[f"SIG{name}"] for name in dict.fromkeys(names)]
         self._many = many
         self._received: signal.Signals | None = None
+        self._urgent = 0
         self._before: dict[signal.Signals, Any] = {}
         self._main = threading.current_thread() is threading.main_thread()
         self.foreign: list[str] = []
@@ -47,17 +56,20 @@ class StopSignals:
         return self._received.name if self._received else "SIGTERM to a process of the run"
 
     def leave_on_next(self) -> None:
-        """The agreed step is reached, and this process is saving: the next signal, whichever it is, leaves at once."""
+        """The agreed step is reached, and this process is saving: the next SIGINT or SIGTERM leaves at once."""
         if self._main:
-            for number in (signal.SIGTERM, *self._before):
-                signal.signal(number, self._leave)
+            for number in {signal.SIGTERM, *self._before}:
+                signal.signal(number, self._leave if number in _URGENT else _ignore)
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT,) if self._many else (signal.SIGTERM, signal.SIGINT):
-            before = signal.getsignal(number)
-            if not self._main or before == signal.SIG_IGN:  # so a shell starts jobs in the background
+        for number in self._numbers:
+            if not self._main or (self._many and number == signal.SIGTERM):
                 continue
-            if before in _DEFAULT:
+            before = signal.getsignal(number)
+            # So a shell starts jobs in the background, and nohup whatever it starts.
+            if before == signal.SIG_IGN:
+                continue
+            if _is_default(number, before):
                 self._before[number] = signal.signal(number, self._handle)
             else:
                 self.foreign.append(number.name)
@@ -68,20 +80,35 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:
+        received = signal.Signals(number)
+        self._urgent += received in _URGENT
+        if self._urgent > 1:
             self._leave(number, frame)
-        self._received = signal.Signals(number)
+        if self._received is not None:
+            if received in _URGENT:
+                _write(f"\ndatarax: {received.name} received, already saving; once more leaves at once\n")
+            return
+        self._received = received
+        who = "all processes save at one step" if self._many else "saving after this step"
+        more = "once more" if received in _URGENT else "SIGINT or SIGTERM twice"
+        _write(f"\ndatarax: {received.name} received, {who}; {more} leaves at once\n")
         if self._many:
-            _write(
-                f"\ndatarax: {self.name} received, all processes save at one step; once more leaves at once\n"
-            )
             os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            _write(f"\ndatarax: {self.name} received, saving after this step; once more leaves at once\n")
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
         _write(f"\ndatarax: second signal ({signal.Signals(number).name}), leaving at once\n")
         os._exit(128 + number)
+
+
+def _is_default(number: int, handler: Any) -> bool:
+    """Whether nobody has taken a signal: not in Python, nor in C (`faulthandler.register`), of which Python does not know."""
+    if handler == signal.SIG_DFL:
+        return not handler_address(number)
+    return handler is signal.default_int_handler
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """For signals that arrive when their work is being done. Not SIG_IGN, which a program that is started would inherit."""
 
 
 def _write(text: str) -> None:

@@ -60,7 +60,7 @@ def _other_versions(directory: Path, item: DataItem) -> str:
     """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
     layout = RunLayout(directory)
     try:
-        made_with = parse_json(layout.read(layout.starts / f"{item.record.start}.json"))["provenance"]
+        made_with = dict(parse_json(layout.read(layout.starts / f"{item.record.start}.json"))["provenance"])
         now = {name: _version(name) for name in made_with}
     except (OSError, ValueError, KeyError, TypeError):
         return ""

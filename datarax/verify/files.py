@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 
 from datarax.checkpoint import Snapshot, ledger_record, ledger_steps
 from datarax.checkpoint.layout import DATA_ITEM, RunLayout, sha256_hex
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
+from datarax.verify.finiteness import held
 from datarax.verify.report import SnapshotReport
 
 
@@ -62,16 +62,17 @@ def check_snapshot(
 
 def _check_model(snapshot: Snapshot, report: SnapshotReport) -> None:
     recorded = {leaf.path: leaf for leaf in snapshot.leaves or ()}
-    model = snapshot.model()
-    report.model_leaves = len(model)
-    for path, leaf in model.items():
+    report.model_leaves = 0
+    for path, leaf in snapshot.model_leaves():
+        report.model_leaves += 1
         spec = recorded[path]
         if spec.impl is None and spec.shape is not None and tuple(leaf.shape) != spec.shape:
             report.problems.append(f"model: {path} has the shape {_text(leaf.shape)}, recorded is {spec}")
         if spec.impl is None and spec.dtype is not None and leaf.dtype != jnp.dtype(spec.dtype):
             report.problems.append(f"model: {path} has the dtype {leaf.dtype}, recorded is {spec}")
-        if leaf.dtype.kind in "fcV" and not np.isfinite(leaf.astype(np.complex128)).all():
-            report.problems.append(f"model: {path} holds values that are not finite")
+        value = held(leaf)
+        if value is not None:
+            report.not_finite[path] = value
 
 
 def _text(shape: Sequence[int]) -> str:

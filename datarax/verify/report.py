@@ -38,6 +38,8 @@ class SnapshotReport:
     """Records of that step that are not what the dataset's manifest says."""
     model_leaves: int | None = None
     """Leaves of the model that were read and checked; None if the model was not read."""
+    not_finite: dict[str, str] = field(default_factory=dict)
+    """Those of them that hold inf or NaN -> "inf" or "nan". No failure: it is what was recorded."""
 
     @property
     def ok(self) -> bool:

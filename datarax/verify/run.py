@@ -18,6 +18,7 @@ from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
 from datarax.verify.explain import explain, name_delivered_changes
 from datarax.verify.files import check_snapshot, run_problems
+from datarax.verify.finiteness import note_not_finite
 from datarax.verify.moved import notes_of_moved_files
 from datarax.verify.recipes import (
     DataUnavailableError,
@@ -44,6 +45,7 @@ def verify_run(
     step: int | None = None,
     last_steps: int | None = None,
     whole_history: bool = False,
+    require_finite: bool = False,
     fast: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
@@ -57,6 +59,8 @@ def verify_run(
         step: only this snapshot; None for all that are there.
         last_steps: replay only so many of the newest recorded steps, through the ledger if need be.
         whole_history: also every step that only the ledger still tells of.
+        require_finite: a leaf of the model that holds inf or NaN and did not in the snapshot before is a problem, not only a
+            note; so is a NaN in the first snapshot that is looked at.
         fast: compare the keys of the last steps (`FAST_STEPS` by default) and of what follows from them in the state; no
             record, no data file and no model is read.
         say: told what is being done, a line at a time.
@@ -76,6 +80,10 @@ def verify_run(
         )
     if whole_history and (step is not None or last_steps is not None):
         raise InputError("--all is the whole history; leave out --step and --steps")
+    if require_finite and fast:
+        raise InputError(
+            "--require-finite looks into the models, which --fast does not read; leave out one of them"
+        )
     if last_steps is not None and last_steps < 1:
         raise InputError(f"the number of last steps must be at least 1, got {last_steps}")
     if fast and last_steps is None and not whole_history and step is None:
@@ -103,6 +111,7 @@ def verify_run(
             say("verifying the data files")
         verification.look_at_data(report)
         report.notes += verification.notes(report)
+        note_not_finite(report, require_finite=require_finite)
     return report
 
 

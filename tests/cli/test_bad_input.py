@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -281,10 +282,10 @@ def test_a_disk_that_stays_full_ends_the_run_with_74_and_the_newest_snapshot_con
     assert main(["diff", str(finished / "run"), str(run)]) == 0
 
 
-def test_metrics_that_cannot_be_written_do_not_end_a_run(finished, tmp_path, capsys):
+def test_metrics_that_cannot_be_written_do_not_end_a_run(finished, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "metrics.jsonl").symlink_to("/dev/full")
+    full = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115, the run closes it
+    monkeypatch.setattr("datarax.training.progress._open_for_lines", lambda path: full)
     arguments = ["run", str(finished / "config.toml"), *sets(f"run.directory={run}", "log.every_seconds=0")]
     assert main(arguments) == 0
     assert capsys.readouterr().err.count("metrics.jsonl cannot be written (No space left on device)") == 1

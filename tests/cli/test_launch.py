@@ -132,7 +132,10 @@ def test_lines_of_others_have_their_number_and_no_stack_traces(tmp_path, run, ca
 LAUNCHER = """
 import sys
 from datarax.cli.launch import launch
-sys.exit(launch([], processes=2, run_directory="none", heartbeat_seconds=1, command=sys.argv[1:]))
+names = ["TERM", "INT", "USR1", "HUP", "XCPU"]
+sys.exit(
+    launch([], processes=2, run_directory="none", heartbeat_seconds=1, signals=names, command=sys.argv[1:])
+)
 """
 
 WAITS = """
@@ -150,9 +153,9 @@ while True:
 """
 
 
-def launcher(tmp_path, text):
+def launcher(tmp_path, text, shell='exec "$@"'):
     process = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, *children(tmp_path, text)],
+        ["bash", "-c", shell, "-", sys.executable, "-c", LAUNCHER, *children(tmp_path, text)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
@@ -167,7 +170,9 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGXCPU]
+)
 def test_a_first_signal_reaches_all_as_sigterm(number, tmp_path):
     process = launcher(tmp_path, WAITS)
     process.send_signal(number)
@@ -183,6 +188,29 @@ def test_a_second_signal_ends_all_at_once(number, tmp_path):
     wait_for(lambda: len(list(tmp_path.glob("stopped-*"))) == 2)
     process.send_signal(number)
     assert process.wait(60) == 128 + number
+
+
+def test_signals_while_stopping_are_ignored_but_for_a_second_sigint_or_sigterm(tmp_path):
+    (tmp_path / "stubborn").touch()
+    process = launcher(tmp_path, WAITS)
+    process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: len(list(tmp_path.glob("stopped-*"))) == 2)
+    for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.2)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 128 + signal.SIGINT
+
+
+def test_a_launcher_that_ignores_a_signal_goes_on_ignoring_it(tmp_path):
+    process = launcher(tmp_path, WAITS, "trap '' HUP; exec \"$@\"")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    assert list(tmp_path.glob("stopped-*")) == []
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
 
 
 def test_children_stop_well_if_the_launcher_dies(tmp_path):

@@ -191,6 +191,64 @@ def test_stamps_that_cannot_be_read_trust_no_file(begun, source):
     assert len(found.problems) == 1
 
 
+# What may lie in the place of such a file, which is no evidence of anything: name -> how it comes there.
+NO_STAMPS = {
+    "nothing": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(100)),
+    "not UTF-8": lambda path: path.write_bytes(b'{"sources": {"\xff": {"files": {}}}}'),
+    "deep": lambda path: path.write_bytes(b'{"sources":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
+    "deep objects": lambda path: path.write_bytes(b'{"sources":' * 200_000 + b"1" + b"}" * 200_000),
+    "deep in a stamp": lambda path: path.write_bytes(stamped(b"[" * 3_000 + b"]" * 3_000)),
+    "a huge number": lambda path: path.write_bytes(stamped(b"9" * 5_000)),
+    "a number without end": lambda path: path.write_bytes(stamped(b"1e999")),
+    "NaN": lambda path: path.write_bytes(stamped(b"NaN")),
+    "half a letter": lambda path: path.write_bytes(stamped(b'"\\ud800"')),
+    "a list": lambda path: path.write_bytes(b"[1]"),
+    "a number": lambda path: path.write_bytes(b"1"),
+    "sources is a list": lambda path: path.write_bytes(b'{"sources": [1]}'),
+    "sources is null": lambda path: path.write_bytes(b'{"sources": null}'),
+    "a stamp is a list": lambda path: path.write_bytes(b'{"sources": {"text": [1]}}'),
+    "a stamp is a text": lambda path: path.write_bytes(b'{"sources": {"text": "files"}}'),
+    "files is a list": lambda path: path.write_bytes(b'{"sources": {"text": {"files": ["a"]}}}'),
+    "files is a number": lambda path: path.write_bytes(b'{"sources": {"text": {"files": 7, "content": 1}}}'),
+    "no files": lambda path: path.write_bytes(b'{"sources": {"text": {}}}'),
+    "a directory": lambda path: path.mkdir(),
+    "a pipe": os.mkfifo,
+    "a link to zeros without end": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to a file elsewhere": lambda path: path.symlink_to("/etc/passwd"),
+}
+
+
+def stamped(value):
+    return b'{"sources": {"text": {"content": ' + value + b', "files": {}}}}'
+
+
+@pytest.mark.parametrize("kind", NO_STAMPS)
+def test_what_is_no_stamp_stops_no_run_and_trusts_no_file(kind, begun, capsys):
+    path = begun / "run" / "starts" / "1.files.json"
+    path.unlink()
+    NO_STAMPS[kind](path)
+    assert go_on(begun, 5) == 0
+    said = capsys.readouterr().err
+    assert "3 of 3 files of source 'text' have another time or size" in said
+    assert "cannot" not in said
+    assert go_on(begun, 6) == 0, "now they are recorded"
+    assert "files" not in capsys.readouterr().err
+    assert main(["verify", str(begun / "run")]) == 0
+    assert main(["inspect", str(begun / "run")]) == 0
+
+
+@pytest.mark.parametrize("number", ["7", str(10**18), "9" * 200, "9" * 5 + "a", "-1", "01", "٣"])
+def test_what_is_no_stamp_hides_no_earlier_one(number, begun, capsys):
+    (begun / "run" / "starts" / f"{number}.files.json").write_bytes(b"{")
+    assert go_on(begun, 6) == 0
+    assert "checking" not in capsys.readouterr().err
+    rewrite(shards(begun)[1], 50)
+    assert go_on(begun, 8) == 1
+    assert "record 50 has changed" in capsys.readouterr().err
+
+
 def test_sources_without_files_leave_no_stamp():
     for source in (
         MemorySource(MemoryConfig(), {"x": np.arange(3)}),

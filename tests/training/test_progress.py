@@ -1,0 +1,65 @@
+"""Where metrics go: appended to a regular file of the run, or nowhere, with a word; never a reason to stop or to hang."""
+
+import os
+import threading
+
+import pytest
+
+from tests.training.test_session import session
+
+
+@pytest.fixture
+def told(tmp_path):
+    """A run of 2 steps with something in the place of its `metrics.jsonl`; returns what it says."""
+    import io
+
+    def run():
+        said = io.StringIO()
+        assert session(tmp_path / "run", steps=2, stream=said).run().complete
+        return said.getvalue()
+
+    (tmp_path / "run").mkdir()
+    return run
+
+
+LOST = "metrics.jsonl cannot be written ({}); training goes on without it"
+
+
+def test_a_link_is_not_followed(tmp_path, told):
+    outside = tmp_path / "outside"
+    outside.write_text("untouched")
+    (tmp_path / "run" / "metrics.jsonl").symlink_to(outside)
+    assert LOST.format("Too many levels of symbolic links") in told()
+    assert outside.read_text() == "untouched"
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path, told):
+    os.mkfifo(tmp_path / "run" / "metrics.jsonl")
+    assert LOST.format("it is no regular file") in told()
+
+
+def test_a_pipe_with_a_reader_gets_nothing(tmp_path, told):
+    path = tmp_path / "run" / "metrics.jsonl"
+    os.mkfifo(path)
+    got = []
+    reader = threading.Thread(target=lambda: got.append(path.read_bytes()))
+    reader.start()
+    assert LOST.format("it is no regular file") in told()
+    reader.join(30)
+    assert got == [b""]
+
+
+def test_a_directory_is_none(tmp_path, told):
+    (tmp_path / "run" / "metrics.jsonl").mkdir()
+    assert LOST.format("Is a directory") in told()
+
+
+@pytest.mark.parametrize("before", [b"", b"{}\n", b'{"half'])
+def test_lines_are_appended_to_whole_ones(before, tmp_path, told):
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(before)
+    told()
+    lines = path.read_bytes().splitlines()
+    assert path.read_bytes().startswith(before)
+    assert lines[: len(before.splitlines())] == before.splitlines()
+    assert lines[-1].startswith(b'{"step": 2')
