@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from datarax.cli.arguments import add_config, add_json, print_json
-from datarax.cli.launch import LAUNCHER_VARIABLE
+from datarax.cli.launch import LAUNCHER_VARIABLE, OWN_COMMAND
 
 if TYPE_CHECKING:
     from datarax.chaos import ChaosReport, Trial
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.steps is not None:
         overrides.append(f"run.steps={arguments.steps}")
     config = load_any_config(arguments.config, overrides)
-    command = [sys.executable, "-m", "datarax", "run", arguments.config]
+    command = [*OWN_COMMAND, "run", arguments.config]
     command += [word for override in overrides for word in ("--set", override)]
     if arguments.processes != 1:
         command += ["--processes", str(arguments.processes)]
@@ -151,8 +151,7 @@ class _StopSignals:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _tree(report: ChaosReport, *, kept: bool) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from flax import nnx
 
 from datarax.core.errors import ConfigError
+from datarax.core.owners import check_module, check_owner
 from datarax.core.tree import identical, joined
 
 T = TypeVar("T")
@@ -331,11 +332,13 @@ def load_attribute(use: str, key: str) -> Any:
 
     Raises:
         ConfigError: if the text has another form, the module's import raises anything, or it has no such attribute;
-            then it says what there is.
+            then it says what there is. If it is the standard library's, or could be two different modules; then nothing was
+            imported or called.
     """
     module_name, _, path = use.partition(":") if isinstance(use, str) else ("", "", "")
     if not module_name or not path:
         raise ConfigError(f"{key} must be 'module:attribute', got {use!r}")
+    check_module(module_name, f"{key} = {use!r}")
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # the module's own code runs here and may raise anything
@@ -351,4 +354,5 @@ def load_attribute(use: str, key: str) -> Any:
             listed = ", ".join(names[:20] + ["…"] * (len(names) > 20)) or "no public names"
             raise ConfigError(f"{key} = {use!r}: {at!r} has no attribute {part!r}; {hint} {listed}")
         found, at = getattr(found, part), f"{at}.{part}"
+    check_owner(found, f"{key} = {use!r}")
     return found

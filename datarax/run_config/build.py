@@ -74,6 +74,22 @@ def batch_sharding(
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(tuple(axes) or None))
 
 
+def named_code(config: BaseRunConfig) -> list[tuple[str, str]]:
+    """The key of everything that a config calls by name, and what stands there."""
+    named = []
+    if isinstance(config, GrainRunConfig):
+        named.append(("grain_pipeline.use", config.grain_pipeline.use))
+    if isinstance(config, RunConfig):
+        if "use" in config.source.settings:
+            named.append(("source.use", config.source.settings["use"]))
+        named += [(f"transforms.{i}.use", section.use) for i, section in enumerate(config.transforms)]
+        if config.batch_stats_fn is not None:
+            named.append(("batch_stats_fn", config.batch_stats_fn))
+    if config.task is not None:
+        named.append(("task.use", config.task.use))
+    return named
+
+
 def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> DataLoader:
     """The loader that a config describes, over an opened source.
 
@@ -88,6 +104,10 @@ def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> Dat
     loader_config = config.loader
     if config.batch_stats_fn is not None:
         function = load_attribute(config.batch_stats_fn, "batch_stats_fn")
+        if not callable(function):
+            raise ConfigError(
+                f"batch_stats_fn = {config.batch_stats_fn!r} is a {type(function).__name__}, not a function"
+            )
         loader_config = dataclasses.replace(loader_config, batch_stats_fn=function)
     return DataLoader(loader_config, source, transforms=_transforms(config), name="train", **placement)
 
@@ -122,9 +142,13 @@ def open_loader(
 
 def _transforms(config: RunConfig) -> list[Transform]:
     stages = []
-    for section in config.transforms:
+    for i, section in enumerate(config.transforms):
         given = {key: value for key, value in to_tree(section).items() if key not in ("use", "parameters")}
-        stages.append(load_transform(section.use, parameters=dict(section.parameters), **given))
+        stages.append(
+            load_transform(
+                section.use, parameters=dict(section.parameters), key=f"transforms.{i}.use", **given
+            )
+        )
     return stages
 
 
@@ -171,5 +195,6 @@ __all__ = [
     "build_mesh",
     "build_session",
     "mesh_sizes",
+    "named_code",
     "open_loader",
 ]

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.config import Text, load_attribute
-from datarax.core.errors import InputError
+from datarax.core.errors import ConfigError, InputError
 from datarax.core.tree import dtype_name, hash_tree
+from datarax.sources.files import SourceFile
 from datarax.sources.records import Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 
@@ -36,6 +37,10 @@ class NamedDataConfig(SourceConfig):
         """The object; what is callable is called."""
         found = load_attribute(self.use, "source.use")
         return found(**self.parameters) if callable(found) else found
+
+    def list_files(self) -> Sequence[SourceFile]:
+        """None: an object lies in no files, and to know that it need not be made."""
+        return ()
 
 
 # In memory
@@ -196,7 +201,11 @@ class NamedGrainConfig(NamedDataConfig, GrainConfig):
 
     def open(self) -> "GrainSource":
         """A source of the object that `use` names."""
-        return GrainSource(self, self.data())
+        data = self.data()
+        try:
+            return GrainSource(self, data)
+        except TypeError as error:
+            raise ConfigError(f"source.use = {self.use!r}: {error}") from error
 
 
 class GrainSource(DataSource):

@@ -1,0 +1,91 @@
+"""Whose code a config's `module:attribute` names: asked before it is imported, and before anything is called (`config.py`).
+
+A config says what is called with which parameters, so a name in the standard library (`os:system`) would make it a program.
+This is no sandbox: what a user's own module does is its own affair.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from types import BuiltinMethodType, MethodType, ModuleType
+from typing import Any
+
+from datarax.core.errors import ConfigError
+
+
+def check_module(name: str, says: str) -> None:
+    """Refuses a module that no config may name.
+
+    Args:
+        name: dotted name of the module.
+        says: the key and what stands there, for messages.
+
+    Raises:
+        ConfigError: if the working directory, in which it would be found last, holds another module of that name, or if it
+            belongs to the standard library.
+    """
+    top = name.partition(".")[0]
+    found, here = _found(top), _in_working_directory(top)
+    if found is not None and here is not None and not _same(found, here):
+        raise ConfigError(
+            f"{says}: {top!r} is {found}, which comes first, but the working directory holds {here} too; rename the one that "
+            f"you mean, or start in another directory"
+        )
+    if top in sys.stdlib_module_names:
+        raise ConfigError(
+            f"{says} names the standard library, which a config may not call; write a function of your own that does"
+        )
+
+
+def check_owner(found: Any, says: str) -> None:
+    """Refuses what would be called and is the standard library's, however it is reached (`my_module:os.system`).
+
+    Raises:
+        ConfigError: if it is.
+    """
+    if callable(found) and _owner(found).partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigError(
+            f"{says} is {found!r} of the standard library, which a config may not call; write a function of your own that does"
+        )
+
+
+def _owner(thing: Any) -> str:
+    """The name of the module that a callable comes from."""
+    while isinstance(thing, (functools.partial, MethodType)):
+        thing = thing.func if isinstance(thing, functools.partial) else thing.__func__
+    module = getattr(thing, "__module__", None)
+    if module is None and isinstance(thing, BuiltinMethodType) and not isinstance(thing.__self__, ModuleType):
+        module = type(thing.__self__).__module__  # a method of an object in C
+    return module or type(thing).__module__
+
+
+def _found(top: str) -> str | None:
+    """Where Python finds a module; None if nowhere."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a module that was made, not found: `__main__`
+        return None
+    return None if spec is None else _place(spec)
+
+
+def _in_working_directory(top: str) -> str | None:
+    """The module of this name in the working directory, if modules are looked for there."""
+    if "" not in sys.path:
+        return None
+    spec = PathFinder.find_spec(top, [os.getcwd()])
+    # A directory without an `__init__.py` hides nothing, and many are called like some package.
+    return None if spec is None or spec.loader is None else _place(spec)
+
+
+def _place(spec: ModuleSpec) -> str:
+    if spec.origin is not None:
+        return spec.origin
+    return next(iter(spec.submodule_search_locations or []), "built in")
+
+
+def _same(left: str, right: str) -> bool:
+    return os.path.realpath(left) == os.path.realpath(right)
