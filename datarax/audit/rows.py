@@ -22,7 +22,13 @@ import numpy.typing as npt
 
 from datarax.audit.history import History
 from datarax.checkpoint.items import item_steps, read_item
-from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
+from datarax.core.errors import (
+    InputError,
+    MismatchError,
+    SnapshotDamagedError,
+    SnapshotNotFoundError,
+    check_path,
+)
 from datarax.order import Rows, Segment
 from datarax.sources import SourceFile
 from datarax.store.files import sync
@@ -280,6 +286,7 @@ def new_file(path: str) -> Iterator[TextIO]:
         InputError: if it exists.
         OSError: if it cannot be written; then nothing is left.
     """
+    check_path(path, "the table")
     refusal = InputError(f"{path} exists already; a table replaces nothing: remove it or choose another name")
     if os.path.lexists(path):
         raise refusal

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from datarax.core.errors import ConfigError
+from datarax.core.errors import ConfigError, check_path
 from datarax.store.files import sync, write_whole
 
 MANIFEST_NAME = "manifest.json"
@@ -104,6 +104,7 @@ def local_directory(directory: str | os.PathLike[str]) -> Path:
 
     Raises:
         ConfigError: if it is not a local path, such as `gs://bucket/run`.
+        InputError: if it is not in UTF-8.
     """
     text = os.fspath(directory)
     if not isinstance(text, str) or not text:
@@ -112,7 +113,9 @@ def local_directory(directory: str | os.PathLike[str]) -> Path:
         raise ConfigError(
             f"the run directory {text!r} is not a local path; object stores are not supported yet"
         )
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    absolute = os.path.abspath(os.path.expanduser(text))
+    check_path(absolute, "the run directory")
+    return Path(absolute)
 
 
 def refuse_wildcards(path: Path) -> None:

@@ -113,7 +113,10 @@ class _Place:
 @contextlib.contextmanager
 def _place(parent: str | None) -> Iterator[_Place]:
     """A new directory, removed at the end unless it is to be kept."""
+    from datarax.core.errors import check_path
+
     if parent is not None:
+        check_path(parent, "--directory")
         os.makedirs(parent, exist_ok=True)
     place = _Place(Path(tempfile.mkdtemp(prefix="datarax-chaos-", dir=parent)).resolve())
     try:

@@ -6,9 +6,12 @@ asked, what was found, where, and what to do. Errors of the user's own code are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class DataraxError(Exception):
@@ -42,6 +45,21 @@ class ConfigError(_Refused, ValueError):
 
 class InputError(_Refused, ValueError):
     """Data, a path or an argument that the user named cannot be used as it is; nothing has run."""
+
+
+def check_path(path: str, what: str) -> None:
+    """Refuses a path that is no text: records, manifests and configs are UTF-8, and could not name it again.
+
+    Args:
+        path: with bytes that are not UTF-8 as Python holds them (`os.fsdecode`).
+        what: what it is, for messages.
+
+    Raises:
+        InputError: naming it in a form that can be printed.
+    """
+    shown = _NOT_TEXT.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", path)
+    if shown != path:
+        raise InputError(f"{what} '{shown}' is not UTF-8 text; rename it, or name a link to it")
 
 
 class RunLockedError(_Refused, RuntimeError):

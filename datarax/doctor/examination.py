@@ -16,7 +16,8 @@ from datarax.checkpoint import Snapshot, list_steps
 from datarax.checkpoint.protocols import BatchStream
 from datarax.doctor import code, disk, model, run
 from datarax.doctor.checks import Checklist, Finding
-from datarax.run_config import BaseRunConfig, named_code
+from datarax.run_config import BaseRunConfig
+from datarax.run_config.build import named_code
 
 _MAKE_READABLE = "make the run readable for this user, or use another run.directory"
 

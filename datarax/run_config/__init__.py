@@ -12,7 +12,6 @@ from datarax.run_config.build import build_loader as build_loader
 from datarax.run_config.build import build_mesh as build_mesh
 from datarax.run_config.build import build_session as build_session
 from datarax.run_config.build import mesh_sizes as mesh_sizes
-from datarax.run_config.build import named_code as named_code
 from datarax.run_config.build import open_loader as open_loader
 from datarax.run_config.config import BaseRunConfig as BaseRunConfig
 from datarax.run_config.config import GrainRunConfig as GrainRunConfig
@@ -46,7 +45,6 @@ __all__ = [
     "load_any_config",
     "load_config",
     "mesh_sizes",
-    "named_code",
     "open_loader",
     "parse_any_stored_config",
     "parse_config",

@@ -142,13 +142,9 @@ def open_loader(
 
 def _transforms(config: RunConfig) -> list[Transform]:
     stages = []
-    for i, section in enumerate(config.transforms):
+    for section in config.transforms:
         given = {key: value for key, value in to_tree(section).items() if key not in ("use", "parameters")}
-        stages.append(
-            load_transform(
-                section.use, parameters=dict(section.parameters), key=f"transforms.{i}.use", **given
-            )
-        )
+        stages.append(load_transform(section.use, parameters=dict(section.parameters), **given))
     return stages
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from datarax.checkpoint.layout import local_directory
 from datarax.core.config import from_tree
-from datarax.core.errors import ConfigError, InputError
+from datarax.core.errors import ConfigError, InputError, check_path
 from datarax.run_config.config import GrainRunConfig, RunConfig
 
 AnyRunConfig = RunConfig | GrainRunConfig
@@ -36,6 +36,7 @@ def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyRunCo
         InputError: if the file cannot be read.
         ConfigError: if it is not TOML, or a key or value is wrong.
     """
+    check_path(str(path), "the config")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -108,6 +109,7 @@ def _built(
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     """Sets `a.b.0.c=value` in `tree`; numbers index lists. The value is TOML, or else taken as text."""
+    check_path(override, "--set")
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datarax.core.errors import InputError
+from datarax.core.errors import InputError, check_path
 from datarax.core.tree import digest
 from datarax.store.files import local_path
 
@@ -88,6 +88,7 @@ def find_files(
                     f"no {what} matches {path}" if glob.has_magic(path) else f"{what} {path} does not exist"
                 )
         for file in files:
+            check_path(file, what)
             if file in found:
                 raise InputError(f"{what} {file} is named twice, by {found[file]!r} and by {str(pattern)!r}")
             found[file] = str(pattern)

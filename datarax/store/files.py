@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 
-from datarax.core.errors import InputError
+from datarax.core.errors import InputError, check_path
 
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -22,7 +22,7 @@ def local_path(path: str | os.PathLike[str], what: str) -> str:
         what: what it is, for messages.
 
     Raises:
-        InputError: if `path` is empty, is not a path, or names an object store or another remote place.
+        InputError: if `path` is empty, is not a path or not in UTF-8, or names an object store or another remote place.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
     if not text:
@@ -31,7 +31,9 @@ def local_path(path: str | os.PathLike[str], what: str) -> str:
         raise InputError(
             f"{what} {text!r} is not a local path; object stores are not supported yet, copy the data to a local disk"
         )
-    return os.path.abspath(os.path.expanduser(text))
+    absolute = os.path.abspath(os.path.expanduser(text))
+    check_path(absolute, what)
+    return absolute
 
 
 def sync(path: str | os.PathLike[str]) -> None:

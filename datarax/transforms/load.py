@@ -20,7 +20,6 @@ def load_transform(
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
     depends_on: Sequence[str] | None = None,
-    key: str = "use",
 ) -> Transform:
     """The transform that `use` names, with what is given in place of its own.
 
@@ -33,13 +32,12 @@ def load_transform(
         parameters: Added to a `Transform`'s own, replacing those of the same name.
         version: Declared version; a `Transform`'s own if None.
         depends_on: Packages whose version is identity; a `Transform`'s own if None.
-        key: The key of a config that `use` stands at, for messages.
 
     Raises:
         ConfigError: if it cannot be imported or found, saying what is there; if a level or randomness is
             missing or contradicts; or as `Transform` does.
     """
-    found = load_attribute(use, key)
+    found = load_attribute(use, "use")
     if isinstance(found, Transform):
         for what, asked, has in (("level", level, found.level), ("randomness", randomness, found.randomness)):
             if asked is not None and asked != has:

@@ -23,9 +23,9 @@ from datarax.run_config import (
     apply_environment,
     build_grain_pipeline,
     build_loader,
-    named_code,
     parse_any_stored_config,
 )
+from datarax.run_config.build import named_code
 from datarax.sources import DataSource, RangeConfig, RangeSource
 from datarax.sources.open import open_source
 from datarax.training import LOADER_NAME

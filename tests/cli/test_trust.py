@@ -221,7 +221,7 @@ def test_a_replay_of_a_run_that_names_no_code_asks_nothing(tmp_path):
             "source={kind='grain', use='subprocess:run', parameters={args='x'}}",
             "source.use = 'subprocess:run'",
         ),
-        ("transforms.0.use=builtins:eval", "transforms.0.use = 'builtins:eval'"),
+        ("transforms.0.use=builtins:eval", "use = 'builtins:eval'"),
         ("batch_stats_fn=os:abort", "batch_stats_fn = 'os:abort'"),
         ("task.use=subprocess:Popen", "task.use = 'subprocess:Popen'"),
         ("source={kind='grain', use='tests.support.tiny:Path'}", "of the standard library"),
