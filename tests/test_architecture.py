@@ -74,7 +74,7 @@ HOMES = {
 
 
 # Statements that a room may have (benchmarks/statements.py). They fall; whoever must raise one says why in docs/design.
-BUDGETS = {"core": 928, "order": 932, "sources": 1285, "loader": 890, "grain_pipeline": 615}
+BUDGETS = {"core": 930, "order": 932, "sources": 1285, "loader": 890, "grain_pipeline": 615}
 
 
 def modules():

@@ -29,6 +29,8 @@ def check_module(name: str, says: str) -> None:
             belongs to the standard library.
     """
     top = name.partition(".")[0]
+    if top == "datarax":
+        return  # which one runs is settled: this one
     found, here = _found(top), _in_working_directory(top)
     if found is not None and here is not None and not _same(found, here):
         raise ConfigError(

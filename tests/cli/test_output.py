@@ -114,6 +114,26 @@ def test_a_pipe_that_does_not_block_gets_all_of_it():
     assert (done.returncode, len(done.stdout)) == (0, 10**6 + 1)
 
 
+CLOSED = """
+import os, sys
+for descriptor in (0, 1, 2):
+    os.close(descriptor)
+from datarax.cli.output import use_sure_streams
+use_sure_streams()
+with open(sys.argv[1], "w") as file:
+    print("lost", flush=True)
+    print("lost", file=sys.stderr)
+    os.system("echo lost; echo lost >&2")
+"""
+
+
+def test_what_is_printed_to_a_closed_descriptor_lands_in_no_file(tmp_path):
+    subprocess.run(
+        [sys.executable, "-c", CLOSED, tmp_path / "file"], env={**os.environ, "PYTHONPATH": ROOT}, check=True
+    )
+    assert (tmp_path / "file").read_bytes() == b""
+
+
 PRINTS_BYTES = """
 import os
 from datarax.cli.output import use_sure_streams

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from datarax.cli.main import main
+from datarax.sources.open import SourceTable
 from tests.support.runs import copy_run
 
 MARK = "the trap was imported"
@@ -78,6 +79,14 @@ def test_what_only_reads_a_run_imports_nothing_that_it_names(words, run, trap, c
     forge(run, TRAPS, ('kind = "array_record"', 'kind = "memory"\nuse = "its_trap:data"'))
     assert main([word.format(run=run) for word in words]) in (0, 1, 2)
     assert not trap.exists(), capsys.readouterr()
+
+
+def test_the_files_of_data_that_code_makes_are_known_without_the_code(trap):
+    """A run of many files keeps only the digest of their list, and `order --find FILE` asks its stored config for it."""
+    for kind in ("memory", "grain"):
+        table = SourceTable(kind=kind, settings={"use": "its_trap:data"})
+        assert table.config().list_files() == ()
+    assert not trap.exists()
 
 
 def test_a_fast_verification_compares_all_but_code_and_says_so(run, capsys):
