@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
-from types import BuiltinMethodType, MethodType, ModuleType
+from types import FunctionType, MethodType
 from typing import Any
 
 from datarax.core.errors import ConfigError
@@ -49,20 +49,24 @@ def check_owner(found: Any, says: str) -> None:
     Raises:
         ConfigError: if it is.
     """
-    if callable(found) and _owner(found).partition(".")[0] in sys.stdlib_module_names:
+    if callable(found) and all(each.partition(".")[0] in sys.stdlib_module_names for each in _owners(found)):
         raise ConfigError(
             f"{says} is {found!r} of the standard library, which a config may not call; write a function of your own that does"
         )
 
 
-def _owner(thing: Any) -> str:
-    """The name of the module that a callable comes from."""
+def _owners(thing: Any) -> list[str]:
+    """The modules that a callable may come from: a decorator of the standard library makes a function its own, and back."""
     while isinstance(thing, (functools.partial, MethodType)):
         thing = thing.func if isinstance(thing, functools.partial) else thing.__func__
+    if isinstance(thing, FunctionType):
+        return [thing.__module__ or "", thing.__globals__.get("__name__", "")]
     module = getattr(thing, "__module__", None)
-    if module is None and isinstance(thing, BuiltinMethodType) and not isinstance(thing.__self__, ModuleType):
-        module = type(thing.__self__).__module__  # a method of an object in C
-    return module or type(thing).__module__
+    if module is None:
+        # Of methods in C: the class that has it, or the object that it is bound to, which may be a class.
+        has_it = getattr(thing, "__objclass__", getattr(thing, "__self__", thing))
+        module = has_it.__module__ if isinstance(has_it, type) else type(has_it).__module__
+    return [module]
 
 
 def _found(top: str) -> str | None:

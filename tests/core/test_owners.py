@@ -9,7 +9,7 @@ from datarax.core.config import load_attribute
 from datarax.core.errors import ConfigError
 
 MODULE = """
-import functools, operator, os, subprocess, json
+import contextlib, functools, numpy, operator, os, subprocess, json
 from subprocess import run as imported
 
 CALLED = []
@@ -27,6 +27,13 @@ data = [1, 2]
 thing = Own()
 bound = thing.method
 hidden = functools.partial(functools.partial(os.system), "true")
+@functools.wraps(json.loads)
+def wrapping(text): return 1
+@contextlib.contextmanager
+def scope(): yield
+@scope()
+def decorated(text): return 2
+draw = numpy.random.default_rng(0).normal
 bytes_of = operator.attrgetter("nbytes")
 """
 
@@ -64,7 +71,14 @@ def test_the_standard_library_is_refused_by_its_key(use):
     "name",
     [
         *("os.system", "imported", "subprocess.run", "subprocess.Popen", "hidden", "bytes_of", "json.loads"),
-        *("data.append", "os.environ.clear", "own.__globals__.clear", "__builtins__.get"),
+        *(
+            "data.append",
+            "os.environ.clear",
+            "own.__globals__.clear",
+            "__builtins__.get",
+            "data.__class__.append",
+            "data.__class__",
+        ),
     ],
 )
 def test_the_standard_library_is_refused_wherever_it_is_reached(name, module):
