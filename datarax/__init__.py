@@ -16,8 +16,8 @@ The model in twenty lines:
 Names here load on first use, so that importing datarax costs nothing.
 """
 
-from __future__ import annotations
-
+# Nothing is imported here that Python has not imported itself before a program begins: of `python -m datarax` these lines run
+# while the working directory still stands first on the import path (`__main__.py`).
 import importlib
 
 # Type checkers take it for True; to import it from typing would take longer than all the rest.
@@ -88,7 +88,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module 'datarax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"datarax.{_HOMES[name]}"), name)

@@ -15,7 +15,6 @@ import typing
 from pathlib import Path
 
 from datarax.checkpoint import SaveConfig
-from datarax.core.config import load_attribute
 from datarax.grain_pipeline import GrainPipelineTable
 from datarax.loader import DataLoaderConfig
 from datarax.multihost import MultihostConfig
@@ -23,6 +22,7 @@ from datarax.run_config import MeshSection, RunConfig, RunSection, TaskSection, 
 from datarax.sources.build import BuildTable
 from datarax.sources.open import KINDS, SourceTable, setting_names
 from datarax.training import LogConfig, ResumeConfig
+from datarax.trust import load_attribute
 
 PAGE = Path(__file__).with_name("configuration.md")
 

@@ -25,7 +25,7 @@ from datarax.checkpoint.items import item_steps, read_item
 from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
 from datarax.order import Rows, Segment
 from datarax.sources import SourceFile
-from datarax.store.files import sync
+from datarax.store.files import check_path, sync
 from datarax.training import LOADER_NAME
 
 # Rows that are proven at once.
@@ -280,6 +280,7 @@ def new_file(path: str) -> Iterator[TextIO]:
         InputError: if it exists.
         OSError: if it cannot be written; then nothing is left.
     """
+    check_path(path, "the table")
     refusal = InputError(f"{path} exists already; a table replaces nothing: remove it or choose another name")
     if os.path.lexists(path):
         raise refusal

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datarax.core.errors import ConfigError
-from datarax.store.files import make_directory, read_file, sync, write_whole
+from datarax.store.files import check_path, make_directory, read_file, sync, write_whole
 
 MANIFEST_NAME = "manifest.json"
 DATA_ITEM = "data"
@@ -141,6 +141,7 @@ def local_directory(directory: str | os.PathLike[str]) -> Path:
 
     Raises:
         ConfigError: if it is not a local path, such as `gs://bucket/run`.
+        InputError: if it is not in UTF-8.
     """
     text = os.fspath(directory)
     if not isinstance(text, str) or not text:
@@ -149,7 +150,9 @@ def local_directory(directory: str | os.PathLike[str]) -> Path:
         raise ConfigError(
             f"the run directory {text!r} is not a local path; object stores are not supported yet"
         )
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    absolute = os.path.abspath(os.path.expanduser(text))
+    check_path(absolute, "the run directory")
+    return Path(absolute)
 
 
 def refuse_wildcards(path: Path) -> None:

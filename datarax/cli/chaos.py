@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from datarax.cli.arguments import add_config, add_json, print_json
-from datarax.cli.launch import LAUNCHER_VARIABLE
+from datarax.cli.launch import LAUNCHER_VARIABLE, OWN_COMMAND
 
 if TYPE_CHECKING:
     from datarax.chaos import ChaosReport, Trial
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.steps is not None:
         overrides.append(f"run.steps={arguments.steps}")
     config = load_any_config(arguments.config, overrides)
-    command = [sys.executable, "-m", "datarax", "run", arguments.config]
+    command = [*OWN_COMMAND, "run", arguments.config]
     command += [word for override in overrides for word in ("--set", override)]
     if arguments.processes != 1:
         command += ["--processes", str(arguments.processes)]
@@ -113,7 +113,10 @@ class _Place:
 @contextlib.contextmanager
 def _place(parent: str | None) -> Iterator[_Place]:
     """A new directory, removed at the end unless it is to be kept."""
+    from datarax.store.files import check_path
+
     if parent is not None:
+        check_path(parent, "--directory")
         os.makedirs(parent, exist_ok=True)
     place = _Place(Path(tempfile.mkdtemp(prefix="datarax-chaos-", dir=parent)).resolve())
     try:
@@ -151,8 +154,7 @@ class _StopSignals:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _tree(report: ChaosReport, *, kept: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from datarax.cli.arguments import add_config, add_json, print_json
+from datarax.cli.import_path import append_working_directory
 
 if TYPE_CHECKING:
     from datarax.doctor import Report
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints every check; exits 1 if one failed."""
+    append_working_directory()
     from datarax.doctor import examine
 
     # What the user's own code prints must not stand among the checks.

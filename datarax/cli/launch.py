@@ -28,6 +28,13 @@ _AFTER_SIGTERM_SECONDS = 10.0
 LAUNCHER_VARIABLE = "DATARAX_LAUNCHER_PID"
 """Environment variable with the pid of who started a process and must not be outlived by it; see `follow_launcher`."""
 
+OWN_COMMAND = (
+    sys.executable,
+    *(["-P"] if sys.flags.safe_path else []),
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "__main__.py"),
+)
+"""This very datarax in another process. With `-m` Python would look for it in the working directory first."""
+
 _PR_SET_PDEATHSIG = 1
 
 _REAL_FAILURES = (1, 2, 70, 74)
@@ -65,7 +72,7 @@ def launch(
     run_directory: str,
     heartbeat_seconds: float,
     signals: Sequence[str] = ("TERM", "INT"),
-    command: Sequence[str] = (sys.executable, "-m", "datarax"),
+    command: Sequence[str] = OWN_COMMAND,
 ) -> int:
     """Runs one command in several processes that are one run, until all have ended.
 
@@ -257,5 +264,4 @@ def _free_port() -> int:
 
 
 def _say(lines: Sequence[str]) -> None:
-    with contextlib.suppress(OSError):
-        print("\n".join(lines), file=sys.stderr, flush=True)
+    print("\n".join(lines), file=sys.stderr, flush=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from datarax import __version__
 from datarax.cli.arguments import report
+from datarax.cli.output import use_sure_streams
 
 _COMMANDS = {
     "run": "train (or just iterate) as a config says; run again = continue",
@@ -38,20 +38,14 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    use_sure_streams()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(argv)
     arguments = parser.parse_args(argv)
-    # As with `python -m`: tasks and transforms named in a config may lie where the user stands.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
-        code = arguments.run(arguments)
+        code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # The reader of our output left (`| head`): that is its right, and no failure of the command.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         return report(error, debug=arguments.debug)
 

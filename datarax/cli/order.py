@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from datarax.cli.arguments import add_json, add_set
+from datarax.cli.import_path import append_working_directory
+from datarax.cli.output import end_with_reader
 
 if TYPE_CHECKING:
     from datarax.audit.history import History
@@ -58,7 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as opened:
         stream = opened.enter_context(new_file(arguments.output)) if arguments.output else sys.stdout
         history = _history(arguments, opened)
-        summary = write_table(history, _steps(arguments, history), arguments.find, style, stream)
+        steps = _steps(arguments, history)
+        end_with_reader(stream)
+        try:
+            summary = write_table(history, steps, arguments.find, style, stream)
+            stream.flush()
+        except BrokenPipeError:
+            # The reader of our output left (`| head`): that is its right, and there may be no end of what it did not want.
+            return 0
     _conclude(arguments, summary)
     return 0
 
@@ -70,6 +79,7 @@ def _history(arguments: argparse.Namespace, opened: ExitStack) -> History:
 
     if os.path.isdir(arguments.run_or_config):
         return history_of_run(arguments.run_or_config, arguments.overrides)
+    append_working_directory()
     config = load_config(arguments.run_or_config, arguments.overrides)
     try:
         loader = opened.enter_context(open_loader(config))

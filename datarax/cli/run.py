@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from datarax.cli.arguments import UserCodeError, add_config, add_json, print_json, report
+from datarax.cli.import_path import append_working_directory
 from datarax.cli.launch import follow_launcher, launch
+from datarax.cli.output import sure_stream
 
 if TYPE_CHECKING:
     from datarax.multihost import Processes
@@ -65,6 +67,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    append_working_directory()
     from datarax import multihost
     from datarax.run_config import apply_environment, load_any_config
 
@@ -155,7 +158,7 @@ def _keep_stdout() -> None:
     """Our standard output stays what it is; what libraries print there from C++ (Gloo does) goes to standard error."""
     own = os.dup(1)
     os.dup2(2, 1)
-    sys.stdout = os.fdopen(own, "w", encoding="utf-8")
+    sys.stdout = sure_stream(own)
 
 
 def _build_once(config: AnyRunConfig, processes: Processes) -> None:
@@ -177,9 +180,7 @@ def _build_once(config: AnyRunConfig, processes: Processes) -> None:
 
 
 def _say(text: str) -> None:
-    # Nobody may be reading any more (`| head`): the run does not end with its reader.
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _say_nothing(text: str) -> None:

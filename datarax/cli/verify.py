@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from datarax.cli.arguments import add_json, add_set, print_json
+from datarax.cli.import_path import append_working_directory
 
 if TYPE_CHECKING:
     from datarax.verify import SnapshotReport, VerifyReport
@@ -39,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="compare keys only and read no record, file of data or model: by default the newest 1,000 steps",
+        help="compare keys only; read no record, file of data or model, import no code: by default the newest 1,000 steps",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import what the stored config names, whoever may have written it (see docs/trust.md)",
     )
     parser.add_argument(
         "--require-finite",
@@ -51,8 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exits 0 if everything is as recorded, else 1."""
-    from datarax.core.config import load_attribute
+    if arguments.config or arguments.loader or not arguments.fast:
+        append_working_directory()
     from datarax.run_config import load_any_config
+    from datarax.trust import load_attribute
     from datarax.verify import verify_run
 
     config = load_any_config(arguments.config, arguments.overrides) if arguments.config else None
@@ -66,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         whole_history=arguments.all,
         require_finite=arguments.require_finite,
         fast=arguments.fast,
+        trust=arguments.trust,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     if arguments.json:

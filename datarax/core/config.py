@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import enum
 import functools
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import FrozenInstanceError as FrozenInstanceError
 from dataclasses import dataclass
@@ -313,34 +312,3 @@ def _described(hint: Any) -> str:
     if origin in _TABLES or dataclasses.is_dataclass(hint):
         return "a table"
     return _SCALARS.get(hint, "an object, which no config file can hold")
-
-
-# Objects that a config names
-
-
-def load_attribute(use: str, key: str) -> Any:
-    """The object named `module:attribute` (dots go deeper); `key` names the config key in messages.
-
-    Raises:
-        ConfigError: if the text has another form, the module's import raises anything, or it has no such attribute;
-            then it says what there is.
-    """
-    module_name, _, path = use.partition(":") if isinstance(use, str) else ("", "", "")
-    if not module_name or not path:
-        raise ConfigError(f"{key} must be 'module:attribute', got {use!r}")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # the module's own code runs here and may raise anything
-        raise ConfigError(
-            f"{key} = {use!r}: importing {module_name!r} raised {type(error).__name__}: {error}"
-        ) from error
-    at = module_name
-    for part in path.split("."):
-        if not hasattr(found, part):
-            names = sorted(name for name in dir(found) if not name.startswith("_"))
-            near = difflib.get_close_matches(part, names, n=1)
-            hint = f"did you mean {near[0]!r}? It has" if near else "it has"
-            listed = ", ".join(names[:20] + ["…"] * (len(names) > 20)) or "no public names"
-            raise ConfigError(f"{key} = {use!r}: {at!r} has no attribute {part!r}; {hint} {listed}")
-        found, at = getattr(found, part), f"{at}.{part}"
-    return found

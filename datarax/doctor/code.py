@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from datarax.core.config import load_attribute
 from datarax.core.errors import ConfigError
 from datarax.doctor.checks import Finding, failure, warning
 from datarax.training import load_task
+from datarax.trust import load_attribute
 
 
 def imports(named: Sequence[tuple[str, str]]) -> Finding:

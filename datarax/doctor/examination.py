@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from datarax.checkpoint.protocols import BatchStream
 from datarax.doctor import code, disk, model, run
 from datarax.doctor.checks import Checklist, Finding
 from datarax.run_config import BaseRunConfig
+from datarax.run_config.build import named_code
 
 _MAKE_READABLE = "make the run readable for this user, or use another run.directory"
 
@@ -55,7 +56,7 @@ class Examination(abc.ABC):
 
     def make(self) -> None:
         """Makes all of them."""
-        self._check("imports", lambda: code.imports(list(self._named())), otherwise="correct the names")
+        self._check("imports", lambda: code.imports(named_code(self._base)), otherwise="correct the names")
         self._place_of_the_run()
         snapshot = self._check_run("snapshot", lambda: run.newest_snapshot(self._base))
         mesh = self._devices()
@@ -72,10 +73,6 @@ class Examination(abc.ABC):
         )
 
     # What each kind of run says for itself.
-
-    @abc.abstractmethod
-    def _named(self) -> Iterator[tuple[str, str]]:
-        """The key of each name of code in the config, and that name."""
 
     @abc.abstractmethod
     def _devices(self) -> Any:

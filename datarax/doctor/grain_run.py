@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -37,11 +36,6 @@ class GrainExamination(Examination):
         super().__init__(config, checklist, opened, steps, num_devices)
         self._config = config
         self._process_count = current().count
-
-    def _named(self) -> Iterator[tuple[str, str]]:
-        yield "grain_pipeline.use", self._config.grain_pipeline.use
-        if self._config.task is not None:
-            yield "task.use", self._config.task.use
 
     def _devices(self) -> Any:
         return self._check(

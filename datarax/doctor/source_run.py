@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,17 +33,6 @@ class SourceExamination(Examination):
     ) -> None:
         super().__init__(config, checklist, opened, steps, num_devices)
         self._config = config
-
-    def _named(self) -> Iterator[tuple[str, str]]:
-        config = self._config
-        if "use" in config.source.settings:
-            yield "source.use", config.source.settings["use"]
-        for i, section in enumerate(config.transforms):
-            yield f"transforms.{i}.use", section.use
-        if config.batch_stats_fn is not None:
-            yield "batch_stats_fn", config.batch_stats_fn
-        if config.task is not None:
-            yield "task.use", config.task.use
 
     def _devices(self) -> Any:
         mesh = self._check(

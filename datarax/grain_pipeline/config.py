@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from datarax.core.config import Checked, Limit, Text, check_fields, load_attribute
+from datarax.core.config import Checked, Limit, Text, check_fields
 from datarax.core.errors import ConfigError
 from datarax.grain_pipeline.pipeline import GrainPipeline, GrainPipelineConfig
+from datarax.trust import load_attribute
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from datarax.checkpoint.protocols import BatchStream
-from datarax.core.config import load_attribute, to_tree
+from datarax.core.config import to_tree
 from datarax.core.errors import ConfigError
 from datarax.grain_pipeline import GrainPipeline, load_grain_pipeline
 from datarax.loader import DataLoader
@@ -22,6 +22,7 @@ from datarax.sources import DataSource
 from datarax.sources.open import open_source
 from datarax.training import TrainingSession, load_task
 from datarax.transforms import Transform, load_transform
+from datarax.trust import load_attribute
 
 
 def apply_environment(config: BaseRunConfig) -> None:
@@ -74,6 +75,22 @@ def batch_sharding(
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(tuple(axes) or None))
 
 
+def named_code(config: BaseRunConfig) -> list[tuple[str, str]]:
+    """The key of everything that a config calls by name, and what stands there."""
+    named = []
+    if isinstance(config, GrainRunConfig):
+        named.append(("grain_pipeline.use", config.grain_pipeline.use))
+    if isinstance(config, RunConfig):
+        if "use" in config.source.settings:
+            named.append(("source.use", config.source.settings["use"]))
+        named += [(f"transforms.{i}.use", section.use) for i, section in enumerate(config.transforms)]
+        if config.batch_stats_fn is not None:
+            named.append(("batch_stats_fn", config.batch_stats_fn))
+    if config.task is not None:
+        named.append(("task.use", config.task.use))
+    return named
+
+
 def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> DataLoader:
     """The loader that a config describes, over an opened source.
 
@@ -88,6 +105,10 @@ def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> Dat
     loader_config = config.loader
     if config.batch_stats_fn is not None:
         function = load_attribute(config.batch_stats_fn, "batch_stats_fn")
+        if not callable(function):
+            raise ConfigError(
+                f"batch_stats_fn = {config.batch_stats_fn!r} is a {type(function).__name__}, not a function"
+            )
         loader_config = dataclasses.replace(loader_config, batch_stats_fn=function)
     return DataLoader(loader_config, source, transforms=_transforms(config), name="train", **placement)
 
@@ -172,5 +193,6 @@ __all__ = [
     "build_mesh",
     "build_session",
     "mesh_sizes",
+    "named_code",
     "open_loader",
 ]

@@ -15,6 +15,7 @@ from datarax.checkpoint.layout import local_directory
 from datarax.core.config import from_tree
 from datarax.core.errors import ConfigError, InputError
 from datarax.run_config.config import GrainRunConfig, RunConfig
+from datarax.store.files import check_path
 
 AnyRunConfig = RunConfig | GrainRunConfig
 
@@ -36,6 +37,7 @@ def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyRunCo
         InputError: if the file cannot be read.
         ConfigError: if it is not TOML, or a key or value is wrong.
     """
+    check_path(str(path), "the config")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -108,6 +110,7 @@ def _built(
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     """Sets `a.b.0.c=value` in `tree`; numbers index lists. The value is TOML, or else taken as text."""
+    check_path(override, "--set")
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):

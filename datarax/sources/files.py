@@ -13,7 +13,7 @@ from typing import Any
 
 from datarax.core.errors import InputError
 from datarax.core.tree import digest
-from datarax.store.files import local_path
+from datarax.store.files import check_path, local_path
 
 # Up to here an identity lists its files, so that a difference names one; beyond, their digest keeps it small.
 NUM_LISTED_FILES = 16
@@ -87,6 +87,7 @@ def find_files(
                 f"no {what} matches {path}" if glob.has_magic(path) else f"{what} {path} does not exist"
             )
         for file in files:
+            check_path(file, what)
             if file in found:
                 raise InputError(f"{what} {file} is named twice, by {found[file]!r} and by {str(pattern)!r}")
             found[file] = str(pattern)

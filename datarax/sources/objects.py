@@ -13,11 +13,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax.core.config import Text, load_attribute
-from datarax.core.errors import InputError
+from datarax.core.config import Text
+from datarax.core.errors import ConfigError, InputError
 from datarax.core.tree import dtype_name, hash_tree
+from datarax.sources.files import SourceFile
 from datarax.sources.records import Records, one_length, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
+from datarax.trust import load_attribute
 
 # Up to here the quick fingerprint hashes every byte (some 20 ms), so that no change at all escapes it.
 _HASHED_WHOLE_BYTES = 16 << 20
@@ -36,6 +38,10 @@ class NamedDataConfig(SourceConfig):
         """The object; what is callable is called."""
         found = load_attribute(self.use, "source.use")
         return found(**self.parameters) if callable(found) else found
+
+    def list_files(self) -> Sequence[SourceFile]:
+        """None: an object lies in no files, and to know that it need not be made."""
+        return ()
 
 
 # In memory
@@ -184,7 +190,11 @@ class NamedGrainConfig(NamedDataConfig, GrainConfig):
 
     def open(self) -> "GrainSource":
         """A source of the object that `use` names."""
-        return GrainSource(self, self.data())
+        data = self.data()
+        try:
+            return GrainSource(self, data)
+        except TypeError as error:
+            raise ConfigError(f"source.use = {self.use!r}: {error}") from error
 
 
 class GrainSource(DataSource):

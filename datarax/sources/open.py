@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from datarax.core.config import REST, DataraxModuleConfig, from_tree, load_attribute, to_tree
+from datarax.core.config import REST, DataraxModuleConfig, from_tree, to_tree
 from datarax.core.errors import ConfigError
 from datarax.sources.source import DataSource, SourceConfig
+from datarax.trust import load_attribute
 
 KINDS = {
     "array_record": "datarax.sources.array_record:ArrayRecordConfig",

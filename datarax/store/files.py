@@ -17,6 +17,7 @@ from typing import Any
 
 from datarax.core.errors import InputError
 
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -28,7 +29,7 @@ def local_path(path: str | os.PathLike[str], what: str) -> str:
         what: what it is, for messages.
 
     Raises:
-        InputError: if `path` is empty, is not a path, or names an object store or another remote place.
+        InputError: if `path` is empty, is not a path or not in UTF-8, or names an object store or another remote place.
     """
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else ""
     if not text:
@@ -37,7 +38,24 @@ def local_path(path: str | os.PathLike[str], what: str) -> str:
         raise InputError(
             f"{what} {text!r} is not a local path; object stores are not supported yet, copy the data to a local disk"
         )
-    return os.path.abspath(os.path.expanduser(text))
+    absolute = os.path.abspath(os.path.expanduser(text))
+    check_path(absolute, what)
+    return absolute
+
+
+def check_path(path: str, what: str) -> None:
+    """Refuses a path that is no text: records, manifests and configs are UTF-8, and could not name it again.
+
+    Args:
+        path: with bytes that are not UTF-8 as Python holds them (`os.fsdecode`).
+        what: what it is, for messages.
+
+    Raises:
+        InputError: naming it in a form that can be printed.
+    """
+    shown = _NOT_TEXT.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", path)
+    if shown != path:
+        raise InputError(f"{what} '{shown}' is not UTF-8 text; rename it, or name a link to it")
 
 
 def open_file(

@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from datarax.core.config import load_attribute
 from datarax.core.errors import ConfigError
+from datarax.trust import load_attribute
 
 
 @runtime_checkable
@@ -53,10 +53,7 @@ def load_task(use: str) -> Task:
         ConfigError: if it cannot be imported or is no task.
     """
     task = load_attribute(use, "task.use")
-    if isinstance(task, type):
-        task = task()
-    if not isinstance(task, Task):
-        raise ConfigError(
-            f"task.use = {use!r} is a {type(task).__name__} without init(config, mesh) and step(state, batch)"
-        )
-    return task
+    if not isinstance(task, Task):  # of a class too: it has the methods of its objects
+        what = f"the class {task.__qualname__}" if isinstance(task, type) else f"a {type(task).__name__}"
+        raise ConfigError(f"task.use = {use!r} is {what} without init(config, mesh) and step(state, batch)")
+    return task() if isinstance(task, type) else task

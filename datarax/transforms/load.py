@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datarax.core.config import load_attribute
 from datarax.core.errors import ConfigError
 from datarax.transforms.transform import Level, Randomness, Transform, function_name
+from datarax.trust import load_attribute
 
 
 def load_transform(

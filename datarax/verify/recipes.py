@@ -24,11 +24,13 @@ from datarax.run_config import (
     build_loader,
     parse_any_stored_config,
 )
+from datarax.run_config.build import named_code
 from datarax.sources import DataSource, RangeConfig, RangeSource
 from datarax.sources.open import open_source
 from datarax.store.files import parse_json
 from datarax.training import LOADER_NAME
 from datarax.verify.records import neighbour_record
+from datarax.verify.trust import TRUST_VARIABLE, distrusted
 
 MakeStream = Callable[..., BatchStream]
 """Makes the stream of a run that keeps no config, at its beginning. If it has parameters named `process_index` and
@@ -48,7 +50,9 @@ class Recipes:
         overrides: `key=value` changes to them.
         make_stream: makes the stream, instead of any config.
         opened: closes what is opened here.
-        without_data: whether a range of as many numbers may stand in for data that are not here; enough for keys.
+        keys_only: no record will be read. Then no code that the run names is imported, and a range of as many numbers may stand
+            in for data that are not here.
+        trust: whether code that the run names may be imported although others could have written it.
     """
 
     def __init__(
@@ -59,14 +63,18 @@ class Recipes:
         make_stream: MakeStream | None,
         opened: ExitStack,
         *,
-        without_data: bool = False,
+        keys_only: bool = False,
+        trust: bool = False,
     ) -> None:
         self._directory = directory
         self._config = config
         self._overrides = overrides
         self._make_stream = make_stream
         self._opened = opened
-        self._without_data = without_data
+        self._keys_only = keys_only
+        self._trust = trust
+        self.left_out: list[str] = []
+        """What was not compared because it is not here, or is code."""
         self._stand_ins: list[DataSource] = []
         self._streams: dict[tuple[str, int, int], tuple[BatchStream, dict[str, Any]]] = {}
         self._sources: dict[str, DataSource | DataUnavailableError] = {}
@@ -93,9 +101,9 @@ class Recipes:
         return self._stored(record.config).task is not None
 
     @property
-    def stood_in(self) -> bool:
-        """Whether some data are not here, and something else stood in for them."""
-        return bool(self._stand_ins)
+    def without_code(self) -> bool:
+        """Whether nothing is imported that the run names, so that nothing is known of its stages."""
+        return self._keys_only and self._config is None and self._make_stream is None
 
     def stands_in(self, stream: BatchStream) -> bool:
         """Whether a stream has no data of its own."""
@@ -142,7 +150,13 @@ class Recipes:
         config = self._config if self._config is not None else self._stored(config_digest, self._overrides)
         apply_environment(config)
         if isinstance(config, GrainRunConfig):
+            if self._keys_only:
+                raise no_keys(self._directory)
+            self._check_trust(config, config_digest)
             return build_grain_pipeline(config, process_index=index, process_count=count)
+        if self.without_code:
+            config = self._with_data_only(config)
+        self._check_trust(config, config_digest)
         # Digest all bytes again whatever the config says now: whether they were recorded is the snapshot's to say.
         config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, byte_digest=True))
         return build_loader(config, self._source(config, config_digest, recorded))
@@ -152,11 +166,14 @@ class Recipes:
     ) -> DataSource:
         key = repr(config.source)  # a table holds mappings, which have no hash
         if key not in self._sources:
+            if self.without_code and "use" in config.source.settings:
+                return self._stand_in_for_code(config, recorded)
             try:
                 self._sources[key] = self._opened.enter_context(open_source(config.source))
             except InputError as error:
                 stand_in = self._stand_in(config, recorded)
                 if stand_in is not None:
+                    self._leave_out("the data are not here, so what they are was not compared")
                     return stand_in
                 stored = None if config_digest is None else self._stored(config_digest)
                 if not isinstance(stored, RunConfig) or stored.source != config.source:
@@ -166,6 +183,35 @@ class Recipes:
         if isinstance(found, DataUnavailableError):
             raise found
         return found
+
+    def _check_trust(self, config: AnyRunConfig, digest: str | None) -> None:
+        """Refuses to import what a stored config names, if others could have written it and the caller has not agreed."""
+        if self._config is not None or self._trust:
+            return
+        named = [f"{key} = {use!r}" for key, use in named_code(config) if key != "task.use"]
+        doubt = distrusted(self._directory, digest) if named and digest else None
+        if doubt is not None:
+            raise InputError(
+                f"a replay would import and run what the config stored in {self._directory} names: {', '.join(named)}; but "
+                f"{doubt}. Give --config FILE (a config of your own that describes the run), or --trust if you know who wrote "
+                f"it, or put a directory above it into {TRUST_VARIABLE}; --fast imports nothing"
+            )
+
+    def _with_data_only(self, config: RunConfig) -> RunConfig:
+        if config.transforms:
+            self._leave_out("nothing was imported that the run names, so its transforms were not compared")
+        return dataclasses.replace(config, transforms=(), batch_stats_fn=None)
+
+    def _stand_in_for_code(self, config: RunConfig, recorded: Mapping[str, Any]) -> DataSource:
+        stand_in = self._stand_in(config, recorded)
+        if stand_in is None:
+            raise DataUnavailableError(f"how many records source {config.source.name!r} has is not recorded")
+        self._leave_out("nothing was imported that the run names, so its source was not compared")
+        return stand_in
+
+    def _leave_out(self, note: str) -> None:
+        if note not in self.left_out:
+            self.left_out.append(note)
 
     @staticmethod
     def _place(make: MakeStream, index: int, count: int) -> dict[str, Any]:
@@ -181,7 +227,7 @@ class Recipes:
     def _stand_in(self, config: RunConfig, recorded: Mapping[str, Any]) -> DataSource | None:
         name = config.source.name
         known = recorded.get(LOADER_NAME, {}).get("sources", {}).get(name)
-        if not self._without_data or known is None:
+        if not self._keys_only or known is None:
             return None
         source = RangeSource(RangeConfig(name=name, stop=known["num_records"]))
         self._stand_ins.append(source)
@@ -195,6 +241,14 @@ class Recipes:
             )
         text = read_config(self._directory, config_digest)
         return parse_any_stored_config(text, overrides, where=f"configs/{config_digest[:12]}….toml")
+
+
+def no_keys(directory: Path) -> InputError:
+    """For a fast verification of what has no keys."""
+    return InputError(
+        f"{directory} was delivered by a Grain pipeline, which has no keys to compare: what an element holds shows only "
+        f"when it is read. Leave out --fast"
+    )
 
 
 def usable_config(directory: Path, step: int, record: Record) -> str | None:
@@ -214,4 +268,4 @@ def recorded_identity(directory: Path, record: Record, present: Any) -> Any:
         return present
 
 
-__all__ = ["DataUnavailableError", "MakeStream", "Recipes", "recorded_identity", "usable_config"]
+__all__ = ["DataUnavailableError", "MakeStream", "Recipes", "no_keys", "recorded_identity", "usable_config"]

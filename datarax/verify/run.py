@@ -24,6 +24,7 @@ from datarax.verify.recipes import (
     DataUnavailableError,
     MakeStream,
     Recipes,
+    no_keys,
     recorded_identity,
     usable_config,
 )
@@ -47,6 +48,7 @@ def verify_run(
     whole_history: bool = False,
     require_finite: bool = False,
     fast: bool = False,
+    trust: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> VerifyReport:
     """Verifies a run.
@@ -62,12 +64,13 @@ def verify_run(
         require_finite: a leaf of the model that holds inf or NaN and did not in the snapshot before is a problem, not only a
             note; so is a NaN in the first snapshot that is looked at.
         fast: compare the keys of the last steps (`FAST_STEPS` by default) and of what follows from them in the state; no
-            record, no data file and no model is read.
+            record, no data file and no model is read, and nothing is imported that the run names.
+        trust: import what the stored config names also where others than the caller could have written it.
         say: told what is being done, a line at a time.
 
     Raises:
         InputError: if there is no run, or no such snapshot, or the run keeps no config and none is given, or the data that
-            `config` or `overrides` name cannot be opened.
+            `config` or `overrides` name cannot be opened; or if others could have written the stored config.
         ConfigError: if `config` or `overrides` do not make a config.
     """
     directory = local_directory(directory)
@@ -98,7 +101,9 @@ def verify_run(
         report.run_problems += _gaps(intervals)
     with ExitStack() as opened:
         verification = _Verification(
-            directory, Recipes(directory, config, overrides, make_stream, opened, without_data=fast), fast
+            directory,
+            Recipes(directory, config, overrides, make_stream, opened, keys_only=fast, trust=trust),
+            fast,
         )
         for wanted in candidates:
             if wanted in in_ledger and wanted not in intervals:
@@ -204,6 +209,8 @@ class _Verification:
         found = identity_differences(recorded, identity) if recorded else []
         if self._samples_left_out(stream):
             found = [each for each in found if not (each.path.endswith(".sample") and each.now is MISSING)]
+        if self._recipes.without_code:
+            found = [each for each in found if not f"{each.path}.".startswith(f"{LOADER_NAME}.pipeline.")]
         if self._recipes.stands_in(stream):
             found = [each for each in found if not each.path.startswith(f"{LOADER_NAME}.sources.")]
         report.superseded = self._superseded(item, found, identity)
@@ -240,10 +247,7 @@ class _Verification:
         keys_only = (self._fast or bool(report.superseded)) and is_addressable(stream)
         report.keys_only = keys_only
         if self._fast and not keys_only:
-            raise InputError(
-                f"{self._directory} was delivered by a Grain pipeline, which has no keys to compare: what an element holds "
-                f"shows only when it is read. Leave out --fast"
-            )
+            raise no_keys(self._directory)
         report.replayed = (recorded.begin, recorded.end)
         result = replay(streams, recorded, keys_only=keys_only, recipe_differs=bool(report.differences))
         report.bytes_compared = result.bytes_compared
@@ -278,9 +282,7 @@ class _Verification:
         ]
         if self._fast:
             notes.append("keys only: no record was read, and neither data files nor model were checked")
-            if self._recipes.stood_in:
-                notes.append("the data are not here, so what they are was not compared")
-            return notes
+            return notes + self._recipes.left_out
         notes += [
             f"source {source.name!r} has no manifest: its content was checked by size, record count, samples and replay only"
             for source in self._recipes.sources

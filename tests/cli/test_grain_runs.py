@@ -102,7 +102,11 @@ def test_a_wrong_digest_names_the_step(finished, capsys):
         (["order", "config.toml", "--steps", "0:2"], "only Grain knows which records its elements hold"),
         (["plan", "config.toml"], "only Grain knows which records its elements hold"),
         (["run", "config.toml", "--set", "loader.seed=1"], "unknown key 'loader'"),
-        (["run", "config.toml", "--set", "grain_pipeline.use=json:loads"], "grain_pipeline.parameters"),
+        (
+            ["run", "config.toml", "--set", "grain_pipeline.use=grain:MapDataset.range"],
+            "grain_pipeline.parameters",
+        ),
+        (["run", "config.toml", "--set", "grain_pipeline.use=json:loads"], "names the standard library"),
         (["run", "config.toml", "--set", "grain_pipeline.use=none:such"], "grain_pipeline.use = 'none:such'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
