@@ -47,8 +47,10 @@ def writer(directory: Path) -> Finding:
         )
     age = _seconds_since_change(directory)
     if (holder.get("host") != socket.gethostname() or held is None) and age < _JUST_NOW_SECONDS:
+        # A clock that was set back says nothing of how long ago it was: then too somebody may be writing.
+        when = f"{age:.0f} s ago" if age >= 0 else f"{-age:.0f} s in the future of this machine's clock"
         return warning(
-            f"{who} may still be writing: the run changed {age:.0f} s ago, and a lock held there cannot be seen here",
+            f"{who} may still be writing: the run changed {when}, and a lock held there cannot be seen here",
             "make sure that it has ended",
             numbers=numbers,
         )
