@@ -29,6 +29,19 @@ RECORD_LIMIT_BYTES = 4096
 Sha256 = Annotated[str, Limit(re.compile("[0-9a-f]{64}").fullmatch, "of 64 hex digits")]
 """It names a file of the run, so it must be nothing else."""
 
+
+def _is_digest(tree: Mapping[str, Any]) -> bool:
+    sums = [tree.get("keys"), tree.get("bytes") if tree.get("bytes") is not None else "0" * 16]
+    return (
+        tree.keys() == {"version", "rows", "keys", "bytes"}
+        and all(type(tree[name]) is int for name in ("version", "rows"))
+        and all(isinstance(each, str) and re.fullmatch("[0-9a-f]{16}", each) for each in sums)
+    )
+
+
+DigestTree = Annotated[Mapping[str, Any], Limit(_is_digest, "with version, rows, keys and bytes")]
+"""What `KeepsDigest` gives: see `checkpoint/protocols.py`."""
+
 _STEP_PAIR = np.dtype([("keys", "<u8"), ("bytes", "<u8")])
 
 
@@ -68,7 +81,7 @@ class LoaderRecord:
     """`global`: the state is in `state`. `process`: it is in `processes.json`, one part per process."""
     state: Any
     """The encoded state, or None where `scope` is `process`."""
-    digest: Mapping[str, Any] | None = None
+    digest: DigestTree | None = None
     """Digest of everything delivered, if the module keeps one."""
     steps: StepRange | None = None
     """Digests of single steps since the last committed snapshot, if the module keeps them."""
