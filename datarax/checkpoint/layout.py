@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from datarax.core.errors import ConfigError
+from datarax.core.errors import ConfigError, ReadError
 from datarax.store.files import check_path, make_directory, read_file, sync, write_whole
 
 MANIFEST_NAME = "manifest.json"
@@ -122,11 +122,19 @@ class RunLayout:
         return True
 
     def numbered(self) -> list[int]:
-        """All directories named as a step, committed or not, ascending."""
+        """All directories named as a step, committed or not, ascending.
+
+        Raises:
+            ReadError: if the run is there and cannot be listed.
+        """
         try:
             entries = list(os.scandir(self.directory))
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise ReadError(
+                f"the run directory {self.directory} cannot be listed: {error.strerror}"
+            ) from error
         return sorted(
             int(e.name) for e in entries if _STEP_NAME.match(e.name) and e.is_dir(follow_symlinks=False)
         )
