@@ -8,6 +8,7 @@
 #   make proof      every field, byte and line that counts, changed one at a time: who notices
 #   make golden     the golden files of a raised format or version; overwrites none
 #   make mutants    one-line faults in the package, one at a time: each must be killed by `make test`
+#   make fuzz       mutated files into every reader, kept where they reach new lines (15 minutes)
 #   make soak       hundreds of signals into starts of one process and runs of many (about an hour)
 
 SHELL := /bin/sh
@@ -22,7 +23,7 @@ PYTEST_FLAGS ?= -q
 # Two workers, a file to a worker: what a file makes once is used by all its tests.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
-.PHONY: run test test-all check format bench proof mutants soak golden constraints clean help setup
+.PHONY: run test test-all check format bench proof fuzz mutants fuzz soak golden constraints clean help setup
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
@@ -68,6 +69,9 @@ proof: $(READY)
 
 mutants: $(READY)
 	$(BIN)/python -m tests.mutants
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --seconds 120
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak --starts 300 --kills 300

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from datarax.core.config import Limit, Natural, from_tree
+from datarax.core.config import Limit, Natural, Positive, from_tree
 from datarax.core.errors import ConfigError, SaveError
 from datarax.core.tree import canonical_json, reader_of
 from datarax.store.files import parse_json
@@ -282,14 +282,25 @@ def process_parts(data: bytes) -> Mapping[str, Mapping[str, Any]]:
         ValueError: if it holds something else.
     """
     tree = _object(data)
-    return reader_of(tree.get("format"), _PROCESSES_READERS)(tree)
+    return reader_of(tree.pop("format", None), _PROCESSES_READERS)(tree)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Processes:
+    """The content of `processes.json`."""
+
+    process_count: Positive
+    parts: Mapping[str, Mapping[str, Any]]
 
 
 def _processes_v1(tree: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    parts = tree["parts"]
-    if sorted(map(int, parts)) != list(range(tree["process_count"])):
-        raise ValueError(f"it has parts of {len(parts)} processes, and says {tree['process_count']}")
-    return parts
+    said = from_tree(_Processes, tree)
+    if (
+        said.process_count != len(said.parts)
+        or not {str(i) for i in range(len(said.parts))} <= said.parts.keys()
+    ):
+        raise ValueError(f"it has parts of {len(said.parts)} processes, and says {said.process_count}")
+    return said.parts
 
 
 _RECORD_READERS: dict[int, Callable[[dict[str, Any]], Record]] = {1: _record_v1}

@@ -20,9 +20,8 @@ from datarax.checkpoint.layout import (
     RunLayout,
     local_directory,
 )
-from datarax.checkpoint.record import Record, unpack_processes, unpack_steps
+from datarax.checkpoint.record import Record, process_parts, unpack_processes, unpack_steps
 from datarax.core.tree import decode
-from datarax.store.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class DataItem:
         if self.scope(loader) == "global":
             return 1
         try:
-            return int(parse_json(self.processes_bytes)["process_count"])
-        except (ValueError, KeyError, TypeError) as error:
+            return len(process_parts(self.processes_bytes))
+        except ValueError as error:
             raise ValueError(
                 f"{PROCESSES_NAME} does not say how many processes there were: {error}"
             ) from None

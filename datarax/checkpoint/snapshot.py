@@ -143,6 +143,8 @@ class Snapshot:
         own = [name for name, loader in loaders.items() if loader.scope == "process"]
         if own:
             part = unpack_processes(self.data_file(PROCESSES_NAME), process_index, process_count)
+            if missing := sorted(set(own) - part.keys()):
+                raise self.damaged([f"{DATA_ITEM}/{PROCESSES_NAME}: holds no state of {missing[0]!r}"])
             states |= {name: decode(part[name]) for name in own}
         return states
 
