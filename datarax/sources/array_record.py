@@ -16,7 +16,9 @@ from flax import nnx
 from datarax.core.config import Positive
 from datarax.core.errors import ConfigError, InputError
 from datarax.sources.array_record_files import ArrayRecordFiles, count_records
-from datarax.sources.build import BuildTable, build_if_missing
+from datarax.sources.build import build_if_missing, is_dataset
+from datarax.sources.build_check import check_dataset
+from datarax.sources.build_config import BuildConfig, BuildTable
 from datarax.sources.files import (
     SourceFile,
     file_stats,
@@ -81,6 +83,11 @@ class ArrayRecordConfig(SourceConfig):
         """Builds the files if they are missing."""
         if self.build is not None:
             build_if_missing(self.build, str(self.files), say)
+
+    def check_prepared(self, say: Callable[[str], None]) -> None:
+        """Holds files that were built against the settings and the inputs."""
+        if self.build is not None and is_dataset(str(self.files)):
+            check_dataset(BuildConfig(output=str(self.files), **vars(self.build)), keep=False, say=say)
 
     def open(self) -> "ArrayRecordSource":
         """The source of these files."""

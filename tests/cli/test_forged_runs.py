@@ -92,7 +92,21 @@ PLACED = {
 # Values that a forger puts into a field
 
 HOSTILE = (
-    *(-1, 2**70, 1e308, True, None, "", "../../../../etc/passwd", "/etc/passwd", [], {}, [[]], "\x00", "é" * 70),
+    *(
+        -1,
+        2**70,
+        1e308,
+        True,
+        None,
+        "",
+        "../../../../etc/passwd",
+        "/etc/passwd",
+        [],
+        {},
+        [[]],
+        "\x00",
+        "é" * 70,
+    ),
     *({"$array": {}}, {"$jax": 1}, {"$int": "zz"}, {"$dict": [1]}, {"$key": {"impl": "no"}}),
 )
 
@@ -198,7 +212,17 @@ FORGED = {
     "a manifest that lists a file outside": _list_outside,
     **{
         f"{name} is a link to a directory": _link_directory(name)
-        for name in ("trash", "parts", "identity", "configs", "starts", "ledger", "set_aside", "step/data", "step/model")
+        for name in (
+            "trash",
+            "parts",
+            "identity",
+            "configs",
+            "starts",
+            "ledger",
+            "set_aside",
+            "step/data",
+            "step/model",
+        )
     },
     "odd entries": _odd_entries,
 }
