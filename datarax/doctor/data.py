@@ -20,6 +20,8 @@ from datarax.run_config import RunConfig
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, SourceFile, TensorStoreConfig
 from datarax.sources.build_config import BuildTable
 from datarax.sources.build_inputs import find_inputs
+from datarax.store.files import open_file
+from datarax.training.unlisted_files import unlisted_note
 
 # Looking waits for the disk, or for a network file system.
 _LOOKING_THREADS = 16
@@ -61,8 +63,13 @@ def _not_built(directory: str, build: BuildTable) -> Finding:
     )
 
 
-def manifest(source: DataSource) -> Finding:
-    """Whether the content of every file is recorded."""
+def manifest(source: DataSource, *, new: bool) -> Finding:
+    """Whether the content of every file is recorded; `new`: whether the run has no snapshot yet."""
+    unlisted = unlisted_note(source, new=new)
+    if unlisted is not None:
+        return warning(
+            unlisted, "move these files elsewhere; to read them, begin a new run with a new manifest"
+        )
     if source.content_recorded:
         return Finding(found="there: sizes, counts and SHA-256 of every file are recorded")
     if not isinstance(source, ArrayRecordSource):
@@ -185,7 +192,7 @@ def _looked_at(expected: Sequence[SourceFile], needed: Mapping[int, int], steps:
 def _problem(file: SourceFile) -> str | None:
     """What is wrong with a file; None if it opens, has its size, and gives its last byte."""
     try:
-        descriptor = os.open(file.name, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_file(file.name)
         try:
             size = os.fstat(descriptor).st_size
             if size != file.size:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from datarax.core.errors import InputError, ReadError
+from datarax.store.files import open_file
 
 # For random access the library advises no read-ahead; its default buffer of 1 MiB costs 30 us per record, 8 KiB 5 us.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -42,13 +43,12 @@ def open_reader(path: str) -> Any:
     """Opens a file and checks that its index is whole. A read moves the reader: one thread has it at a time.
 
     Raises:
-        ReadError: if the file is missing, is a directory, or is no complete ArrayRecord file.
+        ReadError: if the file is missing, is no file but a directory, pipe or device, or is no complete ArrayRecord file.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
-        with open(path, "rb"):  # the library reports no cause: a missing file looks like an empty one
-            pass
+        os.close(open_file(path))  # the library reports no cause, and waits for a pipe
     except OSError as error:
         raise ReadError(f"ArrayRecord file {path} cannot be opened: {error.strerror or error}") from error
     reader = ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)

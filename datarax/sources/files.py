@@ -117,7 +117,7 @@ def walk(directory: str, what: str, *, hidden: bool = True) -> Iterator[tuple[st
     waiting = [directory]
     while waiting:
         where = waiting.pop()
-        entries = [each for each in _entries(where, what) if hidden or not each.name.startswith(".")]
+        entries = [each for each in entries_of(where, what) if hidden or not each.name.startswith(".")]
         status = os.stat(where)
         first = seen.setdefault((status.st_dev, status.st_ino), where)
         if first != where:
@@ -129,7 +129,12 @@ def walk(directory: str, what: str, *, hidden: bool = True) -> Iterator[tuple[st
         waiting += [each.path for each in reversed(entries) if each.is_dir()]
 
 
-def _entries(directory: str, what: str) -> list[os.DirEntry[str]]:
+def entries_of(directory: str, what: str) -> list[os.DirEntry[str]]:
+    """What is in a directory, by name, links followed.
+
+    Raises:
+        InputError: naming the directory, or the link in it, that cannot be read.
+    """
     try:
         with os.scandir(directory) as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -153,7 +158,7 @@ def _matching(where: str, parts: list[str], what: str) -> Iterator[str]:
         if _is_there(path, what, directory=bool(rest)):
             yield from _matching(path, rest, what)
     elif part != "**":
-        for entry in _entries(where, what):
+        for entry in entries_of(where, what):
             hidden = entry.name.startswith(".") and not part.startswith(".")
             if not hidden and fnmatch.fnmatchcase(entry.name, part) and (not rest or entry.is_dir()):
                 yield from _matching(entry.path, rest, what)

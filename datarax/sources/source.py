@@ -277,6 +277,14 @@ class DataSource(CheckpointableIteratorModule[Any]):
         leaves, structure = jax.tree.flatten(read)
         return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(len(indices))]
 
+    def unlisted_files(self) -> Sequence[str]:
+        """Files that lie beside the data, look like data, and are not read, because what records the data does not list them.
+
+        Raises:
+            InputError: if a directory cannot be read.
+        """
+        return ()
+
     # Iterating
 
     def __next__(self) -> Any:
