@@ -54,7 +54,8 @@ class ArrayRecordConfig(SourceConfig):
     files: str | tuple[str, ...]
     """Paths, globs, or directories with a manifest. The files are ordered by their names, whatever the order here."""
     max_open_files: Positive = 256
-    """Files kept open between reads; more are opened and closed as they are needed."""
+    """Files kept open between reads, at most a quarter of what `ulimit -n` allows; more are opened and closed as they are
+    needed."""
     unlisted: Checked[Literal["refuse", "ignore"]] = "refuse"
     """What a new run does where files lie beside the data that end like data and that the manifest does not list: "refuse",
     or "ignore" them. A run that goes on goes on by its manifest, and says so."""
