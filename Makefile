@@ -23,10 +23,10 @@ PYTEST_FLAGS ?= -q
 # Two workers, a file to a worker: what a file makes once is used by all its tests.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_FLAGS)
 
-.PHONY: run test test-all check format bench proof fuzz mutants fuzz soak golden constraints clean help setup
+.PHONY: run test test-all check format bench proof fuzz mutants soak golden constraints clean help setup
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -15
 
 setup: $(READY)
 

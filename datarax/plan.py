@@ -18,6 +18,7 @@ from datarax.loader import DataLoader
 from datarax.order import changed_algorithms
 from datarax.run_config import MeshSection, RunConfig, mesh_sizes
 from datarax.training import LOADER_NAME, total_steps
+from datarax.training.unlisted_files import unlisted_note
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,15 @@ def plan_run(
     Raises:
         ConfigError: if nothing says when the run ends, or processes, devices, mesh and batch do not fit each other.
         SnapshotDamagedError: if the newest snapshot of the existing run cannot be read.
-        InputError: if the recorded recipe of an earlier step of the existing run cannot be computed.
+        InputError: if the recorded recipe of an earlier step of the existing run cannot be computed, or a new run would be
+            refused because files lie beside the data that its manifest does not list.
         MismatchError: if the records of the existing run contradict each other.
     """
     history = history_by_config(config, loader)
     schedule, records = loader.timeline.last, loader.order.num_records
     steps = total_steps(config.run.steps, history.available, ends="run.steps or loader.num_epochs")
     existing, mismatches, advice = _existing(config, history, steps)
+    unlisted = unlisted_note(loader.source, new=existing is None)
     return Plan(
         directory=config.run.directory,
         records=records,
@@ -97,7 +100,12 @@ def plan_run(
         steps=steps,
         epochs=history.timeline.position_of(steps) / records,
         identity=digest({LOADER_NAME: loader.identity()}),
-        warnings=[*loader.order.warnings(), *changed_algorithms(), *history.unknown_fields],
+        warnings=[
+            *loader.order.warnings(),
+            *changed_algorithms(),
+            *history.unknown_fields,
+            *([unlisted] if unlisted else []),
+        ],
         existing_run=existing,
         mismatches=mismatches,
         advice=advice,

@@ -27,6 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--group-size", type=int, default=1, metavar="N", help="records compressed together (default: 1)"
     )
+    parser.add_argument(
+        "--compression",
+        choices=["uncompressed", "zstd"],
+        default="uncompressed",
+        help="of the records (default: uncompressed)",
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="build although a dataset is there; it is set aside when the new one is done",
+    )
     add_json(parser)
 
 
@@ -49,8 +60,9 @@ def _build(arguments: argparse.Namespace) -> int:
         num_shards=arguments.num_shards,
         records_per_shard=arguments.records_per_shard,
         group_size=arguments.group_size,
+        compression=arguments.compression,
     )
-    result = build_dataset(config)
+    result = build_dataset(config, again=arguments.again)
     facts = _facts(result.manifest)
     facts |= {
         "directory": result.directory,
@@ -63,6 +75,9 @@ def _build(arguments: argparse.Namespace) -> int:
         return 0
     verb = "already built" if result.reused else "built"
     print(f"{verb}: {facts['records']:,} records in {facts['files']} files, {result.directory}")
+    print(f"taken: {result.inputs_taken}")
+    if result.set_aside:
+        print(f"the dataset that was there is now {result.set_aside}")
     if result.skipped_files:
         print(f"skipped {result.skipped_files} input files without a record")
     if result.dropped_bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from typing import TYPE_CHECKING
 
 from datarax.cli.arguments import add_config, add_json, print_json
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     apply_environment(config)
-    with open_loader(config) as loader:
+    with open_loader(config, check=True, say=lambda text: print(text, file=sys.stderr)) as loader:
         plan = plan_run(config, loader, processes=arguments.processes, devices=arguments.devices)
     if arguments.json:
         print_json(dataclasses.asdict(plan))

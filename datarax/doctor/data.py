@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,10 @@ from datarax.doctor.expected_files import expected_files
 from datarax.order import Order, Segment, Timeline
 from datarax.run_config import RunConfig
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, SourceFile, TensorStoreConfig
-from datarax.sources.build import BuildTable
+from datarax.sources.build_config import BuildTable
 from datarax.sources.build_inputs import find_inputs
+from datarax.store.files import open_file
+from datarax.training.unlisted_files import unlisted_note
 
 # Looking waits for the disk, or for a network file system.
 _LOOKING_THREADS = 16
@@ -33,6 +34,8 @@ def opened_source(config: RunConfig, opened: ExitStack) -> Finding:
         directory = str(described.files)
         if not os.path.exists(directory):
             return _not_built(directory, described.build)
+    notes: list[str] = []
+    described.check_prepared(notes.append)
     started = time.perf_counter()
     source = opened.enter_context(described.open())
     seconds = time.perf_counter() - started
@@ -40,6 +43,7 @@ def opened_source(config: RunConfig, opened: ExitStack) -> Finding:
     return Finding(
         found=f"{config.source.kind} {source.name!r}: {len(source):,} records{files}",
         numbers={"records": len(source), "open_seconds": seconds},
+        details=notes,
         value=source,
     )
 
@@ -54,27 +58,18 @@ def _not_built(directory: str, build: BuildTable) -> Finding:
         details.append(f"and cannot be built: {error}")
     return failure(
         f"{directory} is not built yet: process 0 of a launch would build it while all others wait",
-        f"build it before, with {_build_command(directory, build)}",
+        f"build it before, with {build.command(directory)}",
         details=details,
     )
 
 
-def _build_command(directory: str, build: BuildTable) -> str:
-    words = ["datarax", "build", build.kind.value, *build.inputs, "--output", directory]
-    for flag, value in (
-        ("--record-bytes", build.record_bytes),
-        ("--num-shards", build.num_shards),
-        ("--records-per-shard", build.records_per_shard),
-        ("--group-size", build.group_size if build.group_size != 1 else None),
-    ):
-        words += [] if value is None else [flag, str(value)]
-    if build.compression != "uncompressed":
-        return f"datarax.sources.build_dataset (datarax build has no flag for compression = {build.compression!r})"
-    return shlex.join(words)
-
-
-def manifest(source: DataSource) -> Finding:
-    """Whether the content of every file is recorded."""
+def manifest(source: DataSource, *, new: bool) -> Finding:
+    """Whether the content of every file is recorded; `new`: whether the run has no snapshot yet."""
+    unlisted = unlisted_note(source, new=new)
+    if unlisted is not None:
+        return warning(
+            unlisted, "move these files elsewhere; to read them, begin a new run with a new manifest"
+        )
     if source.content_recorded:
         return Finding(found="there: sizes, counts and SHA-256 of every file are recorded")
     if not isinstance(source, ArrayRecordSource):
@@ -197,7 +192,7 @@ def _looked_at(expected: Sequence[SourceFile], needed: Mapping[int, int], steps:
 def _problem(file: SourceFile) -> str | None:
     """What is wrong with a file; None if it opens, has its size, and gives its last byte."""
     try:
-        descriptor = os.open(file.name, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_file(file.name)
         try:
             size = os.fstat(descriptor).st_size
             if size != file.size:

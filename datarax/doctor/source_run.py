@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from datarax.checkpoint import Change, Snapshot
+from datarax.checkpoint import Change, Snapshot, list_steps
 from datarax.checkpoint.protocols import BatchStream
 from datarax.doctor import batches, data, devices, run
 from datarax.doctor.checks import Checklist, Finding
@@ -56,7 +56,10 @@ class SourceExamination(Examination):
         )
         self._before_seconds += time.perf_counter() - started
         self._check(
-            "manifest", lambda: data.manifest(self._source), needs=["source"], otherwise="see 'source'"
+            "manifest",
+            lambda: data.manifest(self._source, new=not list_steps(self._directory)),
+            needs=["source"],
+            otherwise="move these files elsewhere, record all files, or set source.unlisted",
         )
         return self._check(
             "loader",

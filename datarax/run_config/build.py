@@ -118,6 +118,7 @@ def open_loader(
     config: RunConfig,
     *,
     build: bool = False,
+    check: bool = False,
     say: Callable[[str], None] = lambda text: None,
     **placement: Any,
 ) -> Iterator[DataLoader]:
@@ -125,8 +126,9 @@ def open_loader(
 
     Args:
         config: the run.
-        build: make the data first if they are missing and the config says how.
-        say: told about building, a line at a time.
+        build: make the data first if they are missing and the config says how; if they are there, check that they are these.
+        check: only check it.
+        say: told about it, a line at a time.
         placement: handed on to `build_loader`.
 
     Raises:
@@ -135,7 +137,7 @@ def open_loader(
         BuildError: if building fails on the way.
     """
     with (
-        open_source(config.source, build=build, say=say) as source,
+        open_source(config.source, build=build, check=check, say=say) as source,
         build_loader(config, source, **placement) as loader,
     ):
         yield loader

@@ -8,15 +8,17 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 from flax import nnx
 
-from datarax.core.config import Positive
+from datarax.core.config import Checked, Positive
 from datarax.core.errors import ConfigError, InputError
 from datarax.sources.array_record_files import ArrayRecordFiles, count_records
-from datarax.sources.build import BuildTable, build_if_missing
+from datarax.sources.build import build_if_missing, is_dataset
+from datarax.sources.build_check import check_dataset
+from datarax.sources.build_config import BuildConfig, BuildTable
 from datarax.sources.files import (
     SourceFile,
     file_stats,
@@ -31,6 +33,7 @@ from datarax.sources.manifest import (
     find_data_files,
     load_manifest,
     load_record_hashes,
+    unlisted_files,
 )
 from datarax.sources.records import Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
@@ -51,7 +54,11 @@ class ArrayRecordConfig(SourceConfig):
     files: str | tuple[str, ...]
     """Paths, globs, or directories with a manifest. The files are ordered by their names, whatever the order here."""
     max_open_files: Positive = 256
-    """Files kept open between reads; more are opened and closed as they are needed."""
+    """Files kept open between reads, at most a quarter of what `ulimit -n` allows; more are opened and closed as they are
+    needed."""
+    unlisted: Checked[Literal["refuse", "ignore"]] = "refuse"
+    """What a new run does where files lie beside the data that end like data and that the manifest does not list: "refuse",
+    or "ignore" them. A run that goes on goes on by its manifest, and says so."""
     build: BuildTable | None = None
     """How `files`, then one directory, is built by `prepare` if it is not there."""
 
@@ -82,13 +89,18 @@ class ArrayRecordConfig(SourceConfig):
         if self.build is not None:
             build_if_missing(self.build, str(self.files), say)
 
+    def check_prepared(self, say: Callable[[str], None]) -> None:
+        """Holds files that were built against the settings and the inputs."""
+        if self.build is not None and is_dataset(str(self.files)):
+            check_dataset(BuildConfig(output=str(self.files), **vars(self.build)), keep=False, say=say)
+
     def open(self) -> "ArrayRecordSource":
         """The source of these files."""
         return ArrayRecordSource(self)
 
     def list_files(self) -> Sequence[SourceFile]:
         """The files, by the manifest alone where there is one."""
-        return _find_dataset(self.files)[1]
+        return _find_dataset(self)[1]
 
 
 class ArrayRecordSource(DataSource):
@@ -116,7 +128,7 @@ class ArrayRecordSource(DataSource):
             raise InputError(
                 f"the data {config.files} are not built yet; `datarax run` with this config builds them, or `datarax build`"
             )
-        records = ArrayRecordRecords(*_find_dataset(config.files), config.max_open_files)
+        records = ArrayRecordRecords(*_find_dataset(config), config.max_open_files)
         stamp = records.content_stamp()
         for file in records.files():
             if stamp[file.name][0] != file.size:
@@ -125,6 +137,11 @@ class ArrayRecordSource(DataSource):
                     f"{file.size}: the file is truncated or was replaced; restore it, or build the dataset again"
                 )
         self._open(records)
+
+    def unlisted_files(self) -> Sequence[str]:
+        """Beside what the manifest of a directory lists; see `unlisted` of the config."""
+        config = cast(ArrayRecordConfig, self.config)
+        return unlisted_files(config.files) if config.unlisted == "refuse" else ()
 
     @property
     def base_directory(self) -> str:
@@ -220,32 +237,42 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
 
 def _find_dataset(
-    patterns: str | Sequence[str],
+    config: ArrayRecordConfig,
 ) -> tuple[str, tuple[SourceFile, ...], dict[str, RecordedFile]]:
     """Of the files that a config names: their base directory, they in the order of their names, what is recorded."""
-    paths = find_data_files(patterns)
+    paths = find_data_files(config.files)
     base, names = relative_names(paths)
     recorded = _recorded(base, paths)
-    counts = [each.entry.num_records for each in recorded] or count_records(paths)
-    sizes = [each.entry.size for each in recorded] or [
+    if recorded and config.unlisted == "ignore":
+        paths = [path for path in paths if path in recorded]
+        base, names = relative_names(paths)
+    facts = [recorded[path] for path in paths if path in recorded]
+    if recorded and len(facts) < len(paths):
+        unlisted = next(path for path in paths if path not in recorded)
+        raise InputError(
+            f"in {base} the {MANIFEST_NAME} does not list {os.path.relpath(unlisted, base)}; it belongs to other files: "
+            f"write a new manifest that lists all of them, or move the file elsewhere"
+        )
+    counts = [each.entry.num_records for each in facts] or count_records(paths)
+    sizes = [each.entry.size for each in facts] or [
         each.st_size for each in file_stats(paths, "ArrayRecord file")
     ]
     files = with_first_indices(list(zip(names, counts, sizes, strict=True)))
-    return base, files, dict(zip(names, recorded, strict=False))
+    return base, files, dict(zip(names, facts, strict=False))
 
 
-def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
-    """What the manifest of the common directory, or else of each file's own, says of the files; [] without any.
+def _recorded(base: str, paths: Sequence[str]) -> dict[str, RecordedFile]:
+    """What the manifest of the common directory, or else of each file's own, says of each file; {} without any.
 
     Raises:
-        InputError: if a manifest does not list a file beside it, or only some of the files have a manifest.
+        InputError: if a manifest lists none of the files, or only some of the files have a manifest.
     """
     is_common = os.path.exists(os.path.join(base, MANIFEST_NAME))
     homes = [base] if is_common else map(os.path.dirname, paths)
     manifests = {home: load_manifest(home) for home in sorted(set(homes))}
     without = [home for home, manifest in manifests.items() if manifest is None]
     if len(without) == len(manifests):
-        return []
+        return {}
     if without:
         raise InputError(
             f"some of the files have a manifest, but those in {without[0]} have none; record them with write_manifest"
@@ -256,10 +283,9 @@ def _recorded(base: str, paths: Sequence[str]) -> list[RecordedFile]:
         if manifest is not None
         for entry in manifest.files
     }
-    for path in paths:
-        if path not in known:
-            raise InputError(
-                f"in {base} the {MANIFEST_NAME} does not list {os.path.relpath(path, base)}; it belongs to other files: "
-                f"write a new manifest that lists all of them, or move the file elsewhere"
-            )
-    return [known[path] for path in paths]
+    listed = {path: known[path] for path in paths if path in known}
+    if not listed:
+        raise InputError(
+            f"in {base} the {MANIFEST_NAME} lists none of the files; it belongs to others, remove it"
+        )
+    return listed

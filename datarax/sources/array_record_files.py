@@ -7,6 +7,7 @@ modules, manifests or fingerprints.
 import itertools
 import os
 import re
+import resource
 import threading
 import time
 from collections import OrderedDict
@@ -17,12 +18,17 @@ from typing import Any
 import numpy as np
 
 from datarax.core.errors import InputError, ReadError
+from datarax.store.files import open_file
 
 # For random access the library advises no read-ahead; its default buffer of 1 MiB costs 30 us per record, 8 KiB 5 us.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 8192
 # Opening waits for the disk, or for a network file system, and counts are needed of every file without a manifest.
 _COUNTING_THREADS = 16
+# Of the files that a process may have open (`ulimit -n`): JAX, Orbax and the user's own code need some too.
+_OUR_SHARE = 4
+# Where an ArrayRecord file keeps its index.
+_END_BYTES = 1 << 16
 
 # What one call of the library's list read costs, measured: a pass over all chunks of the file, whatever is asked for
 # (33 ms for 2 million chunks), then about this much per record when its threads find the data in memory.
@@ -42,22 +48,35 @@ def open_reader(path: str) -> Any:
     """Opens a file and checks that its index is whole. A read moves the reader: one thread has it at a time.
 
     Raises:
-        ReadError: if the file is missing, is a directory, or is no complete ArrayRecord file.
+        ReadError: if the file is missing, is no file but a directory, pipe or device, or is no complete ArrayRecord file.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    try:
-        with open(path, "rb"):  # the library reports no cause: a missing file looks like an empty one
-            pass
-    except OSError as error:
-        raise ReadError(f"ArrayRecord file {path} cannot be opened: {error.strerror or error}") from error
+    # The library names no cause, and waits for a pipe.
+    _touch(path, 0)
     reader = ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
     if not reader.ok():  # a reader that is not ok says it has 0 records and raises nothing
+        _touch(path, _END_BYTES)
         raise ReadError(
             f"{path} is not a complete ArrayRecord file ({os.path.getsize(path)} bytes): it is truncated, damaged or "
             f"of another format; write it again or restore it from a copy"
         )
     return reader
+
+
+def _touch(path: str, num_bytes: int) -> None:
+    """Reads the last bytes of a file.
+
+    Raises:
+        ReadError: with the cause that the library does not tell, if it is missing, no file, or cannot be read.
+    """
+    try:
+        with open(open_file(path), "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - num_bytes))
+            file.read(num_bytes)
+    except OSError as error:
+        raise ReadError(f"ArrayRecord file {path} cannot be opened: {error.strerror or error}") from error
 
 
 def count_records(paths: Sequence[str]) -> list[int]:
@@ -87,13 +106,15 @@ class ArrayRecordFiles:
     Args:
         paths: absolute paths of the files.
         counts: number of records in each.
-        max_open_files: readers that are kept between reads.
+        max_open_files: readers that are kept between reads; fewer, where the process may not open as many.
     """
 
     def __init__(self, paths: Sequence[str], counts: Sequence[int], *, max_open_files: int) -> None:
         self._paths, self._counts = paths, counts
         self._ends = np.cumsum(counts, dtype=np.int64)  # int64[num_files]
-        self._max_open_files = max_open_files
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        share = max(1, limit // _OUR_SHARE) if limit != resource.RLIM_INFINITY else max_open_files
+        self._max_open_files = min(max_open_files, share)
         # The least recently used file first.
         self._pool: OrderedDict[int, list[Any]] = OrderedDict()
         self.num_open_files = 0

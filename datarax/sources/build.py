@@ -16,35 +16,32 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from datarax.core.config import Checked, Positive, check_fields
-from datarax.core.errors import ConfigError, DataraxError, InputError, ReadError
+from datarax.core.errors import DataraxError, InputError, ReadError
 from datarax.core.tree import differences
 from datarax.sources.array_record_files import open_writer
+from datarax.sources.build_check import (
+    InputsRead,
+    check_dataset,
+    inputs_read,
+    look_at_inputs,
+    recorded_build,
+    refusal,
+)
+from datarax.sources.build_config import BUILD_FORMAT as BUILD_FORMAT
+from datarax.sources.build_config import BuildConfig, BuildTable
 from datarax.sources.build_inputs import (
-    PYTHON_STDLIB,
     InputKind,
     find_inputs,
-    inputs_digest,
     inputs_stamp,
     is_standard_library,
     jsonl_records,
     text_records,
 )
-from datarax.sources.manifest import (
-    INPUTS_STAMP_NAME,
-    MANIFEST_NAME,
-    Manifest,
-    inventory,
-    load_manifest,
-    write_inventory,
-)
-from datarax.store.files import local_path, sync, take_lock, write_whole
-
-BUILD_FORMAT = 1
-"""Raise this when the same inputs and settings give other records."""
+from datarax.sources.manifest import MANIFEST_NAME, Manifest, inventory, load_manifest, write_inventory
+from datarax.store.files import local_path, sync, take_lock
 
 Progress: TypeAlias = Callable[["BuildProgress"], None]
 _MOST_SHARDS = 10**6  # six digits in a name: names must sort like numbers
@@ -56,72 +53,6 @@ class BuildError(DataraxError, OSError):
     """A dataset could not be written; nothing of it is left."""
 
     exit_code = 74
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildTable:
-    """What to build a dataset from, and how: the `[source.build]` table.
-
-    Raises:
-        ConfigError: if a number is not positive, or settings contradict each other.
-    """
-
-    kind: Checked[InputKind] = InputKind.TEXT
-    """What the inputs hold."""
-    inputs: str | tuple[str, ...]
-    """Paths, globs or directories (all files below them), or "python-stdlib", the standard library's source text."""
-    record_bytes: Positive | None = None
-    """Text: the files, one after the other, are cut into records of this many bytes; what is left at the end is
-    dropped. None: one record per file. JSONL is always one record per line."""
-    records_per_shard: Positive | None = None
-    """Records in each file but the last, which holds the rest. None: all in one file, or as `num_shards` says."""
-    num_shards: Positive | None = None
-    """Number of files, whose record counts differ by at most one. The inputs are read twice."""
-    group_size: Positive = 1
-    """Records compressed and read together. 1 is for random reads, 16 for long runs (a block order)."""
-    compression: Checked[Literal["uncompressed", "zstd"]] = "uncompressed"
-    """"uncompressed" or "zstd". Other versions of zstd may write other bytes: files are then not comparable."""
-
-    def __post_init__(self) -> None:
-        """Checks the fields."""
-        check_fields(self)
-        inputs = self.inputs if isinstance(self.inputs, str) else tuple(self.inputs)
-        object.__setattr__(self, "inputs", inputs)
-        if self.records_per_shard is not None and self.num_shards is not None:
-            raise ConfigError("give records_per_shard or num_shards, not both")
-        if self.kind is InputKind.JSONL and self.record_bytes is not None:
-            raise ConfigError("record_bytes is for text; of JSONL each line is a record")
-
-    def resolved(self) -> Self:
-        """With absolute paths."""
-        inputs = [self.inputs] if isinstance(self.inputs, str) else self.inputs
-        absolute = [each if each == PYTHON_STDLIB else local_path(each, "inputs") for each in inputs]
-        return replace(self, inputs=tuple(absolute))
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildConfig(BuildTable):
-    """What to build a dataset from, how, and where.
-
-    Raises:
-        ConfigError: if a number is not positive, or settings contradict each other.
-    """
-
-    output: str
-    """The directory to make. Its parent is made too."""
-
-    def identity(self, inputs_sha256: str, num_inputs: int) -> dict[str, Any]:
-        """What decides the bytes of the dataset: settings and contents, no paths."""
-        return {
-            "format": BUILD_FORMAT,
-            "kind": self.kind.value,
-            "inputs": {"count": num_inputs, "sha256": inputs_sha256},
-            "record_bytes": self.record_bytes,
-            "records_per_shard": self.records_per_shard,
-            "num_shards": self.num_shards,
-            "group_size": self.group_size,
-            "compression": self.compression,
-        }
 
 
 @dataclass(frozen=True)
@@ -150,9 +81,22 @@ class BuildResult:
     """Input files without a record: empty ones, and files of the standard library that are not UTF-8."""
     dropped_bytes: int = 0
     """Bytes after the last whole record, which are in no record."""
+    num_inputs: int = 0
+    """Input files that were found."""
+    input_bytes: int = 0
+    """Bytes in all of them."""
+    set_aside: str | None = None
+    """Where the dataset lies now that was there before; None if none was."""
+
+    @property
+    def inputs_taken(self) -> str:
+        """What was taken, in words."""
+        return f"{self.num_inputs:,} input files, {self.input_bytes:,} bytes"
 
 
-def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> BuildResult:
+def build_dataset(
+    config: BuildConfig, *, progress: Progress | None = None, again: bool = False
+) -> BuildResult:
     """Makes the dataset that `config` describes, or finds it made.
 
     A finished dataset at the output is reused if it was built from the same contents with the same settings. Killed
@@ -161,6 +105,7 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
     Args:
         config: what to build.
         progress: called every few thousand records, and a few times a second while another process builds.
+        again: build although a finished dataset is there, whatever it is; it is set aside when the new one is on the disk.
 
     Raises:
         InputError: if an input is missing or malformed, there is no record, the output is something else or was built
@@ -171,10 +116,10 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
     output = local_path(config.output, "output directory")
     files = find_inputs(config.inputs)
     try:
-        if _is_finished(output):  # asked before the lock: a finished dataset may lie where nobody can write
+        if not again and is_dataset(output):  # asked before the lock: it may lie where nobody can write
             return _reuse(config, output, files, report)
         with _workplace(output, report) as directory:
-            if _is_finished(output):
+            if is_dataset(output) and not again:
                 return _reuse(config, output, files, report)
             return _build(config, output, files, report, directory)
     except (
@@ -183,7 +128,7 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
     ) as error:  # the library that writes says RuntimeError, whatever the cause
         raise BuildError(f"dataset {output} could not be written: {error}") from error
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and _is_finished(output):
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and is_dataset(output) and not again:
             return _reuse(config, output, files, report)  # a process on another machine was faster
         message = f"dataset {output} cannot be written: {error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
@@ -192,43 +137,38 @@ def build_dataset(config: BuildConfig, *, progress: Progress | None = None) -> B
 
 
 def build_if_missing(table: BuildTable, output: str, say: Callable[[str], None]) -> None:
-    """Builds `output`; a finished dataset of these settings is used as it is: its inputs may have moved on since.
+    """Builds `output`; a finished dataset is held against the settings and, as far as they are there, the inputs.
 
     Raises:
-        InputError: see `build_dataset`.
+        InputError: see `build_dataset` and `check_dataset`.
         BuildError: see `build_dataset`.
     """
     config = BuildConfig(output=output, **vars(table))
-    there = load_manifest(output) if os.path.isdir(output) else None
-    settings = {**config.identity("", 0), "inputs": None}
-    if there is not None and not differences({**(there.build or {}), "inputs": None}, settings):
+    if is_dataset(local_path(output, "output directory")):
+        check_dataset(config, keep=True, say=say)
         return
     say_once = functools.cache(say)
     result = build_dataset(config, progress=lambda now: say_once(f"building {output}: {now.stage}"))
     if not result.reused:
-        say(f"built {result.manifest.num_records:,} records in {output}")
+        say(f"built {result.manifest.num_records:,} records in {output} from {result.inputs_taken}")
 
 
 def _reuse(config: BuildConfig, output: str, files: Mapping[str, str], report: Progress) -> BuildResult:
     manifest = load_manifest(output)
     assert manifest is not None
-    recorded = dict(manifest.build or {})
-    stamp, stamped = inputs_stamp(files), b""
-    with contextlib.suppress(OSError), open(os.path.join(output, INPUTS_STAMP_NAME), "rb") as file:
-        stamped = file.read()
-    if stamped == stamp.encode():  # compared with these inputs before: they need not be read again
-        sha256 = (recorded.get("inputs") or {}).get("sha256", "")
-    else:
-        report(BuildProgress("reading"))
-        sha256 = inputs_digest(files)
-    found = differences(recorded, config.identity(sha256, len(files)))
-    if found:
-        raise InputError(
-            f"{output} holds a dataset that was built from something else; give another output, or delete it and "
-            "build again:\n" + "\n".join(f"  {difference}" for difference in found)
-        )
-    _stamp(output, stamp)
-    return BuildResult(output, manifest, reused=True)
+    recorded = recorded_build(output)
+    was = inputs_read(output, recorded)
+    now = look_at_inputs(config, files, was, lambda: report(BuildProgress("reading")))
+    if differences(recorded, config.identity(now.digest(), len(now.files))):
+        way_out = f"or replace it with `{config.command(output)} --again`, which sets it aside when the new one is done"
+        raise InputError(f"{refusal(config, was, now)}\n  {way_out}")
+    if now != was:
+        now.write(output)
+    return BuildResult(output, manifest, reused=True, **_taken(now))
+
+
+def _taken(inputs: InputsRead) -> dict[str, Any]:
+    return {"num_inputs": len(inputs.files), "input_bytes": sum(each.size for each in inputs.files.values())}
 
 
 def _build(
@@ -236,7 +176,8 @@ def _build(
 ) -> BuildResult:
     report(BuildProgress("reading"))
     stamp = inputs_stamp(files)
-    identity = config.identity(inputs_digest(files), len(files))
+    inputs = look_at_inputs(config, files)
+    identity = config.identity(inputs.digest(), len(files))
     leftovers = Counter[str]()
     names, num_records = _write_shards(config, files, leftovers, directory, report)
     if not names:
@@ -251,12 +192,26 @@ def _build(
     manifest, hashes = inventory(directory, names, identity)
     if manifest.num_records != num_records:
         raise ReadError(f"it holds {manifest.num_records} records, {num_records} were written")
-    _stamp(directory, stamp)
+    inputs.write(directory)
     write_inventory(directory, manifest, hashes)
     sync(directory)
-    os.rename(directory, output)
+    set_aside = _set_aside(output) if is_dataset(output) else None
+    try:
+        os.rename(directory, output)
+    except OSError:
+        if set_aside is not None:
+            os.rename(set_aside, output)
+        raise
     sync(os.path.dirname(output))
-    return BuildResult(output, manifest, reused=False, **leftovers)
+    return BuildResult(output, manifest, reused=False, set_aside=set_aside, **_taken(inputs), **leftovers)
+
+
+def _set_aside(output: str) -> str:
+    """Gives a finished dataset another name, beside it; who reads it goes on reading it."""
+    names = (f"{output}.replaced-{number}" for number in itertools.count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    os.rename(output, aside)
+    return aside
 
 
 def _records(config: BuildConfig, files: Mapping[str, str], leftovers: Counter[str]) -> Iterator[bytes]:
@@ -318,7 +273,7 @@ def _write_shards(
 # The place of a build
 
 
-def _is_finished(output: str) -> bool:
+def is_dataset(output: str) -> bool:
     """Whether the output is a finished dataset.
 
     Raises:
@@ -362,9 +317,3 @@ def _workplace(output: str, report: Progress) -> Iterator[str]:
         with contextlib.suppress(OSError):
             os.unlink(lock)
         os.close(descriptor)
-
-
-def _stamp(directory: str, stamp: str) -> None:
-    """Records a stamp; a directory that cannot be written to keeps the old one, which only costs time."""
-    with contextlib.suppress(OSError):
-        write_whole(os.path.join(directory, INPUTS_STAMP_NAME), stamp.encode())

@@ -1,5 +1,6 @@
 """Raw text and JSONL files, and the records that are cut from them. Knows nothing of how records are stored."""
 
+import codecs
 import enum
 import hashlib
 import io
@@ -10,12 +11,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from datarax.core.errors import InputError
-from datarax.core.tree import digest
-from datarax.sources.files import file_stats, find_files, relative_names
+from datarax.sources.files import AbsentError, file_stats, find_files, relative_names, walk
+from datarax.store.files import open_file
 
 PYTHON_STDLIB = "python-stdlib"
 """Stands for the source text of the running Python's standard library."""
 
+MOST_RECORD_BYTES = 1 << 30
+"""A text file or a line that is longer is no record: nothing of unknown size is read whole."""
+
+_BLOCK_BYTES = 1 << 20
 # Directories of the standard library that hold what was installed or compiled later.
 _NOT_OURS = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
@@ -40,17 +45,12 @@ def find_inputs(inputs: str | Sequence[str]) -> dict[str, str]:
     A directory stands for all files below it.
 
     Raises:
-        InputError: if one is missing, not local, or named twice.
+        AbsentError: if one is not there.
+        InputError: if one is not local, is named twice, or a directory on the way cannot be read.
     """
     if is_standard_library(inputs):
         base = sysconfig.get_path("stdlib")
-        paths = sorted(
-            path
-            for path in _files_below(base)
-            if path.endswith(".py")
-            and os.path.isfile(path)
-            and not _NOT_OURS & set(os.path.relpath(path, base).split(os.sep))
-        )
+        paths = sorted(_standard_library(base))
         if not paths:
             raise InputError(f"the standard library at {base} holds no source files; name other inputs")
     else:
@@ -58,26 +58,33 @@ def find_inputs(inputs: str | Sequence[str]) -> dict[str, str]:
     return dict(zip(relative_names(paths)[1], paths, strict=True))
 
 
-def inputs_stamp(files: Mapping[str, str]) -> str:
-    """Digest of names, sizes and times of change: while it stays, the inputs need not be read to know them.
+def inputs_stamp(files: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Bytes and time of change, in ns, of each file: while they stay, the inputs need not be read to know them.
 
     Raises:
-        InputError: if one cannot be read.
+        InputError: if one is gone.
     """
     stats = zip(files, file_stats(list(files.values()), "input file"), strict=True)
-    return digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats}
 
 
-def inputs_digest(files: Mapping[str, str]) -> str:
-    """Digest of names and contents of the files, without their directory.
+def input_sha256(path: str) -> str:
+    """SHA-256 of an input file.
 
     Raises:
-        InputError: if one cannot be read.
+        InputError: if it cannot be read.
     """
+    with open_input(path) as stream:
+        try:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+
+def inputs_digest(hashes: Mapping[str, str]) -> str:
+    """Digest of names and contents of the files, without their directory: of name -> SHA-256, in their order."""
     hasher = hashlib.sha256()
-    for name, path in files.items():
-        with open_input(path) as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+    for name, content in hashes.items():
         hasher.update(f"{len(name)} {name} {content}\n".encode())
     return hasher.hexdigest()
 
@@ -91,29 +98,68 @@ def text_records(
     UTF-8, and `dropped_bytes`, which do not fill a record.
 
     Raises:
-        InputError: naming a file that cannot be read or is not UTF-8 text.
+        InputError: naming a file that cannot be read, is not UTF-8 text, or is too large for one record.
     """
     pending = b""
     for path in files.values():
-        with open_input(path) as stream:
-            text = stream.read()
-        try:
-            text.decode()
-        except UnicodeDecodeError as error:
-            if not skip_undecodable:
-                raise InputError(
-                    f"input file {path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it or leave it "
-                    f"out"
-                ) from error
-            text = b""
-        leftovers["skipped_files"] += not text
-        pending += text
-        size = record_bytes or max(1, len(pending))
-        whole = len(pending) - len(pending) % size
-        for start in range(0, whole, size):
-            yield pending[start : start + size]
-        pending = pending[whole:]
+        blocks = _text(path, record_bytes or 0)
+        if skip_undecodable or record_bytes is None:
+            blocks = iter([_whole(path, blocks, skip_undecodable=skip_undecodable)])
+        empty = True
+        for block in blocks:
+            empty = empty and not block
+            pending += block
+            size = record_bytes or max(1, len(pending))
+            whole = len(pending) - len(pending) % size
+            for start in range(0, whole, size):
+                yield pending[start : start + size]
+            pending = pending[whole:]
+        leftovers["skipped_files"] += empty
     leftovers["dropped_bytes"] = len(pending)
+
+
+class _NoTextError(InputError):
+    """A file is not UTF-8."""
+
+
+def _text(path: str, least: int) -> Iterator[bytes]:
+    """A file in blocks of at least so many bytes, checked to be UTF-8 text."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    before = 0
+    with open_input(path) as stream:
+        while True:
+            try:
+                block = stream.read(max(least, _BLOCK_BYTES))
+                waiting, _ = decoder.getstate()
+                decoder.decode(block, final=not block)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            except UnicodeDecodeError as error:
+                at = before - len(waiting) + error.start
+                raise _NoTextError(
+                    f"input file {path} is not UTF-8 text: {error.reason} at byte {at}; convert it or leave it out"
+                ) from error
+            if not block:
+                return
+            before += len(block)
+            yield block
+
+
+def _whole(path: str, blocks: Iterator[bytes], *, skip_undecodable: bool) -> bytes:
+    """All of a file, as one record must hold it; nothing if it is no text and may be skipped."""
+    text: list[bytes] = []
+    try:
+        for block in blocks:
+            text.append(block)
+            if sum(map(len, text)) > MOST_RECORD_BYTES:
+                raise InputError(
+                    f"input file {path} is larger than one record can be ({MOST_RECORD_BYTES} bytes); set record_bytes"
+                )
+    except _NoTextError:
+        if not skip_undecodable:
+            raise
+        return b""
+    return b"".join(text)
 
 
 def jsonl_records(files: Mapping[str, str], leftovers: Counter[str]) -> Iterator[bytes]:
@@ -122,37 +168,52 @@ def jsonl_records(files: Mapping[str, str], leftovers: Counter[str]) -> Iterator
     Files without a line are counted as `skipped_files`.
 
     Raises:
-        InputError: naming file and line, if a line is not one JSON value.
+        InputError: naming file and line, if a line is not one JSON value or is too large for a record.
     """
     for path in files.values():
-        with open_input(path) as lines:
-            leftovers["skipped_files"] += not lines.peek(1)
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    raise InputError(
-                        f"{path}:{number} is empty; every line of a JSONL file must hold one JSON value"
-                    )
-                record = line.removesuffix(b"\n").removesuffix(b"\r")
-                try:
-                    # Numbers are looked at, not converted: Python refuses to make an int of more than 4,300 digits.
-                    json.loads(
-                        record.decode(), parse_constant=_refuse_constant, parse_int=len, parse_float=len
-                    )
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}:{number} is not valid JSON: {error}") from error
-                yield record
+        number = 0
+        for number, line in enumerate(_lines(path), start=1):
+            if not line.strip():
+                raise InputError(
+                    f"{path}:{number} is empty; every line of a JSONL file must hold one JSON value"
+                )
+            if len(line) > MOST_RECORD_BYTES:
+                raise InputError(
+                    f"{path}:{number} is longer than a record can be ({MOST_RECORD_BYTES} bytes)"
+                )
+            record = line.removesuffix(b"\n").removesuffix(b"\r")
+            try:
+                # Numbers are looked at, not converted: Python refuses to make an int of more than 4,300 digits.
+                json.loads(record.decode(), parse_constant=_refuse_constant, parse_int=len, parse_float=len)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}:{number} is not valid JSON: {error}") from error
+            yield record
+        leftovers["skipped_files"] += not number
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    with open_input(path) as stream:
+        try:
+            yield from iter(lambda: stream.readline(MOST_RECORD_BYTES + 1), b"")
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def open_input(path: str) -> io.BufferedReader:
     """Opens an input file.
 
     Raises:
-        InputError: naming the file and the cause.
+        InputError: naming the file and the cause; also if it is something else than a file.
     """
     try:
-        return open(path, "rb")
+        return open(open_file(path), "rb")
     except OSError as error:
-        raise InputError(f"input file {path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> InputError:
+    """What is said of an input that could not be read."""
+    return InputError(f"input file {path} cannot be read: {error.strerror or error}")
 
 
 def _refuse_constant(name: str) -> None:
@@ -160,7 +221,21 @@ def _refuse_constant(name: str) -> None:
 
 
 def _files_below(directory: str) -> list[str]:
-    found = [os.path.join(where, name) for where, _, names in os.walk(directory) for name in names]
+    found = [
+        entry.path for _, entries in walk(directory, "input file") for entry in entries if not entry.is_dir()
+    ]
     if not found:
-        raise InputError(f"input directory {directory} holds no files")
+        raise AbsentError(f"input directory {directory} holds no files")
     return found
+
+
+def _standard_library(base: str) -> Iterator[str]:
+    """Its source files, where a Python installation has them itself and not by a link."""
+    for where, below, names in os.walk(base, onerror=_refuse):
+        below[:] = [name for name in below if name not in _NOT_OURS]
+        paths = (os.path.join(where, name) for name in names if name.endswith(".py"))
+        yield from filter(os.path.isfile, paths)
+
+
+def _refuse(error: OSError) -> None:
+    raise unreadable(error.filename, error)

@@ -4,10 +4,12 @@ Names are relative to the deepest directory that holds all the files, so that mo
 nothing of what is in the files. Read next: `manifest.py`.
 """
 
+import fnmatch
 import glob
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,10 @@ from datarax.store.files import check_path, local_path
 
 # Up to here an identity lists its files, so that a difference names one; beyond, their digest keeps it small.
 NUM_LISTED_FILES = 16
+
+
+class AbsentError(InputError):
+    """Nothing is there under a name that a user gave."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def find_files(
         ignored_in_globs: base names that a glob does not select.
 
     Raises:
-        InputError: if a path does not exist, a glob matches nothing, a file is named twice, or nothing is named.
+        AbsentError: if a path does not exist or a glob matches nothing.
+        InputError: if a directory on the way cannot be read, a file is named twice, or nothing is named.
     """
     found: dict[str, str] = {}
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
@@ -79,11 +86,11 @@ def find_files(
         else:
             files = [
                 each
-                for each in glob.glob(path, recursive=True)
+                for each in dict.fromkeys(_matching(os.sep, path.split(os.sep)[1:], what))
                 if not (os.path.isdir(each) or os.path.basename(each) in ignored_in_globs)
             ]
         if not files:
-            raise InputError(
+            raise AbsentError(
                 f"no {what} matches {path}" if glob.has_magic(path) else f"{what} {path} does not exist"
             )
         for file in files:
@@ -94,6 +101,80 @@ def find_files(
     if not found:
         raise InputError(f"no {what} was named")
     return sorted(found)
+
+
+def walk(directory: str, what: str, *, hidden: bool = True) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """A directory and all below it, each with its entries by name. Links to directories are followed.
+
+    Args:
+        directory: where to begin.
+        what: what the files are, for messages.
+        hidden: whether names that begin with a dot count.
+
+    Raises:
+        InputError: naming a directory that cannot be read, or to which a link leads once more.
+    """
+    seen: dict[tuple[int, int], str] = {}
+    waiting = [directory]
+    while waiting:
+        where = waiting.pop()
+        entries = [each for each in entries_of(where, what) if hidden or not each.name.startswith(".")]
+        status = os.stat(where)
+        first = seen.setdefault((status.st_dev, status.st_ino), where)
+        if first != where:
+            raise InputError(
+                f"{what}s: {where} is the directory {first} once more, by a link; its files would be read twice: remove the "
+                f"link, or name the files that are meant"
+            )
+        yield where, entries
+        waiting += [each.path for each in reversed(entries) if each.is_dir()]
+
+
+def entries_of(directory: str, what: str) -> list[os.DirEntry[str]]:
+    """What is in a directory, by name, links followed.
+
+    Raises:
+        InputError: naming the directory, or the link in it, that cannot be read.
+    """
+    try:
+        with os.scandir(directory) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            entry.is_dir()  # what a link leads to; the entry keeps the answer, so that no later question fails
+    except OSError as error:
+        raise InputError(
+            f"{what}s: {error.filename or directory} cannot be read: {error.strerror}"
+        ) from error
+    return entries
+
+
+def _matching(where: str, parts: list[str], what: str) -> Iterator[str]:
+    """What `glob.glob` finds, but a directory that cannot be read, and a link that leads back, are errors."""
+    if not parts:
+        yield where
+        return
+    part, rest = parts[0], parts[1:]
+    if not glob.has_magic(part):
+        path = os.path.join(where, part)
+        if _is_there(path, what, directory=bool(rest)):
+            yield from _matching(path, rest, what)
+    elif part != "**":
+        for entry in entries_of(where, what):
+            hidden = entry.name.startswith(".") and not part.startswith(".")
+            if not hidden and fnmatch.fnmatchcase(entry.name, part) and (not rest or entry.is_dir()):
+                yield from _matching(entry.path, rest, what)
+    else:
+        for directory, entries in walk(where, what, hidden=False):
+            yield from _matching(directory, rest, what) if rest else (entry.path for entry in entries)
+
+
+def _is_there(path: str, what: str, *, directory: bool) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode) if directory else bool(os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read: {error.strerror}") from error
 
 
 def relative_names(paths: Sequence[str]) -> tuple[str, list[str]]:

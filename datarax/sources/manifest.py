@@ -9,18 +9,19 @@ are made (`build.py`) or which of them a source reads (`array_record.py`).
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from datarax.core.config import Limit, Natural, from_tree
 from datarax.core.errors import InputError, ReadError
 from datarax.core.tree import UnknownFormatError, digest, reader_of
 from datarax.sources.array_record_files import ArrayRecordFiles, open_reader
-from datarax.sources.files import find_files, relative_names
-from datarax.store.files import write_whole
+from datarax.sources.files import entries_of, find_files, relative_names
+from datarax.store.files import local_path, open_file, parse_json, read_file, write_whole
 
 MANIFEST_FORMAT = 1
 """Raise this when the meaning of a field changes, and add a reader to the table below; older formats stay readable."""
@@ -33,8 +34,17 @@ INPUTS_STAMP_NAME = "inputs.stamp"
 SIDE_FILES = frozenset({MANIFEST_NAME, RECORD_HASHES_NAME, INPUTS_STAMP_NAME})
 """What lies beside the data files of a dataset and is none."""
 
+_MOST_MANIFEST_BYTES = 1 << 30
+_MOST_HASHED_RECORDS = 1 << 36
 _RECORDS_PER_READ = 1024
 _NUM_NAMED_RECORDS = 5
+
+
+def _is_sha256(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+_Sha256 = Annotated[str, Limit(_is_sha256, "of 64 hex digits")]
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,11 @@ class FileEntry:
 
     name: str
     """POSIX path relative to the manifest's directory."""
-    size: int
+    size: Natural
     """Bytes."""
-    num_records: int
+    num_records: Natural
     """Records in this file."""
-    sha256: str
+    sha256: _Sha256
     """SHA-256 of the whole file, 64 hex digits."""
 
 
@@ -55,9 +65,9 @@ class FileEntry:
 class Manifest:
     """The recorded content of a dataset."""
 
-    files: tuple[FileEntry, ...]
+    files: Sequence[FileEntry]
     """Sorted by name."""
-    record_hashes_sha256: str
+    record_hashes_sha256: _Sha256
     """SHA-256 of the side file with the record hashes."""
     build: Mapping[str, Any] | None = None
     """What the dataset was built from (`BuildConfig.identity`); None for files that were there before."""
@@ -89,7 +99,7 @@ def record_hash(record: bytes) -> bytes:
 
 def file_sha256(path: str) -> str:
     """SHA-256 of a file, 64 hex digits."""
-    with open(path, "rb") as file:
+    with open(open_file(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -101,7 +111,7 @@ def load_manifest(directory: str) -> Manifest | None:
     """
     path = os.path.join(directory, MANIFEST_NAME)
     try:
-        tree = json.loads(Path(path).read_bytes())
+        tree = parse_json(read_file(path, _MOST_MANIFEST_BYTES))
         if not isinstance(tree, dict):
             raise ValueError("it holds no JSON object")
         reader = reader_of(tree.get("format"), _READERS)
@@ -121,16 +131,20 @@ def load_manifest(directory: str) -> Manifest | None:
 
 
 def _read_v1(tree: dict[str, Any]) -> Manifest:
-    entries = tuple(FileEntry(**entry) for entry in tree["files"])
-    manifest = Manifest(entries, tree["record_hashes"]["sha256"], tree["build"])
-    names = [entry.name for entry in entries]
+    hashes = tree["record_hashes"]["sha256"]
+    fields = {"files": tree["files"], "record_hashes_sha256": hashes, "build": tree["build"]}
+    manifest = from_tree(Manifest, fields)
+    names = [entry.name for entry in manifest.files]
     if not names or names != sorted(set(names)):
         raise ValueError("its files are none, not sorted, or not different")
     for name in names:
-        if {"", ".", ".."} & set(name.split("/")):
+        if {"", ".", ".."} & set(name.split("/")) or {"\0", "\\"} & set(name):
             raise ValueError(f"file name {name!r} leads elsewhere")
+    if manifest.num_records >= 2**63:
+        raise ValueError("it holds more records than can be counted")
     # The checksum shows what was damaged; what somebody else wrote must say this and nothing more.
-    if {**manifest.tree(), "checksum": tree["checksum"]} != {**tree, "format": MANIFEST_FORMAT}:
+    told = {**manifest.tree(), "checksum": tree["checksum"]}
+    if told != {**tree, "format": MANIFEST_FORMAT} or type(tree["num_records"]) is not int:
         raise ValueError("its fields are not those of a manifest, or contradict each other")
     return manifest
 
@@ -146,7 +160,7 @@ def load_record_hashes(manifest: Manifest, directory: str) -> np.ndarray:
     """
     path = os.path.join(directory, RECORD_HASHES_NAME)
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path, _MOST_HASHED_RECORDS * 8)
     except OSError as error:
         raise InputError(f"record hashes {path} cannot be read: {error.strerror}") from error
     found = hashlib.sha256(data).hexdigest()
@@ -229,6 +243,8 @@ def write_manifest(files: str | Sequence[str]) -> Manifest:
         manifest, hashes = inventory(base, names)
         if there is None:
             write_inventory(base, manifest, hashes)
+    except ReadError as error:
+        raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"the manifest of {base} cannot be written: {error}") from error
     if there is not None and there.files != manifest.files:
@@ -258,6 +274,38 @@ def _files_of_directory(directory: str) -> list[str]:
             f"or record them with write_manifest"
         )
     return [os.path.join(directory, entry.name) for entry in manifest.files]
+
+
+def unlisted_files(patterns: str | Sequence[str]) -> list[str]:
+    """Files beside the data of directories with a manifest that look like data, and that the manifest does not list.
+
+    That is: they lie in a directory where a listed file lies, and end like one, whatever the numbers ("x-00007.array_record",
+    "x.array_record-00007-of-00009"; the whole name counts where nothing ends it). Names that begin with a dot are no data.
+
+    Raises:
+        InputError: if a directory or its manifest cannot be read.
+    """
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        directory = local_path(pattern, "ArrayRecord file")
+        if not os.path.isdir(directory):
+            continue
+        listed = _files_of_directory(directory)
+        endings = {_ending(path) for path in listed}
+        for home in sorted(set(map(os.path.dirname, listed))):
+            found |= {
+                entry.path
+                for entry in entries_of(home, "ArrayRecord file")
+                if _ending(entry.path) in endings
+                and not (entry.name.startswith(".") or entry.name in SIDE_FILES or entry.is_dir())
+            }
+        found.difference_update(listed)
+    return sorted(found)
+
+
+def _ending(path: str) -> str:
+    name = os.path.basename(path)
+    return re.sub(r"\d+", "0", os.path.splitext(name)[1] or name)
 
 
 def inventory(

@@ -86,14 +86,19 @@ def setting_names(config_class: type[SourceConfig]) -> list[str]:
 
 
 def open_source(
-    table: SourceTable, *, build: bool = False, say: Callable[[str], None] = lambda text: None
+    table: SourceTable,
+    *,
+    build: bool = False,
+    check: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> DataSource:
     """Opens the source that a config describes.
 
     Args:
         table: the `[source]` table.
-        build: make the data first if they are missing and the table says how.
-        say: told about building, a line at a time.
+        build: make the data first if they are missing and the table says how; if they are there, check that they are these.
+        check: only check it.
+        say: told about it, a line at a time.
 
     Raises:
         ConfigError: if the table does not describe a source.
@@ -103,4 +108,6 @@ def open_source(
     config = table.config()
     if build:
         config.prepare(say)
+    elif check:
+        config.check_prepared(say)
     return config.open()

@@ -44,7 +44,14 @@ class SourceConfig(DataraxModuleConfig):
         raise NotImplementedError(f"{type(self).__name__} does not say how its source is opened")
 
     def prepare(self, say: Callable[[str], None]) -> None:
-        """Makes what is missing and can be made, before `open`; `say` is told, a line at a time."""
+        """Makes what is missing and can be made, before `open`; `say` is told, a line at a time.
+
+        Raises:
+            InputError: if what is there is not what would be made, or it cannot be made.
+        """
+
+    def check_prepared(self, say: Callable[[str], None]) -> None:
+        """Raises what `prepare` would raise of what is there, and makes and writes nothing."""
 
     def resolved(self) -> Self:
         """The same with absolute paths, for a config that is kept.
@@ -269,6 +276,14 @@ class DataSource(CheckpointableIteratorModule[Any]):
             return read
         leaves, structure = jax.tree.flatten(read)
         return [jax.tree.unflatten(structure, [leaf[i] for leaf in leaves]) for i in range(len(indices))]
+
+    def unlisted_files(self) -> Sequence[str]:
+        """Files that lie beside the data, look like data, and are not read, because what records the data does not list them.
+
+        Raises:
+            InputError: if a directory cannot be read.
+        """
+        return ()
 
     # Iterating
 

@@ -3,9 +3,10 @@
 The only file that calls TensorStore, which is slow to import: only when arrays are opened.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -20,8 +21,11 @@ from datarax.sources.source import DataSource, SourceConfig
 from datarax.store.files import local_path
 
 _BYTES_PER_READ = 64 << 20
-# The drivers that store chunks, and can tell a missing one from one full of zeros.
-_CHUNKED_DRIVERS = frozenset({"zarr3", "zarr", "n5"})
+# The drivers that store chunks, and can tell a missing one from one full of zeros if they are told to.
+_CHUNKED_DRIVERS = frozenset({"zarr3", "zarr2", "zarr", "n5", "neuroglancer_precomputed"})
+_TELL = "fill_missing_data_reads"
+# Those that hold an array in one piece, which is there or not.
+_WHOLE_DRIVERS = frozenset({"array", "json", "avif", "bmp", "jpeg", "png", "tiff", "webp"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class TensorStoreConfig(SourceConfig):
     names to such paths or specs: records are dicts of arrays."""
     missing_chunks: Checked[Literal["error", "fill"]] = "error"
     """What a chunk that is not stored means: "error" (it was lost), or "fill" (it is full of the fill value). Writers
-    may leave out such chunks; only who wrote the array knows."""
+    may leave out such chunks; only who wrote the array knows. A spec may say it for itself (`fill_missing_data_reads`)."""
     cache_bytes: Natural = 0
     """Bytes of decoded chunks to keep in memory, which helps where the chunks hold many records."""
 
@@ -73,7 +77,7 @@ class TensorStoreSource(DataSource):
 
     Raises:
         InputError: naming the array, if it cannot be opened, has no records, is not local, or has another number of
-            records than the others.
+            records than the others, or a driver of which nobody knows whether it can tell that a chunk is missing.
     """
 
     def __init__(
@@ -97,13 +101,11 @@ class TensorStoreRecords(Records):
         specs = {name: _spec(name, each, config.missing_chunks) for name, each in config.places.items()}
         context = ts.Context({"cache_pool": {"total_bytes_limit": config.cache_bytes}})
         # Opened together: each waits for its metadata to come from the disk.
-        opening = {
-            name: ts.open(ts.Spec(spec), open=True, read=True, context=context)
-            for name, spec in specs.items()
-        }
-        self._stores = {
-            name: self._result(name, each, verb="opened", kind=InputError) for name, each in opening.items()
-        }
+        opening = {name: self._opening(name, spec, context) for name, spec in specs.items()}
+        self._stores = {name: opened() for name, opened in opening.items()}
+        for name, store in self._stores.items():
+            if config.missing_chunks == "error":
+                self._stores[name] = self._guarded(name, specs[name], store, context)
         for name, store in self._stores.items():
             if store.rank == 0:
                 raise InputError(
@@ -114,6 +116,43 @@ class TensorStoreRecords(Records):
                     f"array {self._where(name)} does not begin at index 0 but at {store.domain.origin[0]}"
                 )
         self._length = one_length({name: store.shape[0] for name, store in self._stores.items()})
+
+    def _guarded(self, name: str, spec: Any, store: Any, context: Any) -> Any:
+        """The store with whatever lies below casts, stacks and the like told to miss no chunk in silence."""
+
+        def guarded(given: Any, resolved: Any) -> Any:
+            driver = resolved["driver"]
+            if not isinstance(given, Mapping):
+                given = resolved
+            if given.get("driver") == "auto":  # what was found has a driver
+                given = {key: given[key] for key in given if key == "context"} | resolved
+            if driver in _CHUNKED_DRIVERS:
+                return {_TELL: False, **given}
+            if "base" in resolved:
+                return {**given, "base": guarded(given["base"], resolved["base"])}
+            if "layers" in resolved:  # these are opened when they are first read: nothing is resolved yet
+                below = [self._opening(name, layer, context)().spec().to_json() for layer in given["layers"]]
+                layers = [guarded(*each) for each in zip(given["layers"], below, strict=True)]
+                return {**given, "layers": layers}
+            if driver not in _WHOLE_DRIVERS:
+                raise InputError(
+                    f"array {self._where(name)} is read through the driver {driver!r}, of which it is not known whether it "
+                    f'tells that a chunk is missing; set missing_chunks = "fill" if what is missing may be filled'
+                )
+            return given
+
+        wanted = guarded(spec, store.spec().to_json())
+        return store if wanted == spec else self._opening(name, wanted, context)()
+
+    def _opening(self, name: str, spec: Any, context: Any) -> Callable[[], Any]:
+        """Begins to open a spec; the result waits for the end of it."""
+        import tensorstore as ts
+
+        try:
+            future = ts.open(ts.Spec(spec), open=True, read=True, context=context)
+        except ValueError as error:
+            raise InputError(f"array {self._where(name)} cannot be opened: {error}") from error
+        return functools.partial(self._result, name, future, verb="opened", kind=InputError)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._config,)
@@ -179,5 +218,5 @@ def _spec(name: str, place: Any, missing_chunks: str) -> dict[str, Any]:
     else:
         raise InputError(f"array {name!r} must be a path or a TensorStore spec with a driver, got {place!r}")
     if spec["driver"] in _CHUNKED_DRIVERS:
-        spec.setdefault("fill_missing_data_reads", missing_chunks == "fill")
+        spec.setdefault(_TELL, missing_chunks == "fill")
     return spec

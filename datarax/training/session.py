@@ -39,6 +39,7 @@ from datarax.training.provenance import provenance
 from datarax.training.recorded import LOADER_NAME, check_position
 from datarax.training.signals import StopSignals
 from datarax.training.task import Iterate, Task
+from datarax.training.unlisted_files import check_unlisted_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +183,8 @@ class TrainingSession:
             SnapshotNotFoundError: there is no snapshot of `from_step`.
             SnapshotDamagedError: the snapshot to continue from fails its checks.
             ConfigError: the run has more steps already than it is to have.
-            InputError: the run starts at step 0, but the loader has handed over batches before.
+            InputError: the run starts at step 0, but the loader has handed over batches before; or files lie beside the data
+                that its manifest does not list.
             RunLockedError: another process is writing to the directory.
             SaveError: saving failed `save.max_failures` times in a row.
             PeerError: something failed on some of many processes; all raise this.
@@ -222,6 +224,8 @@ class TrainingSession:
             provenance=provenance(self._processes.count),
             processes=self._processes,
         )
+        if is_addressable(self._loader):
+            check_unlisted_files(self._loader.source, self._directory, self._processes, self._say)
         if is_addressable(self._loader) and not isinstance(self._task, Iterate):
             self._loader.keep_byte_digests()
         # A failure is told to the others before the checkpointer waits for its save, which needs them.

@@ -371,3 +371,14 @@ def test_clones_open_files_of_their_own(three: Path):
     assert clone.records.num_open_files == 0
     source.close()
     assert clone[0][:6] == b"000000"
+
+
+def test_a_glob_that_finds_more_than_the_manifest_lists_is_refused_unless_it_may_be_ignored(tmp_path: Path):
+    for name in ("a.ar", "b.ar"):
+        write(tmp_path / name, [name.encode()])
+    write_manifest(str(tmp_path / "a.ar"))
+    with pytest.raises(InputError, match=r"the manifest.json does not list b.ar"):
+        open_source(f"{tmp_path}/*.ar")
+    assert list(open_source(f"{tmp_path}/*.ar", unlisted="ignore")) == [b"a.ar"]
+    with pytest.raises(InputError, match=r"lists none of the files"):
+        open_source(f"{tmp_path}/b.ar", unlisted="ignore")

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from hypothesis import given
+from hypothesis import strategies as st
 
-from datarax.core.errors import InputError
+from datarax.core.errors import InputError, ReadError
 from datarax.core.tree import digest
-from datarax.sources import Manifest, load_manifest, write_manifest
-from datarax.sources.manifest import RECORD_HASHES_NAME, load_record_hashes, record_hash
+from datarax.sources import ArrayRecordConfig, ArrayRecordSource, Manifest, load_manifest, write_manifest
+from datarax.sources.manifest import RECORD_HASHES_NAME, load_record_hashes, record_hash, unlisted_files
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     for name, records in (("a", [b"one", b"two"]), ("b", [b"three"]), ("c", [])):
-        writer = ArrayRecordWriter(str(tmp_path / name), "group_size:1")
-        for record in records:
-            writer.write(record)
-        writer.close()
+        write_records(tmp_path / name, records)
     return tmp_path
+
+
+def write_records(path: Path, records: list[bytes]) -> None:
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
 
 
 def test_it_holds_counts_sizes_and_hashes_of_files_and_records(dataset: Path):
@@ -82,8 +89,77 @@ CHANGES = [
     (lambda tree: {**tree, "files": tree["files"][::-1]}, "not sorted"),
     (lambda tree: _with_entry(tree, name="../a"), "leads elsewhere"),
     (lambda tree: _with_entry(tree, name="/a"), "leads elsewhere"),
-    (lambda tree: _with_entry(tree, mtime=0), "unexpected keyword argument 'mtime'"),
+    (lambda tree: _with_entry(tree, mtime=0), "unknown key 'files.*mtime'"),
     (lambda tree: {**tree, "record_hashes": {}}, "'sha256'"),
+]
+
+
+FORGERIES = [
+    *(
+        (lambda tree, name=name: _with_entry(tree, name=name), "leads elsewhere")
+        for name in (
+            "",
+            ".",
+            "..",
+            "a/",
+            "/etc/passwd",
+            "../../../../etc/passwd",
+            "a/../a",
+            "./a",
+            "a//b",
+            "a\0",
+            "a\\b",
+        )
+    ),
+    *(
+        (lambda tree, name=name: _with_entry(tree, name=name), r"name must be a string")
+        for name in (1, None, ["a"])
+    ),
+    *(
+        (lambda tree, size=size: _with_entry(tree, size=size), r"size must be an integer of at least 0")
+        for size in (
+            -1,
+            1.0,
+            "7",
+            None,
+            True,
+            2**63,
+            10**400,
+            [],
+        )
+    ),
+    *(
+        (lambda tree, n=n: _with_entry(tree, num_records=n), r"num_records must be an integer")
+        for n in (
+            -2,
+            2.0,
+            "2",
+            None,
+            2**64,
+        )
+    ),
+    *(
+        (lambda tree, sha=sha: _with_entry(tree, sha256=sha), r"sha256 must be a string of 64 hex")
+        for sha in (
+            "",
+            "x" * 64,
+            "A" * 64,
+            "0" * 63,
+            "0" * 64 + "\n",
+            7,
+            None,
+        )
+    ),
+    (lambda tree: {**_with_entry(tree, num_records=2**63 - 1), "num_records": 2**63}, "more records than"),
+    (lambda tree: {**tree, "num_records": 3.0}, "contradict each other"),
+    (lambda tree: {**tree, "files": "abc"}, "files must be a list"),
+    (lambda tree: {**tree, "files": {"a": 1}}, "files must be a list"),
+    (lambda tree: {**tree, "files": [1]}, "must be a table"),
+    (lambda tree: {**tree, "build": [1]}, "build must be a table"),
+    (lambda tree: {**tree, "record_hashes": "x"}, "indices"),
+    (lambda tree: {**tree, "record_hashes": {**tree["record_hashes"], "name": "/etc/passwd"}}, "contradict"),
+    (lambda tree: {**tree, "format": True}, "no format number"),
+    (lambda tree: {**tree, "format": [1]}, "no format number"),
 ]
 
 
@@ -107,7 +183,7 @@ def test_a_manifest_that_was_changed_is_refused_by_its_checksum(dataset: Path, d
         load_manifest(str(dataset))
 
 
-@pytest.mark.parametrize(("change", "message"), CHANGES)
+@pytest.mark.parametrize(("change", "message"), CHANGES + FORGERIES)
 def test_a_manifest_that_does_not_say_what_it_must_is_refused(dataset: Path, change, message: str):
     """Written so, with a checksum that matches."""
     write_manifest(f"{dataset}/*")
@@ -176,3 +252,134 @@ def test_the_digest_of_the_content_does_not_know_how_it_was_made(dataset: Path):
     built = Manifest(manifest.files, manifest.record_hashes_sha256, {"kind": "text"})
     assert built.content_digest() == manifest.content_digest()
     assert built.content_digest() != Manifest(manifest.files[:2], "").content_digest()
+
+
+@pytest.mark.parametrize(
+    ("listed", "beside", "found"),
+    [
+        (["x-0.array_record"], "x-1.array_record", True),
+        (["x-0.array_record"], "another.array_record", True),
+        (["x.array_record-00000-of-00002"], "x.array_record-00001-of-00002", True),
+        (["data-00000"], "data-00001", True),
+        (["data-00000"], "words-00001", False),
+        (["x-0.array_record"], "x-1.array_record.tmp", False),
+        (["x-0.array_record"], ".x-1.array_record", False),
+        (["x-0.array_record"], "README", False),
+        (["a/x-0.ar", "b/x-1.ar"], "b/x-2.ar", True),
+        (["a/x-0.ar", "b/x-1.ar"], "c/x-2.ar", False),
+        (["a/x-0.ar", "b/x-1.ar"], "x-2.ar", False),
+    ],
+)
+def test_a_file_that_ends_like_data_where_data_lie_is_unlisted(
+    tmp_path: Path, listed, beside: str, found: bool
+):
+    for name in (*listed, beside):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_records(tmp_path / name, [b"x"])
+    write_manifest([str(tmp_path / name) for name in listed])
+    assert unlisted_files(str(tmp_path)) == ([str(tmp_path / beside)] if found else [])
+    assert unlisted_files([str(tmp_path / name) for name in listed]) == []
+
+
+def open_and_check(dataset: Path) -> None:
+    with ArrayRecordSource(ArrayRecordConfig(files=str(dataset))) as source:
+        problems = source.check_content()
+    if problems:
+        raise InputError("; ".join(problems))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", RECORD_HASHES_NAME, "a"])
+@pytest.mark.parametrize("kind", ["fifo", "zero", "directory", "socket", "loop", "huge", "full"])
+def test_what_is_no_file_is_named_and_waits_for_nobody(dataset: Path, name: str, kind: str, tmp_path: Path):
+    write_manifest(f"{dataset}/*")
+    path = dataset / name
+    path.unlink()
+    make = {
+        "fifo": lambda: os.mkfifo(path),
+        "zero": lambda: path.symlink_to("/dev/zero"),
+        "full": lambda: path.symlink_to("/dev/full"),
+        "directory": path.mkdir,
+        "socket": lambda: os.mknod(path, 0o600 | stat.S_IFSOCK),
+        "loop": lambda: path.symlink_to(path),
+        "huge": lambda: (path.touch(), os.truncate(path, 1 << 41)),
+    }
+    make[kind]()
+    with pytest.raises(InputError, match=str(path)):
+        open_and_check(dataset)
+    if name == "a" and kind != "huge":
+        with pytest.raises(InputError, match=str(path)):
+            write_manifest([str(path), str(dataset / "b")])
+
+
+@pytest.mark.parametrize(
+    "text", ['{"format": ' + "[" * 200_000, "[" * 200_000 + "]" * 200_000, '{"format": NaN}', ""]
+)
+def test_json_that_nobody_wrote_is_refused(dataset: Path, text: str):
+    (dataset / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="is damaged or not a manifest of datarax"):
+        load_manifest(str(dataset))
+
+
+MUTATIONS = st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=3)), min_size=1, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    place = tmp_path_factory.mktemp("fuzzed")
+    write_records(place / "a", [b"one", b"two"])
+    write_manifest(str(place / "a"))
+    return place, {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", RECORD_HASHES_NAME, "a"])
+@given(changes=st.one_of(MUTATIONS, st.binary(max_size=200)))
+def test_bytes_that_nobody_wrote_are_an_error_of_ours_or_the_same_data(fuzzed, name: str, changes):
+    place, good = fuzzed
+    data = bytearray(good[name])
+    if isinstance(changes, bytes):
+        data = bytearray(changes)
+    else:
+        for at, new in changes:
+            data[at % len(data) : at % len(data) + len(new)] = new
+    (place / name).write_bytes(data)
+    try:
+        with ArrayRecordSource(ArrayRecordConfig(files=str(place))) as source:
+            assert source.check_content() or list(source) == [b"one", b"two"]
+    except (InputError, ReadError):
+        pass
+    finally:
+        (place / name).write_bytes(good[name])
+
+
+@given(
+    tree=st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=5),
+        lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=5), below, max_size=3),
+    ),
+    field=st.sampled_from(
+        ["format", "num_records", "files", "record_hashes", "build", "name", "size", "sha256", None]
+    ),
+)
+def test_any_tree_with_a_good_checksum_is_a_manifest_or_refused(fuzzed, tree, field):
+    place, good = fuzzed
+    whole = json.loads(good["manifest.json"])
+    if field is None:
+        whole = tree if isinstance(tree, dict) else {"files": tree}
+    elif field in whole:
+        whole[field] = tree
+    else:
+        whole["files"][0][field] = tree
+    whole = {key: value for key, value in whole.items() if key != "checksum"}
+    (place / "manifest.json").write_text(json.dumps({**whole, "checksum": digest(whole)}))
+    try:
+        manifest = load_manifest(str(place))
+        assert manifest is not None
+        assert manifest.tree() == {**whole}
+    except InputError:
+        pass
+    finally:
+        (place / "manifest.json").write_bytes(good["manifest.json"])

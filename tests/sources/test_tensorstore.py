@@ -93,6 +93,115 @@ def test_a_lost_chunk_is_an_error_and_not_zeros(tmp_path: Path):
     assert open_source(path, missing_chunks="fill")[9].tolist() == [0, 0]
 
 
+def write_with(driver: str, path: Path, **metadata: object) -> dict:
+    kvstore = {"driver": "file", "path": str(path)}
+    spec = {"driver": driver, "kvstore": kvstore}
+    ts.open({**spec, **metadata}, create=True).result()[...] = np.ones((20, 2), np.uint32)
+    return spec
+
+
+def lose_half(path: Path) -> None:
+    """Removes every second chunk, and leaves what describes the array."""
+    described = {"zarr.json", ".zarray", "info", "attributes.json"}
+    chunks = sorted(each for each in path.rglob("*") if each.is_file() and each.name not in described)
+    for chunk in chunks[::2]:
+        chunk.unlink()
+
+
+ZARR2 = {"metadata": {"shape": [20, 2], "dtype": "<u4", "chunks": [4, 2]}}
+N5 = {"dimensions": [20, 2], "blockSize": [4, 2], "dataType": "uint32", "compression": {"type": "raw"}}
+WINDOW = {"transform": {"input_inclusive_min": [0, 0], "input_exclusive_max": [20, 2]}}
+
+
+def cast(base: dict) -> dict:
+    return {"driver": "cast", "dtype": "float32", "base": base}
+
+
+def downsample(base: dict) -> dict:
+    return {"driver": "downsample", "downsample_method": "stride", "downsample_factors": [1, 2], "base": base}
+
+
+def stack(*layers: dict) -> dict:
+    return {"driver": "stack", "dtype": "uint32", "layers": [{**layer, **WINDOW} for layer in layers]}
+
+
+def auto(spec: dict) -> dict:
+    return {**spec, "driver": "auto"}
+
+
+@pytest.mark.parametrize(
+    "seen_through",
+    [
+        pytest.param(lambda spec: spec, id="as it is"),
+        pytest.param(lambda spec: {**spec, "driver": "zarr2"}, id="alias"),
+        auto,
+        cast,
+        downsample,
+        pytest.param(stack, id="stack"),
+        pytest.param(lambda spec: stack(auto(spec)), id="stack of auto"),
+        pytest.param(lambda spec: cast(downsample(auto(spec))), id="cast of downsample of auto"),
+        pytest.param(lambda spec: cast(stack(auto(spec))), id="cast of stack of auto"),
+    ],
+)
+def test_a_lost_chunk_is_an_error_through_whatever_it_is_seen(tmp_path: Path, seen_through):
+    spec = seen_through(write_with("zarr", tmp_path / "a", **ZARR2))
+    before = open_source(spec)
+    assert np.all(before.read(np.arange(20)) == 1)
+    lose_half(tmp_path / "a")
+    with pytest.raises(ReadError, match=r"cannot be read: .*is missing; if it was left out"):
+        open_source(spec).read(np.arange(20))
+    filled = open_source(spec, missing_chunks="fill").read(np.arange(20))
+    assert 0 < np.count_nonzero(filled) < filled.size
+
+
+@pytest.mark.parametrize("through", [dict, auto])
+@pytest.mark.parametrize("driver", ["n5", "neuroglancer_precomputed"])
+def test_a_lost_chunk_is_an_error_for_every_driver_that_stores_chunks(tmp_path: Path, driver: str, through):
+    path = tmp_path / "a"
+    if driver == "n5":
+        spec = write_with(driver, path, metadata=N5)
+    else:
+        spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path)}}
+        scale = {"size": [20, 2, 1], "encoding": "raw", "chunk_size": [4, 2, 1], "resolution": [1, 1, 1]}
+        image = {"type": "image", "data_type": "uint32", "num_channels": 1}
+        store = ts.open({**spec, "multiscale_metadata": image, "scale_metadata": scale}, create=True).result()
+        store[...] = np.ones((20, 2, 1, 1), np.uint32)
+    assert np.all(open_source(through(spec)).read(np.arange(20)) == 1)
+    lose_half(path)
+    with pytest.raises(ReadError, match="is missing"):
+        open_source(through(spec)).read(np.arange(20))
+
+
+def test_a_spec_that_says_itself_that_missing_chunks_are_filled_is_believed_wherever_it_says_so(
+    tmp_path: Path,
+):
+    spec = write_with("zarr", tmp_path / "a", **ZARR2)
+    lose_half(tmp_path / "a")
+    says = {**spec, "fill_missing_data_reads": True}
+    for through in (dict, cast, downsample, stack):
+        assert not np.all(open_source(through(says)).read(np.arange(20)) == 1)
+
+
+def test_what_holds_an_array_in_one_piece_has_no_chunk_to_miss():
+    assert open_source({"driver": "array", "array": [[1, 2], [3, 4]], "dtype": "int32"})[1].tolist() == [3, 4]
+
+
+def test_a_driver_that_cannot_be_seen_through_is_refused_unless_missing_chunks_may_be_filled(monkeypatch):
+    monkeypatch.setattr("datarax.sources.tensorstore._WHOLE_DRIVERS", frozenset())
+    spec = {"driver": "array", "array": [[1, 2], [3, 4]], "dtype": "int32"}
+    with pytest.raises(InputError, match=r"the driver 'array', of which .* set missing_chunks = \"fill\""):
+        open_source(cast(spec))
+    assert open_source(cast(spec), missing_chunks="fill")[1].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "spec", [{"driver": "nonsense"}, {"driver": "cast"}, {"driver": "zarr3", "kvstore": 3}]
+)
+def test_a_spec_that_is_none_is_refused_by_name(spec: dict):
+    with pytest.raises(InputError, match=r"array {\"driver\": .* cannot be opened"):
+        open_source(spec)
+
+
 def test_a_chunk_that_is_cut_short_is_an_error(tmp_path: Path):
     path = write(tmp_path / "a")
     chunk = tmp_path / "a" / "c" / "2" / "0"
