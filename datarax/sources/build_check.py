@@ -191,8 +191,9 @@ def _gone(was: InputsRead | None, now: InputsRead) -> str | None:
         if sorted(map(move, was.named)) == sorted(now.named):
             read = {os.path.join(move(was.base), name): file.sha256 for name, file in was.files.items()}
             there = {os.path.join(now.base, name): file.sha256 for name, file in now.files.items()}
-            if there.items() <= read.items():
-                first = min(read.keys() - there.keys())
-                lost = f"{len(read) - len(there)} of {len(read)} inputs of {now.output}"
+            gone = read.keys() - there.keys()
+            if gone and there.items() <= read.items():
+                first = min(gone)
+                lost = f"{len(gone)} of {len(read)} inputs of {now.output}"
                 return f"{lost} are not there any more, the first is {first}"
     return None

@@ -152,6 +152,15 @@ def test_what_is_left_of_the_inputs_must_be_as_it_was(built: Path):
     assert_refused(built, "/german/a.txt has changed")
 
 
+def test_asking_writes_nothing(built: Path):
+    os.utime(built / "german" / "a.txt", ns=(6, 6))
+    before = everything(built)
+    said: list[str] = []
+    ArrayRecordConfig(files=str(built / "data"), build=table(built)).check_prepared(said.append)
+    assert said == [f"reading the inputs of {built}/data"]
+    assert everything(built) == before
+
+
 STAMPS = [
     lambda path: path.unlink(),
     lambda path: path.write_text("9" * 64),  # as it was written once
