@@ -197,6 +197,19 @@ def test_a_forged_list_of_what_was_read_is_not_believed(built: Path):
     assert_refused(built, "inputs.sha256: was ")
 
 
+def test_data_that_were_built_among_their_inputs_are_no_inputs(built: Path):
+    shutil.rmtree(built / "data")
+    assert prepare(built, ".")[-1].endswith("from 3 input files, 120 bytes")
+    (built / ".data.build-lock").touch()
+    assert prepare(built, ".") == []
+    again = build_dataset(BuildConfig(output=str(built / "data"), **vars(table(built, "."))), again=True)
+    assert (again.num_inputs, again.set_aside) == (3, f"{built}/data.replaced-1")
+    assert prepare(built, ".") == []
+    itself = BuildConfig(inputs=str(built / "data"), output=str(built / "data"))
+    with pytest.raises(InputError, match="are what was built from them"):
+        build_dataset(itself, again=True)
+
+
 # Again
 
 
