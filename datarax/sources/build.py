@@ -25,6 +25,7 @@ from datarax.sources.array_record_files import open_writer
 from datarax.sources.build_check import (
     InputsRead,
     check_dataset,
+    inputs_of,
     inputs_read,
     look_at_inputs,
     recorded_build,
@@ -34,7 +35,6 @@ from datarax.sources.build_config import BUILD_FORMAT as BUILD_FORMAT
 from datarax.sources.build_config import BuildConfig, BuildTable
 from datarax.sources.build_inputs import (
     InputKind,
-    find_inputs,
     inputs_stamp,
     is_standard_library,
     jsonl_records,
@@ -114,7 +114,7 @@ def build_dataset(
     """
     report = progress or (lambda _: None)
     output = local_path(config.output, "output directory")
-    files = find_inputs(config.inputs)
+    files = inputs_of(config)
     try:
         if not again and is_dataset(output):  # asked before the lock: it may lie where nobody can write
             return _reuse(config, output, files, report)

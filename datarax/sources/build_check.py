@@ -119,7 +119,9 @@ def check_dataset(config: BuildConfig, *, keep: bool, say: Callable[[str], None]
     output = local_path(config.output, "output directory")
     recorded = recorded_build(output)
     was = inputs_read(output, recorded)
-    now = look_at_inputs(config, _those_there(config), was, lambda: say(f"reading the inputs of {output}"))
+    now = look_at_inputs(
+        config, inputs_of(config, absent=True), was, lambda: say(f"reading the inputs of {output}")
+    )
     identity = config.identity(now.digest(), len(now.files))
     if not differences(recorded, identity):
         if keep and now != was:
@@ -165,16 +167,36 @@ def refusal(config: BuildConfig, was: InputsRead | None, now: InputsRead) -> str
     return "\n  ".join([head, *lines])
 
 
-def _those_there(config: BuildConfig) -> dict[str, str]:
-    """The inputs, as far as they are there."""
+def inputs_of(config: BuildConfig, *, absent: bool = False) -> dict[str, str]:
+    """The inputs, without what builds of this dataset have made among them; `absent`: as far as they are there.
+
+    Raises:
+        InputError: see `find_inputs`.
+    """
+    inputs = [config.inputs] if isinstance(config.inputs, str) else config.inputs
+    try:
+        files = find_inputs(inputs)
+    except AbsentError:
+        if not absent:
+            raise
+        there = [each for each in inputs if _is_there(each)]
+        files = find_inputs(there) if there else {}
+    parent, name = os.path.split(local_path(config.output, "output directory"))
+    made = (f"{name}/", f"{name}.replaced-", f".{name}.build")
+    found = {
+        key: path
+        for key, path in files.items()
+        if not path.startswith(tuple(os.path.join(parent, each) for each in made))
+    }
+    if not found and not absent:
+        raise AbsentError(f"the inputs of {config.output} are what was built from them; name other inputs")
+    return found
+
+
+def _is_there(named: str) -> bool:
     with contextlib.suppress(AbsentError):
-        return find_inputs(config.inputs)
-    there = []
-    for each in [config.inputs] if isinstance(config.inputs, str) else config.inputs:
-        with contextlib.suppress(AbsentError):
-            find_inputs(each)
-            there.append(each)
-    return find_inputs(there) if there else {}
+        return bool(find_inputs(named))
+    return False
 
 
 def _gone(was: InputsRead | None, now: InputsRead) -> str | None:
@@ -191,8 +213,9 @@ def _gone(was: InputsRead | None, now: InputsRead) -> str | None:
         if sorted(map(move, was.named)) == sorted(now.named):
             read = {os.path.join(move(was.base), name): file.sha256 for name, file in was.files.items()}
             there = {os.path.join(now.base, name): file.sha256 for name, file in now.files.items()}
-            if there.items() <= read.items():
-                first = min(read.keys() - there.keys())
-                lost = f"{len(read) - len(there)} of {len(read)} inputs of {now.output}"
+            gone = read.keys() - there.keys()
+            if gone and there.items() <= read.items():
+                first = min(gone)
+                lost = f"{len(gone)} of {len(read)} inputs of {now.output}"
                 return f"{lost} are not there any more, the first is {first}"
     return None

@@ -5,8 +5,10 @@ The only file that calls TensorStore, which is slow to import: only when arrays 
 
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -21,6 +23,8 @@ from datarax.sources.source import DataSource, SourceConfig
 from datarax.store.files import local_path
 
 _BYTES_PER_READ = 64 << 20
+# TensorStore waits for a pipe in the place of a file, so so many files of an array are looked at before.
+_MOST_LOOKED_AT = 10_000
 # The drivers that store chunks, and can tell a missing one from one full of zeros if they are told to.
 _CHUNKED_DRIVERS = frozenset({"zarr3", "zarr2", "zarr", "n5", "neuroglancer_precomputed"})
 _TELL = "fill_missing_data_reads"
@@ -148,6 +152,8 @@ class TensorStoreRecords(Records):
         """Begins to open a spec; the result waits for the end of it."""
         import tensorstore as ts
 
+        for path in _file_paths(spec):
+            _refuse_odd_files(path)
         try:
             future = ts.open(ts.Spec(spec), open=True, read=True, context=context)
         except ValueError as error:
@@ -220,3 +226,32 @@ def _spec(name: str, place: Any, missing_chunks: str) -> dict[str, Any]:
     if spec["driver"] in _CHUNKED_DRIVERS:
         spec.setdefault(_TELL, missing_chunks == "fill")
     return spec
+
+
+def _file_paths(spec: Any) -> Iterator[str]:
+    """The places on local disks that a spec names, at any depth."""
+    if isinstance(spec, Mapping):
+        if spec.get("driver") == "file" and isinstance(spec.get("path"), str):
+            yield spec["path"]
+        spec = list(spec.values())
+    if isinstance(spec, list | tuple):
+        for below in spec:
+            yield from _file_paths(below)
+
+
+def _refuse_odd_files(path: str) -> None:
+    """Raises InputError if a pipe, a device or a link to nowhere lies among the first files of an array."""
+    waiting, left = [path] if os.path.isdir(path) else [], _MOST_LOOKED_AT
+    try:
+        while waiting and left:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in itertools.islice(entries, left):
+                    left -= 1
+                    if entry.is_dir():
+                        waiting.append(entry.path)
+                    elif not entry.is_file():
+                        raise InputError(
+                            f"array {path}: {entry.path} is no regular file; restore it from a copy"
+                        )
+    except OSError as error:
+        raise InputError(f"array {path} cannot be opened: {error.filename}: {error.strerror}") from error

@@ -147,3 +147,13 @@ def test_what_the_message_says_works_when_typed(bare, capsys):
 def test_what_does_not_end_like_data_is_no_data(bare, name, capsys):
     add_shard(bare, name)
     assert ask("run", bare, NEW.format(bare), capsys=capsys)[0] == 0
+
+
+@pytest.mark.parametrize("command", ["run", "doctor"])
+def test_the_command_that_is_named_for_other_inputs_works_when_typed(begun, command, capsys):
+    name_others(begun)
+    _, told = ask(command, begun, NEW.format(begun), capsys=capsys)
+    (build,) = [part for part in told.split("`") if part.startswith("datarax build")]
+    assert main(shlex.split(build)[1:]) == 0
+    assert ask("doctor", begun, NEW.format(begun), "run.steps=1", capsys=capsys)[0] == 0
+    assert ask("run", begun, NEW.format(begun), "run.steps=1", capsys=capsys)[0] == 0

@@ -152,6 +152,15 @@ def test_what_is_left_of_the_inputs_must_be_as_it_was(built: Path):
     assert_refused(built, "/german/a.txt has changed")
 
 
+def test_asking_writes_nothing(built: Path):
+    os.utime(built / "german" / "a.txt", ns=(6, 6))
+    before = everything(built)
+    said: list[str] = []
+    ArrayRecordConfig(files=str(built / "data"), build=table(built)).check_prepared(said.append)
+    assert said == [f"reading the inputs of {built}/data"]
+    assert everything(built) == before
+
+
 STAMPS = [
     lambda path: path.unlink(),
     lambda path: path.write_text("9" * 64),  # as it was written once
@@ -186,6 +195,19 @@ def test_a_forged_list_of_what_was_read_is_not_believed(built: Path):
     tree["files"]["a.txt"] |= {"mtime_ns": stat.st_mtime_ns, "sha256": "0" * 64}
     path.write_text(json.dumps(tree))
     assert_refused(built, "inputs.sha256: was ")
+
+
+def test_data_that_were_built_among_their_inputs_are_no_inputs(built: Path):
+    shutil.rmtree(built / "data")
+    assert prepare(built, ".")[-1].endswith("from 3 input files, 120 bytes")
+    (built / ".data.build-lock").touch()
+    assert prepare(built, ".") == []
+    again = build_dataset(BuildConfig(output=str(built / "data"), **vars(table(built, "."))), again=True)
+    assert (again.num_inputs, again.set_aside) == (3, f"{built}/data.replaced-1")
+    assert prepare(built, ".") == []
+    itself = BuildConfig(inputs=str(built / "data"), output=str(built / "data"))
+    with pytest.raises(InputError, match="are what was built from them"):
+        build_dataset(itself, again=True)
 
 
 # Again

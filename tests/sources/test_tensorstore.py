@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -223,3 +224,24 @@ def test_a_cache_changes_no_row(tmp_path: Path):
 def test_settings_that_make_no_sense_are_refused(settings: dict):
     with pytest.raises(ConfigError):
         TensorStoreConfig(**settings)
+
+
+@pytest.mark.parametrize("named", ["path", "spec", "cast", "stack"])
+@pytest.mark.parametrize("file", ["zarr.json", "c/1/0"])
+@pytest.mark.parametrize("kind", ["fifo", "zero", "dangling"])
+def test_what_is_no_file_is_named_and_waits_for_nobody(tmp_path: Path, kind: str, file: str, named: str):
+    path = write(tmp_path / "a")
+    odd = tmp_path / "a" / file
+    odd.unlink()
+    os.mkfifo(odd) if kind == "fifo" else odd.symlink_to("/dev/zero" if kind == "zero" else "nowhere")
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+    given = {"path": path, "spec": spec, "cast": cast(spec), "stack": stack(spec)}[named]
+    with pytest.raises(InputError, match=f"array {path}: {odd} is no regular file"):
+        open_source(given)
+
+
+def test_only_so_many_files_of_an_array_are_looked_at(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("datarax.sources.tensorstore._MOST_LOOKED_AT", 2)
+    path = write(tmp_path / "a", chunk=1)
+    (tmp_path / "a" / "c" / "19" / "odd").symlink_to("nowhere")
+    assert len(open_source(path)) == 20
