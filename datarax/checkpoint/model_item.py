@@ -20,7 +20,7 @@ from flax import nnx
 from datarax.checkpoint.global_arrays import digest_alone, global_array, weakly_typed
 from datarax.core.config import Natural
 from datarax.core.errors import MISSING, Difference, InputError
-from datarax.core.tree import with_weak_type
+from datarax.core.tree import check_plain, with_weak_type
 
 STORED_DTYPES = frozenset(
     {"bool", "bfloat16", "float16", "float32", "float64", "complex64", "complex128"}
@@ -148,7 +148,8 @@ def describe(path: str, leaf: Any) -> LeafSpec:
         return LeafSpec(path=path, kind=LeafKind.ABSTRACT, dtype=str(leaf.dtype), shape=tuple(leaf.shape))
     if isinstance(leaf, jax.Array):
         return _describe_jax(path, leaf)
-    if isinstance(leaf, (np.ndarray, np.generic)) and type(leaf) is not np.ma.MaskedArray:
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        check_plain(type(leaf), f"model leaf {path!r}")
         kind = LeafKind.NUMPY if isinstance(leaf, np.ndarray) else LeafKind.NUMPY_SCALAR
         return LeafSpec(path=path, kind=kind, dtype=leaf.dtype.name, shape=leaf.shape, stored=leaf.size > 0)
     kinds = {bool: LeafKind.BOOL, int: LeafKind.INT, float: LeafKind.FLOAT, complex: LeafKind.COMPLEX}

@@ -145,3 +145,23 @@ class PeerLostError(_Failed, RuntimeError):
 
 class ReadError(_Failed, OSError):
     """Data that was readable at the start could not be read while running."""
+
+
+SILENT_ENDS = (StopIteration, StopAsyncIteration, GeneratorExit)
+"""What ends a loop, or whatever else asks for one thing after the other, as if there were no more."""
+
+
+def tell_where(error: BaseException, where: str) -> None:
+    """Notes on an error of the user's code where that was; to be called in `except`, before `raise`.
+
+    Raises:
+        RuntimeError: from the error, if it is one of `SILENT_ENDS`: as PEP 479 has it for generators.
+    """
+    if isinstance(error, SILENT_ENDS):
+        raise silent_end(error, where) from error
+    error.add_note(where)
+
+
+def silent_end(error: BaseException, where: str) -> RuntimeError:
+    """What to raise from an error that would pass for the end of the data."""
+    return RuntimeError(f"{type(error).__name__} was raised {where}; it would have ended the loop in silence")

@@ -22,11 +22,31 @@ import jax
 import ml_dtypes  # comes with jax; registers bfloat16, float8, int4 and the like with NumPy
 import numpy as np
 
-from datarax.core.errors import MISSING, Difference
+from datarax.core.errors import MISSING, Difference, InputError
 
 T = TypeVar("T")
 
 ARRAYS = (jax.Array, np.ndarray, np.generic)
+
+_PLAIN = (np.ndarray, np.memmap, np.recarray)
+
+
+def check_plain(kind: type, what: str) -> None:
+    """Refuses arrays whose meaning gets lost where NumPy takes, joins or copies them: masks, units, the algebra of a matrix.
+
+    Args:
+        kind: the type of a leaf of any kind.
+        what: what the leaf is called.
+
+    Raises:
+        InputError: if it is a subclass of `np.ndarray` that is more than its numbers.
+    """
+    if issubclass(kind, np.ndarray) and kind not in _PLAIN:
+        raise InputError(
+            f"{what} is a {kind.__module__}.{kind.__qualname__}, whose numbers would be taken without what it adds to them (a "
+            f"mask, a unit, rules of its own); give plain arrays: np.asarray(…) of it if its numbers say all, and a mask as an "
+            f"array of its own"
+        )
 
 
 def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -159,7 +179,8 @@ def identical(a: Any, b: Any) -> bool:
 
 
 def plain_array(array: Any) -> np.ndarray:
-    """An array as one of NumPy; of typed PRNG keys their words."""
+    """An array as one of NumPy; of typed PRNG keys their words. Refuses what `check_plain` does."""
+    check_plain(type(array), "an array")
     return np.asarray(jax.random.key_data(array) if _is_key(array) else array)
 
 
@@ -199,6 +220,7 @@ def hash_tree(hasher: hashlib._Hash, tree: Any, path: str) -> None:
         for i, value in enumerate(tree):
             hash_tree(hasher, value, f"{path}[{i}]")
     elif hasattr(tree, "__array__"):  # what NumPy, JAX, PyTorch and others offer; NumPy's scalars too
+        check_plain(type(tree), path)
         array = np.asarray(tree)
         if array.dtype.hasobject:
             raise TypeError(f"{path} is an array of Python objects, which has no plain bytes to hash")

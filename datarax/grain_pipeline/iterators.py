@@ -7,6 +7,7 @@ compared with one of the same pipeline before Grain sees it. Knows nothing of mo
 
 import contextlib
 import json
+import traceback
 from typing import Any
 
 import grain
@@ -19,6 +20,8 @@ from datarax.grain_pipeline.graph import Node, all_stages, attribute
 # identity says what these are, so they are filled in anew.
 _DESCRIPTIONS = ("sampler", "data_source")
 
+_NOT_USERS = ("grain", "concurrent", "contextlib", "threading")
+"""Whose frames lie between a call of an iterator and the function of the user's that is called."""
 _SCALARS = (type(None), bool, int, float, str, bytes)
 _WORKERS = "iterators_in_use_states"
 _FREE = (_WORKERS, "future_states")
@@ -43,6 +46,13 @@ def close(iterator: Any) -> None:
     """Ends the threads and processes of an iterator."""
     is_plain = isinstance(iterator, grain.DatasetIterator)
     (iterator if is_plain else attribute(iterator, "_iterator")).close()
+
+
+def is_end(error: StopIteration) -> bool:
+    """Whether an iterator said that it is at its end, Grain's or the user's, and not some other function of the user's."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][1:]  # the first is the caller's
+    users = [each for each in frames if each.f_globals.get("__name__", "").split(".")[0] not in _NOT_USERS]
+    return not users or users[0].f_code.co_name == "__next__"
 
 
 def _has_processes(node: Node) -> bool:

@@ -18,8 +18,8 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig, Positive, Text
-from datarax.core.errors import InputError
-from datarax.core.tree import ARRAYS, hash_tree
+from datarax.core.errors import InputError, tell_where
+from datarax.core.tree import ARRAYS, check_plain, hash_tree
 from datarax.core.variables import Held
 from datarax.grain_pipeline.graph import ENDLESS, Shard, all_stages, read_pipeline
 from datarax.grain_pipeline.identity import (
@@ -29,7 +29,7 @@ from datarax.grain_pipeline.identity import (
     stages_identity,
     warnings_of,
 )
-from datarax.grain_pipeline.iterators import close, opened, restored, state_of
+from datarax.grain_pipeline.iterators import close, is_end, opened, restored, state_of
 from datarax.loader.recipe import HostRows
 from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken
 from datarax.order import id64, key_hashes, row_hashes
@@ -95,18 +95,17 @@ class _Elements(Feed):
         self._end: int | None = None
         self._part = next((index for index, _ in self.shards.values()), 0)
 
-    def take(self, place: Place) -> Taken:
+    def take(self, place: Place) -> Taken | None:
         """The next element, and Grain's state after it.
 
         Whatever is raised on the way, the iterator is given up: the next call goes on from the place's state with a fresh one.
 
         Raises:
-            StopIteration: at the end.
-            Exception: what Grain or the user's functions raise.
+            Exception: what Grain or the user's functions raise; a StopIteration of such a function as a RuntimeError.
         """
         step = place.step
         if step == self._end or (self.num_steps is not None and step >= self.num_steps):
-            raise StopIteration
+            return None
         try:
             if self._open is None or self._open[0] != step:
                 # None yet, or Ctrl-C came between an element and its hand-over: it would be left out.
@@ -132,10 +131,10 @@ class _Elements(Feed):
             self._open = step + 1, iterator
         except BaseException as error:
             self.drop()
-            if isinstance(error, StopIteration):
+            if isinstance(error, StopIteration) and is_end(error):
                 self._end = step
-            else:
-                error.add_note(f"in Grain pipeline {self.name!r}, element {step}")
+                return None
+            tell_where(error, f"in Grain pipeline {self.name!r}, element {step}")
             raise
         return Taken(element, rows, state)
 
@@ -234,6 +233,7 @@ def _num_rows(element: Any) -> int:
 
 
 def _checked(leaf: Any, path: str) -> np.ndarray:
+    check_plain(type(leaf), f"the element at {path or 'its top'}")
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         raise _unhashable(path, "a jax.Array that spans processes")
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

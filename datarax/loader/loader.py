@@ -89,10 +89,10 @@ class _Batches(Feed):
         self.compute = compute = partial(_taken, reader, settings.sharding)
         self._ahead = ReadAhead(lambda: Threads(compute, config.num_threads), config.read_ahead)
 
-    def take(self, place: Place) -> Taken:
+    def take(self, place: Place) -> Taken | None:
         step, ahead = place.step, self._ahead
         if self.num_steps is not None and step >= self.num_steps:
-            raise StopIteration
+            return None
         return ahead.take(step, self.num_steps) if ahead.depth else self.compute(step)
 
     def drop(self) -> None:
@@ -105,6 +105,11 @@ class _Batches(Feed):
         return _Batches(self.settings, self.recipe)
 
     def at(self, state: Mapping[str, Any]) -> _Batches:
+        """See `Feed.at`.
+
+        Each batch had a row or more, by the batch size of its time: behind `idx` batches lie `idx` rows or more, never fewer,
+        and behind none none. What fits no timeline that is known here is of a run that was changed on its way.
+        """
         idx, position, epoch = state["idx"], state["position"], state["epoch"]
         now, whole = self.recipe.timeline, self.settings.timeline_from(0, 0)
         num_records = now.last.order.num_records
@@ -114,8 +119,8 @@ class _Batches(Feed):
             )
         if now.num_rows is not None and position > now.num_rows:
             raise ValueError(f"position: {position} is beyond the {now.num_rows} rows of this run")
-        if idx == 0 and position != 0:
-            raise ValueError(f"idx: 0 batches cannot have handed over {position} rows")
+        if position < idx or (position and not idx):
+            raise ValueError(f"idx: {idx} batches cannot have handed over {position} rows")
         for timeline in (now, whole):
             # Only by the own recipe: a state goes on alike in a loader that was used and in a fresh one.
             with suppress(IndexError):
@@ -143,6 +148,11 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
     (`get_state`, `set_state`) counts what was handed over, so a snapshot taken at any moment loses and repeats nothing.
     `position` is the number of global rows handed over, `idx` the number of batches, `epoch` the epoch of the next row,
     `current` the last batch (host arrays).
+
+    Several threads may take from one loader: each batch goes to one of them, and counts once. Which of them gets it is not
+    said. Everything that puts a loader elsewhere (`set_state`, `seek`, `reset`, `recall`, `close`) is for one thread, while
+    none takes. After an interrupt (Ctrl-C) inside `next` either nothing has moved, or the state has by one batch, which is
+    `current`; the loader goes on.
 
     Args:
         config: batch size, seed, order, epochs, read-ahead.

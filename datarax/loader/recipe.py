@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from datarax.core.errors import ConfigError, InputError
+from datarax.core.errors import ConfigError, InputError, tell_where
 from datarax.multihost import Slots
 from datarax.order import Order, RecordKeys, Remainder, Rows, Timeline, row_hashes
 from datarax.sources import DataSource
@@ -158,7 +158,9 @@ class Reader:
         try:
             return self._made(step, block)
         except BaseException as error:
-            error.add_note(f"while preparing the batch of step {step} ({self._described(block.of(step)[1])})")
+            tell_where(
+                error, f"while preparing the batch of step {step} ({self._described(block.of(step)[1])})"
+            )
             raise
 
     def keys(self, step: int) -> tuple[RecordKeys, int]:

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import jax
@@ -20,9 +21,11 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
+from datarax.core.errors import tell_where
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount, T_co
 from datarax.core.tree import decode, digest, encode
 from datarax.core.variables import Held, looked_up, on_host
+from datarax.loader.producer import Turns
 from datarax.loader.recipe import HostRows, Recipe
 from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog
 from datarax.order import Digest
@@ -74,8 +77,8 @@ class Feed(ABC):
     """Whether `batch_stats_fn` is called on each batch, and means over their rows are kept."""
 
     @abstractmethod
-    def take(self, place: Place) -> Taken:
-        """The batch of a place, and what follows it. Raises StopIteration at the end."""
+    def take(self, place: Place) -> Taken | None:
+        """The batch of a place, and what follows it; None at the end: what is raised never means that."""
 
     @abstractmethod
     def at(self, state: Mapping[str, Any]) -> Feed:
@@ -207,6 +210,8 @@ class Runtime:
     current, cursor, statistics = _OfPlace(), _OfPlace(), _OfPlace()
 
     def __init__(self, base: Delivered, tally: Tally) -> None:
+        self.turns = Turns()
+        """What hands over and what looks at all of it: one at a time."""
         self.metrics = StreamMetrics()
         self.base = base
         """What all processes have in common: the last restore, or the beginning."""
@@ -309,14 +314,22 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         return True
 
     def __next__(self) -> T_co:
-        """The next batch; only now does the state count it.
+        """The next batch; only now does the state count it. Each goes to one thread, whichever ask.
 
         Raises:
             StopIteration: after the last batch.
             TraceContextError: inside a jax transform, which would see one and the same batch for ever.
+            RuntimeError: if another batch was taken from within this hand-over, by a signal's handler or a transform; or in
+                place of what would end the loop in silence, as a StopIteration of the user's code.
             Exception: what a read or a transform raised, with notes naming step and record; the state has not moved,
                 so the same batch may be asked for again.
         """
+        taken = self._runtime.turns.call(self._hand_over)
+        if taken is None:
+            raise StopIteration
+        return cast(T_co, taken.batch)
+
+    def _hand_over(self) -> Taken | None:
         runtime = self._runtime
         tally = runtime.tally
         # Two of nine, because looks at all of them would cost a batch more than its digest.
@@ -330,28 +343,33 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             raise TraceContextError("a batch cannot be taken inside a jax transform; take it before the call")
         place = tally.place
         if place.step % MAX_STEPS == 0:  # nobody may ever say "committed"
-            self.committed(place.step - MAX_STEPS)
+            self._forget_before(place.step - MAX_STEPS)
         asked = time.perf_counter()
-        batch, rows, cursor = tally.feed.take(place)
+        taken = tally.feed.take(place)
         metrics = runtime.metrics
         metrics.wait_seconds += time.perf_counter() - asked
-        statistics = place.statistics
+        if taken is None:
+            return None
+        rows, statistics = taken.rows, place.statistics
         if self.config.batch_stats_fn is not None and tally.feed.averages and rows.counted:
             statistics = self._statistics_after(rows, place)
+        following = Place(place.step + 1, taken.cursor, rows.batch, statistics)
         tally.log.put(place.step, rows.keys, rows.bytes)
+        if tally.place is not place:
+            raise RuntimeError("another batch was taken within this hand-over; take one at a time")
         # Only this line counts the batch. Ctrl-C before it leaves the stream where it was.
-        tally.place = Place(place.step + 1, cursor, rows.batch, statistics)
+        tally.place = following
         metrics.batches += 1
         metrics.rows += rows.real
-        return cast(T_co, batch)
+        return taken
 
     def _statistics_after(self, rows: HostRows, place: Place) -> Statistics:
         try:
             owned = rows.owned
             host = rows.batch if owned is None else jax.tree.map(lambda leaf: leaf[owned], rows.batch)
             return place.statistics.after(cast(Any, self.config.batch_stats_fn)(host), rows.counted)
-        except Exception as error:
-            error.add_note(f"in batch_stats_fn, on the batch of step {place.step}")
+        except BaseException as error:
+            tell_where(error, f"in batch_stats_fn, on the batch of step {place.step}")
             raise
 
     def reset_operation_stats(self) -> None:
@@ -390,10 +408,17 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
 
     def committed(self, step: int) -> None:
         """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
+        self._runtime.turns.call(partial(self._forget_before, step))
+
+    def _forget_before(self, step: int) -> None:
         tally = self._runtime.tally
         tally.log.forget_before(min(step, tally.delivered.idx))  # once they are in the sums
 
     # State
+
+    def get_state(self) -> dict[str, Any]:
+        """See `DataraxModule.get_state`; of one moment, between the hand-overs of other threads."""
+        return self._runtime.turns.call(super().get_state)
 
     def _state_asked(self) -> None:
         self._check_shown()
@@ -404,11 +429,12 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         for field in self._runtime.tally.contents:
             if state[field] is None and field not in ("epoch", "digest_bytes"):
                 raise ValueError(f"{field}: expected an int, got None")
-        for field in ("digest_keys", "digest_bytes"):
-            if (state[field] or 0) >= 1 << 64:
-                raise ValueError(f"{field}: {state[field]} does not fit 64 bits")
+            # Counts stop below the end of int64: what comes after them must fit as well.
+            bits = 64 if field in ("digest_keys", "digest_bytes") else 62
+            if int(state[field] or 0) >= 1 << bits:
+                raise ValueError(f"{field}: {state[field]} does not fit {bits} bits")
         rows = state.get("stats_rows", 0)
-        if rows and not isinstance(state["_computed_stats"], dict):
+        if rows and (state["_is_stats_reset"] or not isinstance(state["_computed_stats"], dict)):
             raise ValueError(f"_computed_stats: there are no means of the {rows} stats_rows")
         Statistics.restored(state["_computed_stats"], rows)
         self._runtime.prepare(self._runtime.tally.feed.at(state))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datarax.core.errors import ConfigError
+from datarax.core.tree import check_plain
 from datarax.order import Digest
 
 _MAX_BYTES = 1024
@@ -175,6 +176,7 @@ class Statistics(NamedTuple):
 
 
 def _as_float64(key: str, value: Any) -> np.ndarray:
+    check_plain(type(value), f"batch_stats_fn: {key!r}")
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" or array.size * 8 > _MAX_BYTES:
         raise ConfigError(

@@ -15,7 +15,7 @@ from flax import nnx
 
 from datarax.core.config import Text
 from datarax.core.errors import ConfigError, InputError
-from datarax.core.tree import dtype_name, hash_tree
+from datarax.core.tree import check_plain, dtype_name, hash_tree
 from datarax.sources.files import SourceFile
 from datarax.sources.records import Records, one_length, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
@@ -160,6 +160,7 @@ def _column(name: str, leaf: Any) -> np.ndarray:
             f"{name} of the data is a {type(leaf).__name__}, not an array; give arrays [records, ...], or a list of "
             f"records"
         )
+    check_plain(type(leaf), f"{name} of the data")
     array = np.asarray(leaf)
     if array.ndim == 0:
         raise InputError(f"{name} of the data is a single number; its first axis must be the records")

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.config import DataraxModuleConfig, Text
-from datarax.core.errors import ConfigError, InputError, ReadError
+from datarax.core.errors import SILENT_ENDS, ConfigError, InputError, ReadError, silent_end
 from datarax.core.module import CheckpointableIteratorModule
 from datarax.core.variables import IterationCount
 from datarax.sources.files import SourceFile
@@ -246,6 +246,7 @@ class DataSource(CheckpointableIteratorModule[Any]):
             IndexError: if an index is out of range, naming it; negative ones are not counted from the end.
             TypeError: if the indices are not integers in one dimension.
             ReadError: if the data cannot be read.
+            RuntimeError: from what would pass for the end of the data: a StopIteration, or an IndexError of the data's own.
             ValueError: if the source is closed.
         """
         if self._is_closed:
@@ -263,7 +264,13 @@ class DataSource(CheckpointableIteratorModule[Any]):
             raise IndexError(
                 f"index {array[outside][0]} is out of range for source {self.name!r} of {self._length()} records"
             )
-        return self._read(array.astype(np.int64, copy=False))
+        try:
+            return self._read(array.astype(np.int64, copy=False))
+        except (
+            *SILENT_ENDS,
+            IndexError,
+        ) as error:  # the indices are in range: it is not the end that sequences know
+            raise silent_end(error, f"while source {self.name!r} was read") from error
 
     def __getitem__(self, index: int) -> Any:
         """Record `index`, as `read([index])` gives it."""
@@ -319,6 +326,10 @@ class DataSource(CheckpointableIteratorModule[Any]):
                     f"{key} of source {self.name!r} is {state[key]!r}, but at position {position} of {length} "
                     f"records it is {value!r}; the state is damaged or belongs to other data"
                 )
+        if max(state["_applied_count"], state["_skipped_count"]) >= 1 << 62:
+            raise ValueError(
+                f"a count of source {self.name!r} is beyond 2^62, and could soon count no further"
+            )
         if state["current"] is not None:
             raise ValueError(
                 f"current of source {self.name!r} is not None; the state of a source holds no data"

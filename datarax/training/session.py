@@ -28,7 +28,14 @@ from datarax.checkpoint import (
 )
 from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.core.config import Checked, at_least, check_fields
-from datarax.core.errors import ConfigError, InputError, MismatchError, SaveError, SnapshotDamagedError
+from datarax.core.errors import (
+    ConfigError,
+    InputError,
+    MismatchError,
+    SaveError,
+    SnapshotDamagedError,
+    tell_where,
+)
 from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
 from datarax.training.contract import STEPS_AHEAD, Pace, TaskContract, state_and_metrics
 from datarax.training.finiteness import FiniteMetrics, NonFiniteError
@@ -476,7 +483,7 @@ class TrainingSession:
     def _blame_task(self, error: Exception, where: str) -> NoReturn:
         """Lets the task's own exception go on, with a note that says where it came from."""
         self.task_failed = True
-        error.add_note(f"raised by the task's {where}")
+        tell_where(error, f"raised by the task's {where}")
         raise error
 
     def _say(self, text: str) -> None:

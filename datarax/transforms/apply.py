@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from datarax.core.errors import tell_where
 from datarax.transforms.randomness import row_randomness
 from datarax.transforms.stack import as_host_arrays, count_rows, stack, unstack
 from datarax.transforms.transform import Level, Randomness, Transform
@@ -44,7 +45,7 @@ def apply_transforms(
     Raises:
         ValueError: if a stage changed the number of rows, or if its rows cannot be stacked.
         Exception: whatever a transform raised, itself, with a note that names the transform and the record.
-            Only a `StopIteration`, which would end the training loop in silence, becomes a `RuntimeError`.
+            Only what would end the training loop in silence becomes a `RuntimeError`: see `tell_where`.
     """
     n = len(rows) if isinstance(rows, list) else count_rows(rows)
     for transform in transforms:
@@ -77,10 +78,8 @@ def _map_records(
         else:
             for record, own in zip(records, randomness, strict=True):
                 made.append(fn(record, own, **parameters))
-    except StopIteration as error:
-        raise _stopped(f"in transform {transform.name!r}, at {keys_text(len(made))}") from error
-    except Exception as error:
-        error.add_note(f"in transform {transform.name!r}, at {keys_text(len(made))}")
+    except BaseException as error:
+        tell_where(error, f"in transform {transform.name!r}, at {keys_text(len(made))}")
         raise
     return made
 
@@ -90,10 +89,8 @@ def _map_batch(transform: Transform, rows: Any, n: int, seeds_for: Seeds) -> Any
     given = (rows,) if is_plain else (rows, _randomness(transform, n, seeds_for))
     try:
         made = transform.fn(*given, **transform.parameters)
-    except StopIteration as error:
-        raise _stopped(f"in transform {transform.name!r}, on a batch of {n} rows") from error
-    except Exception as error:
-        error.add_note(f"in transform {transform.name!r}, on a batch of {n} rows")
+    except BaseException as error:
+        tell_where(error, f"in transform {transform.name!r}, on a batch of {n} rows")
         raise
     try:
         found = len(made) if isinstance(made, list) else count_rows(made)
@@ -118,8 +115,3 @@ def _randomness(transform: Transform, n: int, seeds_for: Seeds) -> Any:
             f" {seeds.dtype}{list(seeds.shape)}"
         )
     return row_randomness(transform.randomness, transform.level, seeds)
-
-
-def _stopped(where: str) -> RuntimeError:
-    # As for generators (PEP 479): out of an iterator's __next__ it would mean "no more batches".
-    return RuntimeError(f"StopIteration was raised {where}; it would have ended the loop in silence")

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from datarax.core.tree import check_plain
+
 _BUFFERS = (bytes, bytearray)
 _SCALARS: dict[type, np.dtype[Any]] = {
     bool: np.dtype(np.bool_),
@@ -34,7 +36,7 @@ def stack(records: Sequence[Any]) -> Any:
 
     Raises:
         ValueError: if records differ in structure, kind, shape or dtype, naming the leaf, the record and
-            both; or if a leaf cannot become a row of an array (text, None, objects).
+            both; or if a leaf cannot become a row of an array (text, None, objects, arrays that are more than numbers).
     """
     if not len(records):
         raise ValueError("there are no records to stack, so neither shapes nor dtypes are known")
@@ -80,7 +82,7 @@ def as_host_arrays(columns: Any) -> Any:
     """The same PyTree with every leaf a NumPy array.
 
     Raises:
-        ValueError: if a leaf holds objects or JAX PRNG keys, naming it.
+        ValueError: if a leaf holds objects or JAX PRNG keys, or is more than its numbers (masked arrays), naming it.
     """
     return jax.tree_util.tree_map_with_path(_host_array, columns)
 
@@ -93,6 +95,8 @@ def leaf_name(path: Any) -> str:
 def _host_array(path: Any, leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise ValueError(f"{leaf_name(path)} holds JAX PRNG keys; return jax.random.key_data of them")
+    if type(leaf) is not np.ndarray:  # to spell a path costs more than all else here
+        check_plain(type(leaf), leaf_name(path))
     array = np.asarray(leaf)
     if array.dtype.hasobject or array.dtype.kind == "T":
         raise ValueError(
@@ -104,6 +108,8 @@ def _host_array(path: Any, leaf: Any) -> np.ndarray:
 def _stack(values: list[Any], path: str) -> Any:
     first = values[0]
     kinds = set(map(type, values))
+    for kind in kinds - {np.ndarray}:
+        check_plain(kind, f"leaf {path!r}" if path else "the record")
     if isinstance(first, _BUFFERS) and all(issubclass(kind, _BUFFERS) for kind in kinds):
         return _stack_bytes(values, path)
     if isinstance(first, (np.ndarray, np.generic, jax.Array)) and all(map(_is_array, kinds)):

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from datarax.loader.producer import ReadAhead, Threads
+from datarax.loader import producer
+from datarax.loader.producer import ReadAhead, Threads, Unit
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, KeyError])
@@ -33,7 +34,7 @@ def test_any_step_may_be_asked_for_at_any_time():
     ahead.close()
 
 
-def test_an_interrupted_wait_loses_no_work():
+def test_an_interrupted_wait_loses_no_work(monkeypatch):
     may_go_on, made = threading.Event(), []
 
     def prepare(step):
@@ -41,22 +42,19 @@ def test_an_interrupted_wait_loses_no_work():
         made.append(step)
         return step
 
-    class Interrupted:
-        """A future whose first wait is interrupted, as by Ctrl-C."""
+    class Interrupted(Unit):
+        """A unit whose first wait is interrupted, as by Ctrl-C."""
 
-        def __init__(self, future):
-            self.future, self.done, self.cancel = future, future.done, future.cancel
-            self.waits = 0
+        waits = 0
 
-        def result(self):
+        def outcome(self):
             self.waits += 1
             if self.waits == 1:
                 raise KeyboardInterrupt
-            return self.future.result()
+            return super().outcome()
 
+    monkeypatch.setattr(producer, "Unit", Interrupted)
     ahead = ReadAhead(lambda: Threads(prepare, 1), 1)
-    ahead._top_up(0, None)
-    ahead._pending[0] = (0, Interrupted(ahead._pending[0][1]))
     with pytest.raises(KeyboardInterrupt):
         ahead.take(0, None)
     may_go_on.set()

@@ -1,0 +1,189 @@
+"""No exception of the user's code passes for the end of the data."""
+
+import grain
+import numpy as np
+import pytest
+
+from datarax import (
+    DataLoader,
+    DataLoaderConfig,
+    GrainPipeline,
+    GrainPipelineConfig,
+    MemoryConfig,
+    MemorySource,
+    TrainingSession,
+    map_batch,
+    map_records,
+)
+from datarax.sources import GrainConfig, GrainSource
+
+ENDS = [StopIteration, StopAsyncIteration, GeneratorExit]
+
+
+class Frames:
+    """Records of which one raises."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        if index == 41:
+            raise self.error("a bug")
+        return np.arange(3)
+
+
+class FramesAtOnce(Frames):
+    def __getitems__(self, indices):
+        return [self[i] for i in indices]
+
+
+def loader(source=None, **config):
+    transforms = config.pop("transforms", ())
+    config = {"batch_size": 4, "num_epochs": 1, "order": "none"} | config
+    source = MemorySource(MemoryConfig(), {"x": np.arange(64.0)}) if source is None else source
+    return DataLoader(DataLoaderConfig(**config), source, transforms=transforms)
+
+
+def said(error):
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
+
+
+@pytest.mark.parametrize("read_ahead", [0, 2])
+@pytest.mark.parametrize("error", [*ENDS, IndexError])
+@pytest.mark.parametrize("frames", [Frames, FramesAtOnce])
+def test_out_of_a_source_it_is_an_error_that_names_step_and_record(frames, error, read_ahead):
+    taken, stream = [], loader(GrainSource(GrainConfig(), frames(error)), read_ahead=read_ahead)
+    with pytest.raises(RuntimeError) as found:
+        taken.extend(stream)
+    assert len(taken) == 10 == stream.idx.get_value()
+    assert type(found.value.__cause__) is error
+    assert error.__name__ in said(found.value)
+    assert "data:41" in said(found.value)
+    assert "step 10" in said(found.value)
+    with pytest.raises(RuntimeError):
+        stream.batch_at(10)
+    stream.close()
+
+
+@pytest.mark.parametrize("error", [*ENDS, IndexError])
+def test_a_source_that_is_iterated_does_not_end_before_its_end(error):
+    source = GrainSource(GrainConfig(), Frames(error))
+    taken = []
+    with pytest.raises(RuntimeError):
+        taken.extend(source)
+    assert len(taken) == 41 == source.position.get_value()
+    for read in (lambda: source[41], lambda: source.__getitems__([40, 41]), lambda: source.read([41])):
+        with pytest.raises(RuntimeError) as found:
+            read()
+        assert type(found.value.__cause__) is error
+    with pytest.raises(IndexError):
+        source[64]
+
+
+@pytest.mark.parametrize("error", ENDS)
+def test_out_of_batch_stats_fn_or_a_transform_it_names_the_step(error):
+    def bad(_):
+        raise error
+
+    with pytest.raises(RuntimeError, match=r"in batch_stats_fn, on the batch of step 0"):
+        list(loader(batch_stats_fn=bad))
+    for make, where in ((map_batch, "on a batch of 4 rows"), (map_records, "at data:0")):
+        with pytest.raises(RuntimeError, match=f"in transform 'bad', {where}") as found:
+            list(loader(transforms=[make(bad, name="bad", version=1)]))
+        assert type(found.value.__cause__) is error
+        assert "step 0" in said(found.value)
+
+
+def bad_map(x):
+    return x if x != 21 else next(iter(()))
+
+
+class BadRandomMap(grain.transforms.RandomMap):
+    def random_map(self, element, rng):
+        return bad_map(element)
+
+
+def numbers():
+    return grain.MapDataset.range(64)
+
+
+PIPELINES = {
+    "map": (lambda: numbers().map(bad_map), 21),
+    "map, batched": (lambda: numbers().map(bad_map).batch(8), 2),
+    "random map": (lambda: numbers().seed(1).random_map(BadRandomMap()), 21),
+    "filter": (lambda: numbers().filter(lambda x: bad_map(x) is not None), 21),
+    "map of a stream": (lambda: numbers().to_iter_dataset().map(bad_map), 21),
+}
+
+
+@pytest.mark.parametrize(("make", "step"), PIPELINES.values(), ids=PIPELINES)
+def test_out_of_a_function_in_a_grain_pipeline_it_names_the_element(make, step):
+    taken, stream = [], GrainPipeline(GrainPipelineConfig(name="p", version=1), make())
+    with pytest.raises(RuntimeError, match=f"in Grain pipeline 'p', element {step}") as found:
+        taken.extend(stream)
+    assert type(found.value.__cause__) is StopIteration
+    assert len(taken) == step == stream.idx.get_value()
+
+
+class Own(grain.DatasetIterator):
+    """An iterator of the user's, which says in the usual way that it is at its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.at = 0
+
+    def __next__(self):
+        return self._advance()
+
+    def _advance(self):
+        if self.at == 5:
+            raise StopIteration
+        self.at += 1
+        return self.at
+
+    def get_state(self):
+        return {"at": self.at}
+
+    def set_state(self, state):
+        self.at = state["at"]
+
+
+class OwnDataset(grain.IterDataset):
+    def __iter__(self):
+        return Own()
+
+
+def test_an_iterator_of_the_users_ends_when_it_says_so():
+    stream = GrainPipeline(GrainPipelineConfig(name="p", version=1), OwnDataset())
+    assert list(stream) == [1, 2, 3, 4, 5]
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: loader(GrainSource(GrainConfig(), Frames(StopIteration))),
+        lambda: GrainPipeline(GrainPipelineConfig(name="p"), numbers().map(bad_map).batch(8)),
+    ],
+)
+def test_a_session_does_not_advise_to_stop_there(tmp_path, make):
+    with pytest.raises(RuntimeError, match="StopIteration was raised"):
+        TrainingSession(tmp_path / "r", loader=make(), stream=None).run()
+
+
+class Stops:
+    def init(self, parameters, mesh):
+        return {"w": np.zeros(2, np.float32)}
+
+    def step(self, state, batch):
+        return next(iter(()))
+
+
+def test_a_stop_of_the_tasks_own_is_no_end_of_the_data(tmp_path):
+    session = TrainingSession(tmp_path / "r", loader=loader(), task=Stops(), stream=None)
+    with pytest.raises(RuntimeError, match="raised by the task's step, at step 1") as found:
+        session.run()
+    assert type(found.value.__cause__) is StopIteration
