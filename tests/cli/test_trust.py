@@ -161,8 +161,6 @@ DOUBTS = [
     (writable_by_everybody, ".", "everybody may write"),
     (writable_by_everybody, "configs", "everybody may write"),
     (writable_by_everybody, "configs/*", "everybody may write"),
-    (a_link, "configs", "is a link"),
-    (a_link, "configs/*", "is a link"),
 ]
 
 
@@ -190,6 +188,17 @@ def test_a_replay_asks_before_it_imports_what_another_could_have_named(make, wha
     ):
         assert part in error
     assert "task.use" not in error, "a replay trains nothing"
+
+
+@pytest.mark.parametrize("what", ["configs", "configs/*"])
+def test_a_config_behind_a_link_is_not_read_at_all(what, run, trap, capsys):
+    forge(run, TRAPS)
+    (path,) = run.glob(what)
+    a_link(path)
+    capsys.readouterr()
+    assert main(["verify", str(run)]) == 1
+    assert "is a link or no file" in capsys.readouterr().out
+    assert not trap.exists()
 
 
 def test_what_the_caller_agrees_to_is_replayed(finished, run, tmp_path, capsys, monkeypatch):
