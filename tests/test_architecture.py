@@ -74,7 +74,7 @@ HOMES = {
 
 
 # Statements that a room may have (benchmarks/statements.py). They fall; whoever must raise one says why in docs/design.
-BUDGETS = {"core": 847, "order": 885, "sources": 1205, "loader": 794, "grain_pipeline": 556}
+BUDGETS = {"core": 851, "order": 885, "sources": 1205, "loader": 794, "grain_pipeline": 556}
 
 
 def modules():
