@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from flax import nnx
 
 from datarax.core.errors import ConfigError
-from datarax.core.tree import differences, identical, joined
+from datarax.core.tree import identical, joined
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class DataraxModuleConfig:
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return not differences(_compared(self), _compared(other), equal=identical)
+        return identical(_compared(self), _compared(other))
 
     def __hash__(self) -> int:
         # Of the plain values only: cheap at each call of a jitted function, and equal for equal configs.

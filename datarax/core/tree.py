@@ -166,11 +166,15 @@ def differences(
 
 
 def identical(a: Any, b: Any) -> bool:
-    """Whether two leaves are equal in kind, dtype, shape and bytes; never raises for arrays, and NaN equals NaN in them."""
+    """Whether two values are equal in kind, dtype, shape and bytes; never raises for arrays, and NaN equals NaN in them."""
     if a is b:
         return True
     if type(a) is not type(b) or isinstance(a, jax.core.Tracer):  # a tracer has no bytes to compare
         return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(identical, a, b))
     if isinstance(a, ARRAYS):
         return (
             a.dtype == b.dtype and a.shape == b.shape and plain_array(a).tobytes() == plain_array(b).tobytes()

@@ -96,7 +96,8 @@ def restored(pipeline: Any, node: Node, state: Any) -> Any:
             given = for_grain(state, start if _has_processes(node) else None)
             own = iterator.get_state()
             if isinstance(own, bytes):
-                given |= {key: json.loads(own)[key] for key in _DESCRIPTIONS}
+                own = json.loads(own)  # with a flat map among the operations, it has no descriptions
+                given |= {key: own[key] for key in _DESCRIPTIONS if key in own}
                 given = json.dumps(given).encode()
             iterator.set_state(given)
             found = state_of(iterator)

@@ -1,6 +1,6 @@
-"""Which record stands at which position: order, schedule and digest, as pure integer maths on NumPy vectors.
+"""Which record stands at which position: order, timeline and digest, as pure integer maths on NumPy vectors.
 
-Read `order.py` first, then `permutation.py`. Nothing here touches JAX, files, threads or a process index.
+Read `order.py` first, then `timeline.py`. Nothing here touches JAX, files, threads or a process index.
 """
 
 from datarax.order.digest import DIGEST_VERSION, Digest, key_hashes, key_hashes_of_pass, row_hashes

@@ -1,1 +1,1 @@
-"""Files of our own: runs and data sets are written, synced and locked through here, and nowhere else."""
+"""Files of our own: how data sets and runs write, sync and lock them. Reading, moving and deleting follow."""

@@ -229,13 +229,13 @@ def failing_seal(before):
     return seal_item
 
 
-def failing_fsync(before):
-    def fsync_directory(path):
+def failing_sync(before):
+    def sync(path):
         if path.name == "run":  # after the rename
             raise OSError(5, "Input/output error", "run")
         before(path)
 
-    return fsync_directory
+    return sync
 
 
 def save_with_a_failure(processes, run, where):
@@ -249,7 +249,7 @@ def save_with_a_failure(processes, run, where):
         place, name, replacement, victim = {
             "writing": (ocp.PyTreeCheckpointHandler, "async_save", failing_part, 1),
             "sealing": (saver, "seal_item", failing_seal, 0),
-            "renaming": (saver, "fsync_directory", failing_fsync, 0),
+            "renaming": (saver, "sync", failing_sync, 0),
         }[where]
         begun = time.monotonic()
         if processes.index == victim:

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import math
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -112,6 +113,8 @@ ONE = {"mean": np.float32(1), "var": np.arange(3.0)}
         (ONE, {"mean": np.float32(1), "other": np.arange(3.0)}, False),
         ({"m": [1, (jnp.ones(2),)]}, {"m": [1, (jnp.ones(2),)]}, True),
         ({"m": [1, (jnp.ones(2),)]}, {"m": [1, (jnp.zeros(2),)]}, False),
+        ({"m": [1, 2]}, {"m": (1, 2)}, False),  # other structures to JAX: a trace of one is none of the other
+        ({"m": {"n": 1}}, {"m": OrderedDict(n=1)}, False),
         ({"m": 1}, {"m": 1.0}, False),
         ({"m": np.array([np.nan])}, {"m": np.array([np.nan])}, True),
         (None, {}, False),
