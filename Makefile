@@ -9,7 +9,7 @@
 #   make golden     the golden files of a raised format or version; overwrites none
 #   make mutants    one-line faults in the package, one at a time: each must be killed by `make test`
 #   make fuzz       mutated files into every reader, kept where they reach new lines (15 minutes)
-#   make soak       hundreds of signals into starts of one process and runs of many (about an hour)
+#   make soak       thousands of interrupts and signals: to hand-overs, to runs of one process and of many (about two hours)
 
 SHELL := /bin/sh
 VENV ?= .venv
@@ -74,7 +74,7 @@ fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz --seconds 120
 
 soak: $(READY)
-	$(BIN)/python -m tests.soak --starts 300 --kills 300
+	$(BIN)/python -m tests.soak
 
 # Adds the golden orders and snapshots of versions and formats that were raised; never writes one that is there.
 golden: $(READY)

@@ -89,9 +89,20 @@ STREAMS = {
 @pytest.mark.parametrize("make", STREAMS.values(), ids=STREAMS)
 @pytest.mark.parametrize("first", [True, False])
 def test_an_interrupt_at_any_instruction_moves_nothing_or_one_batch(make, first, request):
+    every = 1 if request.config.getoption("-m") == "" else 5
+    assert interrupt_everywhere(make, first, every) * every > 150
+
+
+def interrupt_everywhere(make, first, every=1):
+    """Interrupts hand-overs at each n-th bytecode, and looks at what is left; returns the number of interrupts.
+
+    Args:
+        make: makes the stream.
+        first: whether to interrupt the first hand-over of a stream; else a later one.
+        every: distance of the bytecodes.
+    """
     reference = make()
     expected = [rows(next(reference)) for _ in range(60)]
-    every = 1 if request.config.getoption("-m") == "" else 5
     stream, number, interrupts = make(), 1, 0
     while True:
         if first or stream.idx.get_value() > 50:
@@ -117,7 +128,7 @@ def test_an_interrupt_at_any_instruction_moves_nothing_or_one_batch(make, first,
         assert stream.get_state()["idx"] == here + 1
         number += every
     stream.close()
-    assert interrupts * every > 150
+    return interrupts
 
 
 @pytest.mark.parametrize("read_ahead", [0, 2])
@@ -193,7 +204,12 @@ print("done", stream.idx.get_value() > count)
 @pytest.mark.few(2)
 @pytest.mark.parametrize("seed", range(10))
 def test_real_signals_in_the_hand_over_leave_it_whole(seed):
+    signal_hand_overs(seed, 100)
+
+
+def signal_hand_overs(seed, count):
+    """Sends a process of its own so many SIGINT while it takes batches, and looks at what each leaves."""
     done = subprocess.run(
-        [sys.executable, "-c", SIGNALS, str(seed), "100"], capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", SIGNALS, str(seed), str(count)], capture_output=True, text=True, timeout=600
     )
     assert (done.returncode, done.stdout) == (0, "done True\n"), done.stderr

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.kills import survive, survive_starts, write_config
-from tests.support.processes import Command, run_command
+from tests.support.kills import survive, survive_signals, write_config
+from tests.support.processes import Command, FreshCommand, run_command
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(seed, tmp_path, undis
 # As `make soak` does hundreds of times: at any moment of a start.
 @pytest.mark.full
 def test_fresh_interpreters_signalled_from_the_first_line_of_main_on_end_bit_identical(tmp_path):
-    outcomes = survive_starts(tmp_path, 20, 0)
+    outcomes = survive_signals(tmp_path, 20, 0, FreshCommand)
     print(outcomes)
     assert any(code < 0 for *_, code in outcomes)
 
