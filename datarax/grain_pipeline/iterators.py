@@ -6,6 +6,7 @@ compared with one of the same pipeline before Grain sees it. Knows nothing of mo
 """
 
 import contextlib
+import functools
 import json
 import traceback
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from datarax.core.errors import InputError
+from datarax.core.errors import InputError, silent_end
 from datarax.grain_pipeline.graph import Node, all_stages, attribute
 
 # What a DataLoader writes into its state to recognise its parts: a repr, which for most objects holds an address. Our
@@ -39,13 +40,40 @@ def opened(pipeline: Any, node: Node) -> Any:
         # Else Grain raises UnparsedFlagAccessError in a script that does not run under absl's `app.run`.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-    return iter(pipeline)
+    iterator = iter(pipeline)
+    _guard_below(_dataset_iterator(iterator))
+    return iterator
+
+
+def _dataset_iterator(iterator: Any) -> Any:
+    return iterator if isinstance(iterator, grain.DatasetIterator) else attribute(iterator, "_iterator")
+
+
+@functools.cache
+def _guarded(kind: Any) -> Any:
+    """A kind of iterator for below another: batches, filters and others take a StopIteration for the end, whoever raised it."""
+
+    def __next__(self: Any) -> Any:
+        try:
+            return kind.__next__(self)
+        except StopIteration as error:
+            if is_end(error):
+                raise
+            raise silent_end(error, "by a function of the pipeline") from error
+
+    return type(kind.__name__, (kind,), {"__next__": __next__})
+
+
+def _guard_below(iterator: Any) -> None:
+    for parent in attribute(iterator, "_parents"):
+        with contextlib.suppress(TypeError):  # a class of the user's with slots
+            parent.__class__ = _guarded(type(parent))
+        _guard_below(parent)
 
 
 def close(iterator: Any) -> None:
     """Ends the threads and processes of an iterator."""
-    is_plain = isinstance(iterator, grain.DatasetIterator)
-    (iterator if is_plain else attribute(iterator, "_iterator")).close()
+    _dataset_iterator(iterator).close()
 
 
 def is_end(error: StopIteration) -> bool:

@@ -116,14 +116,33 @@ PIPELINES = {
     "random map": (lambda: numbers().seed(1).random_map(BadRandomMap()), 21),
     "filter": (lambda: numbers().filter(lambda x: bad_map(x) is not None), 21),
     "map of a stream": (lambda: numbers().to_iter_dataset().map(bad_map), 21),
+    "map below a stream's batches": (lambda: numbers().map(bad_map).to_iter_dataset().batch(8), 2),
+    "map of a stream, batched": (lambda: numbers().to_iter_dataset().map(bad_map).batch(8), 2),
+    "map of a stream, filtered": (
+        lambda: numbers().to_iter_dataset().map(bad_map).filter(lambda x: x < 30).batch(2),
+        10,
+    ),
+    "map of a shuffled stream": (
+        lambda: grain.experimental.WindowShuffleIterDataset(
+            numbers().to_iter_dataset().map(bad_map), window_size=8, seed=1
+        ),
+        16,
+    ),
+    "map in a mixture of streams": (
+        lambda: grain.IterDataset.mix(
+            [numbers().to_iter_dataset().map(bad_map).batch(2), numbers().to_iter_dataset().batch(2)]
+        ),
+        20,
+    ),
 }
 
 
 @pytest.mark.parametrize(("make", "step"), PIPELINES.values(), ids=PIPELINES)
 def test_out_of_a_function_in_a_grain_pipeline_it_names_the_element(make, step):
     taken, stream = [], GrainPipeline(GrainPipelineConfig(name="p", version=1), make())
-    with pytest.raises(RuntimeError, match=f"in Grain pipeline 'p', element {step}") as found:
+    with pytest.raises(RuntimeError, match="StopIteration was raised") as found:
         taken.extend(stream)
+    assert f"in Grain pipeline 'p', element {step}" in said(found.value)
     assert type(found.value.__cause__) is StopIteration
     assert len(taken) == step == stream.idx.get_value()
 
