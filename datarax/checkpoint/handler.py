@@ -8,6 +8,7 @@ is decided elsewhere. Read next: `datarax.checkpoint.saver`, which calls it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import shutil
 import threading
@@ -285,10 +286,15 @@ class OrbaxWriter:
 def _remove(path: Path) -> None:
     # Orbax writes its step metadata on yet another thread, which may put a file back while the directory is emptied.
     for _ in range(50):
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            return shutil.rmtree(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # as on a disk that has become read-only
+                return shutil.rmtree(path, ignore_errors=True)
         if not path.exists():
-            return
+            return None
         time.sleep(0.1)
+    return None
 
 
 def _join_orbax_threads(timeout_seconds: float) -> None:

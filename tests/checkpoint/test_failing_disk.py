@@ -1,9 +1,10 @@
-"""Every single file access of ours in a save, retention, rollback and restore fails once, and writes are short.
+"""Every single file access of ours in a save, retention, rollback and restore fails, once or from then on; writes are short.
 
 What is said is one error of ours, and what is on the disk is whole and goes on.
 """
 
 import errno
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from datarax.core.errors import DataraxError
 from tests.checkpoint.modules import Digesting
 
 _PACKAGE = str(Path(datarax.__file__).parent)
-_CALLS = ("open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "scandir", "listdir")
+_CHANGES = ("write", "fsync", "replace", "rename", "mkdir", "unlink")
+_CALLS = ("open", "scandir", "listdir", *_CHANGES)
 
 
 class Disk:
@@ -24,6 +26,7 @@ class Disk:
 
     def __init__(self, monkeypatch):
         self.count, self.fails, self.error, self.short = 0, None, errno.EIO, False
+        self.read_only_from = math.inf
         for name in _CALLS:
             monkeypatch.setattr(os, name, self._failing(name, getattr(os, name)))
 
@@ -33,6 +36,9 @@ class Disk:
                 self.count += 1
                 if self.count == self.fails:
                     raise OSError(self.error, os.strerror(self.error), f"call {self.count}, {name}")
+                changes = name in _CHANGES or (name == "open" and args[1] & (os.O_WRONLY | os.O_RDWR))
+                if changes and self.count >= self.read_only_from:
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"call {self.count}, {name}")
                 if name == "write" and self.short and len(args[1]) > 1:
                     return real(args[0], args[1][: len(args[1]) // 2])
             return real(*args, **kwargs)
@@ -114,6 +120,48 @@ def test_a_call_that_fails_once_is_one_error_and_costs_nothing_that_was_committe
     assert live(tmp_path, disk) == []
     check_whole(tmp_path)
     assert list_steps(tmp_path)[-1] >= max(before, default=0)
+
+
+@pytest.mark.few(12)
+@pytest.mark.parametrize("number", range(1, _number_of_calls(), 3))
+def test_a_disk_that_becomes_read_only_costs_nothing_that_was_committed(number, tmp_path, disk):
+    disk.read_only_from = number
+    failed = live(tmp_path, disk)
+    assert failed or number > disk.count - 3
+    for error in failed:
+        assert isinstance(error, str) or error.exit_code in (1, 2, 74), error
+    disk.read_only_from = math.inf
+    check_whole(tmp_path)
+    before = list_steps(tmp_path)
+    assert live(tmp_path, disk) == []
+    check_whole(tmp_path)
+    assert list_steps(tmp_path)[-1] >= max(before, default=0)
+
+
+def test_a_file_system_that_loses_the_last_rename_has_the_run_as_it_was_before(tmp_path, monkeypatch):
+    renames, rename = [], os.rename
+
+    def recorded(old, new, **kwargs):
+        rename(old, new, **kwargs)
+        if Path(new).parent == tmp_path and Path(new).name.isdigit():
+            renames.append((old, new))
+
+    monkeypatch.setattr(os, "rename", recorded)
+    counter = Digesting()
+    with Checkpointer(tmp_path, config=SaveConfig()) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, data=counter.at(step))
+            checkpointer.wait()
+    assert len(renames) == 3
+    old, new = renames[-1]
+    rename(new, old)
+    with Checkpointer(tmp_path, config=SaveConfig()) as checkpointer:
+        assert checkpointer.restore(data=counter).step == 2
+        checkpointer.save(3, data=counter.at(3))
+        checkpointer.wait()
+    check_whole(tmp_path)
+    assert list_steps(tmp_path) == [1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
 
 
 def test_every_call_is_tried(tmp_path, disk):
