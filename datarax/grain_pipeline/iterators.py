@@ -124,8 +124,8 @@ def restored(pipeline: Any, node: Node, state: Any) -> Any:
             given = for_grain(state, start if _has_processes(node) else None)
             own = iterator.get_state()
             if isinstance(own, bytes):
-                own = json.loads(own)  # with a flat map among the operations, it has no descriptions
-                given |= {key: own[key] for key in _DESCRIPTIONS if key in own}
+                # With a flat map among the operations there are none.
+                given |= {key: value for key, value in json.loads(own).items() if key in _DESCRIPTIONS}
                 given = json.dumps(given).encode()
             iterator.set_state(given)
             found = state_of(iterator)
