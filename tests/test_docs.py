@@ -72,6 +72,12 @@ def test_the_python_blocks_of_the_testing_guide_are_a_test_file_that_passes(tmp_
     assert " passed" in done.stdout
 
 
+def test_no_page_holds_what_a_merge_left():
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("checkpoints/*.md")]:
+        left = re.findall(r"^(?:<{7} .*|={7}|>{7} .*)$", page.read_text(), re.MULTILINE)
+        assert left == [], page
+
+
 def test_the_make_targets_of_the_readme_exist():
     targets = re.findall(r"^make (\w+)", "\n".join(blocks("README.md", "sh")), re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text()
