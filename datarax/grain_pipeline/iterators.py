@@ -67,7 +67,7 @@ def _guarded(kind: Any) -> Any:
 def _guard_below(iterator: Any) -> None:
     for parent in attribute(iterator, "_parents"):
         with contextlib.suppress(TypeError):  # a class of the user's with slots
-            parent.__class__ = _guarded(type(parent))
+            parent.__class__ = _guarded(type(parent))  # type: ignore[arg-type]
         _guard_below(parent)
 
 

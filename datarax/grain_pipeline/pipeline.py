@@ -31,7 +31,7 @@ from datarax.grain_pipeline.identity import (
 )
 from datarax.grain_pipeline.iterators import close, is_end, opened, restored, state_of
 from datarax.loader.recipe import HostRows
-from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken
+from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken, in_turn
 from datarax.order import id64, key_hashes, row_hashes
 from datarax.order.digest import has_fixed_bytes
 
@@ -316,6 +316,7 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
 
     # Lifecycle
 
+    @in_turn
     def reset(self) -> None:
         """Back to the first element, with a fresh iterator. Counters, statistics and digest stay, as in the base class."""
         self._go_on_from(self._runtime.tally.delivered._replace(idx=0, position=0), self._feed)

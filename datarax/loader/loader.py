@@ -23,7 +23,7 @@ from datarax.loader.config import DataLoaderConfig
 from datarax.loader.placement import place
 from datarax.loader.producer import ReadAhead, Threads
 from datarax.loader.recipe import Reader, Recipe
-from datarax.loader.stream import Feed, Place, Stream, Taken
+from datarax.loader.stream import Feed, Place, Stream, Taken, in_turn
 from datarax.multihost import Slots, chosen_slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
 from datarax.sources import DataSource
@@ -150,9 +150,9 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
     `current` the last batch (host arrays).
 
     Several threads may take from one loader: each batch goes to one of them, and counts once. Which of them gets it is not
-    said. Everything that puts a loader elsewhere (`set_state`, `seek`, `reset`, `recall`, `close`) is for one thread, while
-    none takes. After an interrupt (Ctrl-C) inside `next` either nothing has moved, or the state has by one batch, which is
-    `current`; the loader goes on.
+    said. Whatever else is asked of a loader comes between two batches; what puts it elsewhere (`set_state`, `seek`, `reset`)
+    does so for all of them. After an interrupt (Ctrl-C) inside `next` either nothing has moved, or the state has by one batch,
+    which is `current`; the loader goes on.
 
     Args:
         config: batch size, seed, order, epochs, read-ahead.
@@ -241,6 +241,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         """
         return self.timeline.position_of(_checked_step(step))
 
+    @in_turn
     def seek(self, step: int) -> None:
         """Continues with the batch of `step`; counters and digest stay what was really delivered.
 
@@ -277,6 +278,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         """What makes the rows of this process: it pickles, and makes the same rows in any other process."""
         return self._feed.recipe
 
+    @in_turn
     def keep_byte_digests(self) -> None:
         """From now on hash every delivered byte, unless the config says whether to.
 
@@ -314,6 +316,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
 
     # State
 
+    @in_turn
     def recall(self, history: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
         """Told by a restore how the steps before were made, so that this loader answers for them too.
 
@@ -340,6 +343,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
 
     # Lifecycle
 
+    @in_turn
     def reset(self) -> None:
         """Back to the first batch of the run; drops the read-ahead. Counters, statistics and digest stay, as in the base class.
 

@@ -8,12 +8,13 @@ behind it the stream's. Read first: `recipe.py`; next: `loader.py`.
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import jax
 import numpy as np
@@ -227,6 +228,19 @@ class Runtime:
             before.close()
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def in_turn(method: F) -> F:
+    """A method of a stream that is called alone: between the hand-overs of other threads, and all else that is in turn."""
+
+    @functools.wraps(method)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._runtime.turns.call(partial(method, self, *args, **kwargs))
+
+    return cast(F, called)
+
+
 class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[call-arg]
     """Batches, one after the other, with a state that counts what was handed over: see `DataLoader` and `GrainPipeline`.
 
@@ -372,6 +386,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             tell_where(error, f"in batch_stats_fn, on the batch of step {place.step}")
             raise
 
+    @in_turn
     def reset_operation_stats(self) -> None:
         """Set both counters to zero; the digest keeps all rows."""
         runtime = self._runtime
@@ -406,9 +421,10 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         tally = self._runtime.tally
         return tally.log.arrays(tally.place.step)
 
+    @in_turn
     def committed(self, step: int) -> None:
         """Told by the checkpointer once the snapshot after `step` steps is safe: older digests may go."""
-        self._runtime.turns.call(partial(self._forget_before, step))
+        self._forget_before(step)
 
     def _forget_before(self, step: int) -> None:
         tally = self._runtime.tally
@@ -416,9 +432,11 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
 
     # State
 
-    def get_state(self) -> dict[str, Any]:
-        """See `DataraxModule.get_state`; of one moment, between the hand-overs of other threads."""
-        return self._runtime.turns.call(super().get_state)
+    get_state = in_turn(CheckpointableIteratorModule.get_state)
+    set_state = in_turn(CheckpointableIteratorModule.set_state)
+    set_statistics = in_turn(CheckpointableIteratorModule.set_statistics)
+    reset_statistics = in_turn(CheckpointableIteratorModule.reset_statistics)
+    clone = in_turn(CheckpointableIteratorModule.clone)
 
     def _state_asked(self) -> None:
         self._check_shown()
@@ -472,6 +490,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
     # Many processes: the state that all share (that of the last restore, or of the beginning) is counted once; each adds what
     # it has delivered since.
 
+    @in_turn
     def contribution(self) -> dict[str, Any]:
         """What this process has added since the last restore or the beginning, and what it must have in common with others.
 
@@ -504,6 +523,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             "means": encode([statistics.added.values(), statistics.added.rows]),
         }
 
+    @in_turn
     def combined(
         self, contributions: Sequence[Mapping[str, Any]]
     ) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
@@ -546,13 +566,14 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
     # Lifecycle
 
     def _cloned(self) -> None:
+        self._runtime = shared = copy.copy(self._runtime)  # what is put right here is the clone's
         self._check_shown()
-        shared = self._runtime
         before, place = shared.tally, shared.tally.place
         here = place._replace(cursor=copy.deepcopy(place.cursor), current=None)
         tally = Tally(before.delivered, here, before.feed.reopened(), StepLog(place.step))
         self._open(Runtime(shared.base, tally))
 
+    @in_turn
     def close(self) -> None:
         """Ends threads and processes. What it reads stays open; it belongs to whoever made it."""
         runtime = self._runtime

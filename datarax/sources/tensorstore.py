@@ -129,7 +129,7 @@ class TensorStoreRecords(Records):
             if not isinstance(given, Mapping):
                 given = resolved
             if given.get("driver") == "auto":  # what was found has a driver
-                given = {key: given[key] for key in given if key == "context"} | resolved
+                given = {**given, **resolved}
             if driver in _CHUNKED_DRIVERS:
                 return {_TELL: False, **given}
             if "base" in resolved:

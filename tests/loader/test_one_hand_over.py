@@ -127,6 +127,63 @@ def test_a_state_that_is_asked_for_beside_the_loop_is_of_one_moment(restless):
     assert stream.digest == reference.digest
 
 
+BESIDE = {
+    "reset_operation_stats": lambda stream: stream.reset_operation_stats(),
+    "keep_byte_digests": lambda stream: stream.keep_byte_digests(),
+    "clone": lambda stream: stream.clone().close(),
+    "statistics": lambda stream: (stream.set_statistics({"m": 1.0}), stream.reset_statistics()),
+    "contribution": lambda stream: stream.combined([stream.contribution()]),
+}
+
+
+@pytest.mark.parametrize("act", BESIDE.values(), ids=BESIDE)
+@pytest.mark.parametrize("read_ahead", [0, 2])
+def test_whatever_is_asked_for_beside_the_loop_no_batch_is_lost_or_given_twice(act, read_ahead, restless):
+    stream, done = loader(400, byte_digest=None, read_ahead=read_ahead), threading.Event()
+    taken, wanted = [], list(map(rows, loader(400)))
+
+    def take_all():
+        try:
+            take(stream, taken)
+        finally:
+            done.set()
+
+    def ask():
+        while not done.is_set():
+            act(stream)
+
+    together(take_all, ask)
+    assert taken == wanted
+    assert (stream.idx.get_value(), stream.position.get_value()) == (400, 1600)
+    assert stream.get_state()["idx"] == 400
+    stream.close()
+
+
+def test_a_loader_that_is_put_elsewhere_or_closed_beside_the_loop_gives_whole_batches(restless):
+    stream, done = loader(400, read_ahead=2), threading.Event()
+    expected, taken = loader(400), []
+
+    def take_some():
+        try:
+            taken.extend(next(stream) for _ in range(300))
+        finally:
+            done.set()
+
+    def move():
+        state = stream.get_state()
+        for turn in itertools.count():
+            if done.is_set():
+                break
+            (stream.close, stream.reset, partial(stream.seek, 7), partial(stream.set_state, state))[
+                turn % 4
+            ]()
+
+    together(take_some, move)
+    known = {rows(expected.batch_at(step)) for step in range(400)}
+    assert all(rows(batch) in known for batch in taken)
+    assert rows(next(stream)) == rows(expected.batch_at(stream.idx.get_value() - 1))
+
+
 def test_a_call_from_within_a_call_is_made_at_once_and_a_batch_within_a_hand_over_refused():
     turns = Turns()
     assert turns.call(lambda: turns.call(lambda: 5)) == 5

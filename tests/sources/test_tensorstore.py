@@ -155,6 +155,27 @@ def test_a_lost_chunk_is_an_error_through_whatever_it_is_seen(tmp_path: Path, se
     assert 0 < np.count_nonzero(filled) < filled.size
 
 
+PARTS = {
+    "window": ([5, 2], [{"input_dimension": 0, "offset": 3}, {"input_dimension": 1}]),
+    "flip": ([20, 2], [{"input_dimension": 0, "stride": -1, "offset": 19}, {"input_dimension": 1}]),
+    "chosen rows": ([2, 2], [{"index_array": [[7], [1]]}, {"input_dimension": 1}]),
+}
+
+
+@pytest.mark.parametrize("seen_through", [dict, cast, downsample])
+@pytest.mark.parametrize("kind", [dict, auto])
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_a_part_of_an_array_is_that_part_through_whatever_it_is_seen(tmp_path, part, kind, seen_through):
+    spec = write_with("zarr", tmp_path / "a", **ZARR2)
+    ts.open(spec).result()[...] = np.arange(40, dtype=np.uint32).reshape(20, 2)
+    end, output = part
+    transform = {"input_inclusive_min": [0, 0], "input_exclusive_max": end, "output": output}
+    seen = seen_through({**kind(spec), "transform": transform})
+    expected = ts.open(seen).result().read().result()
+    assert len(expected) == end[0]
+    np.testing.assert_array_equal(open_source(seen).read(np.arange(end[0])), expected)
+
+
 @pytest.mark.parametrize("through", [dict, auto])
 @pytest.mark.parametrize("driver", ["n5", "neuroglancer_precomputed"])
 def test_a_lost_chunk_is_an_error_for_every_driver_that_stores_chunks(tmp_path: Path, driver: str, through):
