@@ -87,7 +87,7 @@ def read_pipeline(pipeline: Any) -> Node:
     if isinstance(pipeline, grain.IterDataset):
         return _read(pipeline)
     kind = type(pipeline).__name__
-    if isinstance(pipeline, grain.DatasetIterator) or (_is_grains(pipeline) and "Iterator" in kind):
+    if isinstance(pipeline, grain.DatasetIterator) or (is_grains(pipeline) and "Iterator" in kind):
         raise TypeError(
             f"a {kind} is an iterator, which cannot be made afresh for a restore; give the dataset or DataLoader that it "
             f"was made from"
@@ -117,7 +117,8 @@ def _attributes(owner: Any, paths: Mapping[str, str]) -> dict[str, Any]:
     return {name: attribute(owner, path) for name, path in paths.items()}
 
 
-def _is_grains(value: Any) -> bool:
+def is_grains(value: Any) -> bool:
+    """Whether Grain defines the class of an object."""
     return type(value).__module__.split(".")[0] == "grain"
 
 
@@ -176,12 +177,12 @@ _TRANSPARENT = frozenset(
 def _read(dataset: Any, worker: Shard | None = None) -> Node:
     """The node of one dataset; `worker` says for which of several workers Grain has sliced what random access it streams."""
     kind, is_map = type(dataset).__name__, isinstance(dataset, grain.MapDataset)
-    if _is_grains(dataset) and kind in _SPECIAL:
+    if is_grains(dataset) and kind in _SPECIAL:
         return _SPECIAL[kind](dataset, worker)
     worker = None if is_map else worker
-    if _is_grains(dataset) and kind in _TRANSPARENT:
+    if is_grains(dataset) and kind in _TRANSPARENT:
         return _read(attribute(dataset, "_parents")[0], worker)
-    if _is_grains(dataset) and kind in _PLAIN:
+    if is_grains(dataset) and kind in _PLAIN:
         values, functions = _PLAIN[kind]
         return _node(dataset, worker, _attributes(dataset, values), _attributes(dataset, functions))
     parents = getattr(dataset, "_parents", ())  # a user's class need not call Grain's constructor
@@ -280,7 +281,7 @@ def _source_node(kind: str, source: Any) -> Node:
     length = len(source)
     in_files = isinstance(source, grain.sources.ArrayRecordDataSource)
     parts = attribute(source, "_read_instructions") if in_files else ()
-    is_range = type(source).__name__ == "RangeDataSource" and _is_grains(source)
+    is_range = type(source).__name__ == "RangeDataSource" and is_grains(source)
     of_datasets = length and isinstance(source[0], (grain.MapDataset, grain.IterDataset))
     examples = sample_positions(length, _NUM_EXAMPLES) if of_datasets else ()
     return Node(
@@ -337,7 +338,7 @@ def _data_loader(loader: Any) -> Node:
     node = _source_node("DataSource", attribute(loader, "_data_source"))
     sampler = attribute(loader, "_sampler")
     kind = type(sampler).__name__
-    if _is_grains(sampler) and kind in _SAMPLERS:
+    if is_grains(sampler) and kind in _SAMPLERS:
         node = _sharded(
             kind,
             {name: attribute(sampler, f"_{name}") for name in _SAMPLERS[kind]},

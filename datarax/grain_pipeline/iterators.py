@@ -6,7 +6,7 @@ compared with one of the same pipeline before Grain sees it. Knows nothing of mo
 """
 
 import contextlib
-import functools
+import copy
 import json
 import traceback
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from datarax.core.errors import InputError, silent_end
-from datarax.grain_pipeline.graph import Node, all_stages, attribute
+from datarax.core.errors import InputError
+from datarax.grain_pipeline.graph import Node, all_stages, attribute, is_grains
 
 # What a DataLoader writes into its state to recognise its parts: a repr, which for most objects holds an address. Our
 # identity says what these are, so they are filled in anew.
@@ -40,40 +40,49 @@ def opened(pipeline: Any, node: Node) -> Any:
         # Else Grain raises UnparsedFlagAccessError in a script that does not run under absl's `app.run`.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-    iterator = iter(pipeline)
-    _guard_below(_dataset_iterator(iterator))
-    return iterator
+    return iter(_with_guards(pipeline))
 
 
-def _dataset_iterator(iterator: Any) -> Any:
-    return iterator if isinstance(iterator, grain.DatasetIterator) else attribute(iterator, "_iterator")
+# A StopIteration of a user's function passes for the end, wherever Grain asks for one element after the other. So what runs is
+# a copy of the pipeline in which none can be raised. It goes to worker processes by value: it must not need this module there.
 
 
-@functools.cache
-def _guarded(kind: Any) -> Any:
-    """A kind of iterator for below another: batches, filters and others take a StopIteration for the end, whoever raised it."""
+def _with_guards(part: Any) -> Any:
+    if isinstance(part, list | tuple):  # the parents of a stage, or the datasets of an interleave
+        return type(part)(map(_with_guards, part))
+    made = copy.copy(part) if is_grains(part) else part
+    if isinstance(made, grain.DataLoader):
+        made._dataset = _with_guards(attribute(part, "_dataset"))
+    elif made is not part and isinstance(part, (grain.MapDataset, grain.IterDataset)):
+        for name, value in vars(made).items():
+            is_function = callable(value) and not isinstance(value, type)
+            vars(made)[name] = _guarded(value) if is_function else _with_guards(value)
+        if isinstance(part, grain.MapDataset):
+            kind = type(part)  # its sources are guarded here
+            methods = {name: _guarded(getattr(kind, name)) for name in ("__getitem__", "_getitems")}
+            made.__class__ = type(kind.__name__, (kind,), methods)
+    elif isinstance(part, grain.experimental.FlatMapTransform):
+        made = copy.copy(part)
+        object.__setattr__(made, "flat_map", _guarded(part.flat_map))
+    return made
 
-    def __next__(self: Any) -> Any:
+
+def _guarded(function: Any) -> Any:
+    def called(*args: Any, **kwargs: Any) -> Any:
         try:
-            return kind.__next__(self)
+            return function(*args, **kwargs)
         except StopIteration as error:
-            if is_end(error):
-                raise
-            raise silent_end(error, "by a function of the pipeline") from error
+            raise RuntimeError(
+                "StopIteration was raised by a function of the pipeline; it would have ended the loop in silence"
+            ) from error
 
-    return type(kind.__name__, (kind,), {"__next__": __next__})
-
-
-def _guard_below(iterator: Any) -> None:
-    for parent in attribute(iterator, "_parents"):
-        with contextlib.suppress(TypeError):  # a class of the user's with slots
-            parent.__class__ = _guarded(type(parent))  # type: ignore[arg-type]
-        _guard_below(parent)
+    return called
 
 
 def close(iterator: Any) -> None:
     """Ends the threads and processes of an iterator."""
-    _dataset_iterator(iterator).close()
+    is_plain = isinstance(iterator, grain.DatasetIterator)
+    (iterator if is_plain else attribute(iterator, "_iterator")).close()
 
 
 def is_end(error: StopIteration) -> bool:

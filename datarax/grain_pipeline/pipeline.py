@@ -21,7 +21,7 @@ from datarax.core.config import DataraxModuleConfig, Positive, Text
 from datarax.core.errors import InputError, tell_where
 from datarax.core.tree import ARRAYS, check_plain, hash_tree
 from datarax.core.variables import Held
-from datarax.grain_pipeline.graph import ENDLESS, Shard, all_stages, read_pipeline
+from datarax.grain_pipeline.graph import ENDLESS, Shard, all_stages, is_grains, read_pipeline
 from datarax.grain_pipeline.identity import (
     RULES_VERSION,
     check_resumable,
@@ -233,7 +233,8 @@ def _num_rows(element: Any) -> int:
 
 
 def _checked(leaf: Any, path: str) -> np.ndarray:
-    check_plain(type(leaf), f"the element at {path or 'its top'}")
+    if not is_grains(leaf):  # it has a class of arrays in memory that processes share
+        check_plain(type(leaf), f"the element at {path or 'its top'}")
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         raise _unhashable(path, "a jax.Array that spans processes")
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -106,6 +106,18 @@ class BadRandomMap(grain.transforms.RandomMap):
         return bad_map(element)
 
 
+class BadFlatMap(grain.experimental.FlatMapTransform):
+    max_fan_out = 2
+
+    def flat_map(self, element):
+        return [bad_map(element)] * 2
+
+
+def holes():
+    """Iterators of one number each, of which the fourth is empty."""
+    return grain.MapDataset.source([iter([i]) if i != 3 else iter(()) for i in range(8)])
+
+
 def numbers():
     return grain.MapDataset.range(64)
 
@@ -128,6 +140,24 @@ PIPELINES = {
         ),
         16,
     ),
+    "map in an interleave": (
+        lambda: grain.experimental.InterleaveIterDataset(
+            [numbers().to_iter_dataset().map(bad_map), numbers().to_iter_dataset()], cycle_length=2
+        ),
+        42,
+    ),
+    "builtin": (lambda: holes().map(next), 3),
+    "builtin below a stream's batches": (lambda: holes().to_iter_dataset().map(next).batch(2), 1),
+    "flat map": (lambda: numbers().to_iter_dataset().apply(BadFlatMap()), 42),
+    "source": (lambda: grain.MapDataset.source(Frames(StopIteration)).to_iter_dataset().batch(8), 5),
+    "data loader": (
+        lambda: grain.DataLoader(
+            data_source=Frames(StopIteration),
+            sampler=grain.samplers.SequentialSampler(64),
+            operations=[grain.transforms.Batch(8)],
+        ),
+        5,
+    ),
     "map in a mixture of streams": (
         lambda: grain.IterDataset.mix(
             [numbers().to_iter_dataset().map(bad_map).batch(2), numbers().to_iter_dataset().batch(2)]
@@ -145,6 +175,22 @@ def test_out_of_a_function_in_a_grain_pipeline_it_names_the_element(make, step):
     assert f"in Grain pipeline 'p', element {step}" in said(found.value)
     assert type(found.value.__cause__) is StopIteration
     assert len(taken) == step == stream.idx.get_value()
+
+
+@pytest.mark.full
+def test_out_of_a_function_in_a_worker_process_it_is_an_error():
+    options = grain.MultiprocessingOptions(num_workers=1)
+    stream = GrainPipeline(
+        GrainPipelineConfig(name="p", version=1),
+        numbers().to_iter_dataset().map(bad_map).batch(8).mp_prefetch(options),
+    )
+    assert [rows.tolist() for rows in (next(stream), next(stream))] == [
+        [*range(8)],
+        [*range(8, 16)],
+    ]
+    with pytest.raises(RuntimeError, match="StopIteration was raised"):
+        next(stream)
+    stream.close()
 
 
 class Own(grain.DatasetIterator):
