@@ -35,7 +35,7 @@ def load_attribute(use: str, key: str) -> Any:
     check_module(module_name, f"{key} = {use!r}")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # the module's own code runs here and may raise anything
+    except (Exception, SystemExit, GeneratorExit) as error:  # the module's own code runs here
         raise ConfigError(
             f"{key} = {use!r}: importing {module_name!r} raised {type(error).__name__}: {error}"
         ) from error

@@ -42,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(argv)
     arguments = parser.parse_args(argv)
+    from datarax.core.errors import exits_are_errors
+
     try:
-        code: int = arguments.run(arguments)
+        with exits_are_errors():
+            code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except Exception as error:

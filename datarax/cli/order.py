@@ -43,19 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the table of --json or --csv to a new file, whole or not at all",
     )
-    parser.set_defaults(misused=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints one line per row; reads no record."""
-    if arguments.steps is None and not arguments.find:
-        arguments.misused("give --steps A:B, or --find SOURCE:INDEX or a file, or both")
-    if arguments.json and arguments.csv:
-        arguments.misused("--json and --csv exclude each other")
-    if arguments.output and not (arguments.json or arguments.csv):
-        arguments.misused("--output needs --json or --csv")
     from datarax.audit.rows import Style, new_file, write_table
+    from datarax.core.errors import InputError
 
+    if arguments.steps is None and not arguments.find:
+        raise InputError("give --steps A:B, or --find SOURCE:INDEX or a file, or both")
+    if arguments.json and arguments.csv:
+        raise InputError("--json and --csv exclude each other")
+    if arguments.output and not (arguments.json or arguments.csv):
+        raise InputError("--output needs --json or --csv")
     style: Style = "json" if arguments.json else "csv" if arguments.csv else "lines"
     with ExitStack() as opened:
         stream = opened.enter_context(new_file(arguments.output)) if arguments.output else sys.stdout

@@ -90,6 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace, config: AnyRunConfig, processes: Processes) -> int:
+    from datarax.core.errors import exits_are_errors
     from datarax.run_config import build_mesh, build_session
 
     started = time.monotonic()
@@ -98,6 +99,7 @@ def _train(arguments: argparse.Namespace, config: AnyRunConfig, processes: Proce
     say = _say if processes.first else _say_nothing
     with contextlib.ExitStack() as opened:
 
+        @exits_are_errors()
         def prepare() -> Any:
             mesh = build_mesh(config, processes)
             stream = opened.enter_context(_stream(config, mesh, processes, say))

@@ -4,7 +4,8 @@ Every error derives from `DataraxError` and from the builtin that a caller would
 asked, what was found, where, and what to do. Errors of the user's own code are never wrapped in these.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +161,22 @@ def tell_where(error: BaseException, where: str) -> None:
     if isinstance(error, SILENT_ENDS):
         raise silent_end(error, where) from error
     error.add_note(where)
+
+
+@contextlib.contextmanager
+def exits_are_errors() -> Iterator[None]:
+    """Within it no code of the user's ends the process, or decides how it ends: a SystemExit is an error as any other.
+
+    Raises:
+        RuntimeError: from it, with its notes.
+    """
+    try:
+        yield
+    except (SystemExit, GeneratorExit) as error:
+        made = silent_end(error, "by code that is not datarax's")
+        for note in getattr(error, "__notes__", ()):
+            made.add_note(note)
+        raise made from error
 
 
 def silent_end(error: BaseException, where: str) -> RuntimeError:

@@ -34,6 +34,7 @@ from datarax.core.errors import (
     MismatchError,
     SaveError,
     SnapshotDamagedError,
+    exits_are_errors,
     tell_where,
 )
 from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
@@ -202,7 +203,11 @@ class TrainingSession:
         try:
             peers = Peers(self._processes, self._directory)
             many = self._processes.count > 1
-            with StopSignals(self._save_config.signals, many=many) as signals, peers.listening():
+            with (
+                StopSignals(self._save_config.signals, many=many) as signals,
+                peers.listening(),
+                exits_are_errors(),
+            ):
                 return self._run(from_step, signals, peers)
         except Exception as error:
             if self.task_failed or isinstance(error, (_DataEndedError, NonFiniteError)):
@@ -272,7 +277,7 @@ class TrainingSession:
             mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         try:
             state = self._task.init(self._parameters, mesh)
-        except Exception as error:
+        except BaseException as error:
             self._blame_task(error, "init")
         if self._processes.count > 1:
             state = self._shared_state(state, mesh)
@@ -377,7 +382,7 @@ class TrainingSession:
                 pace.handed_over(metrics)
                 if step == start:
                     self._contract.check(state)
-            except Exception as error:
+            except BaseException as error:
                 self._blame_task(error, f"step, at step {step + 1}")
             step += 1
             finite.handed_over(step, metrics)
@@ -480,7 +485,7 @@ class TrainingSession:
         if self._save_failures >= allowed:
             raise error
 
-    def _blame_task(self, error: Exception, where: str) -> NoReturn:
+    def _blame_task(self, error: BaseException, where: str) -> NoReturn:
         """Lets the task's own exception go on, with a note that says where it came from."""
         self.task_failed = True
         tell_where(error, f"raised by the task's {where}")

@@ -1,5 +1,7 @@
 """No exception of the user's code passes for the end of the data."""
 
+import sys
+
 import grain
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from datarax import (
     map_batch,
     map_records,
 )
+from datarax.cli.main import main
+from datarax.core.errors import ConfigError
 from datarax.sources import GrainConfig, GrainSource
+from datarax.trust import load_attribute
 
 ENDS = [StopIteration, StopAsyncIteration, GeneratorExit]
 
@@ -252,3 +257,60 @@ def test_a_stop_of_the_tasks_own_is_no_end_of_the_data(tmp_path):
     with pytest.raises(RuntimeError, match="raised by the task's step, at step 1") as found:
         session.run()
     assert type(found.value.__cause__) is StopIteration
+
+
+LEAVING = """
+import sys
+import numpy as np
+
+class Task:
+    def init(self, parameters, mesh):
+        return {{"n": 0}}
+
+    def step(self, state, batch):
+        if state["n"] == 3:
+            {leave}
+        return {{"n": state["n"] + 1}}, {{"loss": 1.0}}
+
+def transform(batch):
+    {leave}
+
+def source():
+    {leave}
+
+task = Task()
+"""
+PLACES = {
+    "step": (["task={use='mine:task'}"], "raised by the task's step, at step 4"),
+    "transform": (
+        ["transforms=[{use='mine:transform', level='batch', randomness='none', version=1}]"],
+        "while preparing the batch of step 0",
+    ),
+    "source": (["source={kind='memory', use='mine:source'}"], "by code that is not datarax's"),
+}
+
+
+@pytest.mark.parametrize("leave", ["sys.exit(0)", "raise GeneratorExit"])
+@pytest.mark.parametrize(("settings", "where"), PLACES.values(), ids=PLACES)
+def test_no_code_of_the_users_decides_what_a_command_answers(
+    settings, where, leave, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "mine.py").write_text(LEAVING.format(leave=leave))
+    config = tmp_path / "c.toml"
+    config.write_text(
+        "[run]\ndirectory = 'r'\nsteps = 9\n[source]\nkind = 'range'\nstop = 64\n[loader]\nbatch_size = 2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    assert main(["run", str(config), *(word for each in settings for word in ("--set", each))]) == 70
+    said = capsys.readouterr().err
+    assert "it would have ended the loop in silence" in said
+    assert where in said
+
+
+def test_a_module_that_leaves_when_it_is_imported_is_refused_by_its_key(tmp_path, monkeypatch):
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"task\.use = 'leaving:task': importing 'leaving' raised SystemExit"):
+        load_attribute("leaving:task", "task.use")
