@@ -6,7 +6,9 @@ from inputs that are not meant any more. Read next: `build.py`.
 """
 
 import contextlib
+import functools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -173,30 +175,21 @@ def inputs_of(config: BuildConfig, *, absent: bool = False) -> dict[str, str]:
     Raises:
         InputError: see `find_inputs`.
     """
-    inputs = [config.inputs] if isinstance(config.inputs, str) else config.inputs
-    try:
-        files = find_inputs(inputs)
-    except AbsentError:
-        if not absent:
-            raise
-        there = [each for each in inputs if _is_there(each)]
-        files = find_inputs(there) if there else {}
-    parent, name = os.path.split(local_path(config.output, "output directory"))
-    made = (f"{name}/", f"{name}.replaced-", f".{name}.build")
+    parent, name = os.path.split(os.path.realpath(local_path(config.output, "output directory")))
+    name = re.escape(name)
+    made = re.compile(rf"{name}(\.replaced-\d+)?/.*|\.{name}\.(build-lock|building-.*)")
+    real = functools.cache(os.path.realpath)
+
+    def is_made(path: str) -> bool:
+        directory, base = os.path.split(path)
+        return made.fullmatch(os.path.relpath(os.path.join(real(directory), base), parent)) is not None
+
     found = {
-        key: path
-        for key, path in files.items()
-        if not path.startswith(tuple(os.path.join(parent, each) for each in made))
+        key: path for key, path in find_inputs(config.inputs, absent=absent).items() if not is_made(path)
     }
     if not found and not absent:
         raise AbsentError(f"the inputs of {config.output} are what was built from them; name other inputs")
     return found
-
-
-def _is_there(named: str) -> bool:
-    with contextlib.suppress(AbsentError):
-        return bool(find_inputs(named))
-    return False
 
 
 def _gone(was: InputsRead | None, now: InputsRead) -> str | None:

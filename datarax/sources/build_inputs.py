@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from datarax.core.errors import InputError
-from datarax.sources.files import AbsentError, file_stats, find_files, relative_names, walk
+from datarax.sources.files import file_stats, find_files, refuse_twice, relative_names, walk
 from datarax.store.files import open_file
 
 PYTHON_STDLIB = "python-stdlib"
@@ -39,10 +39,10 @@ def is_standard_library(inputs: str | Sequence[str]) -> bool:
     return inputs == PYTHON_STDLIB or list(inputs) == [PYTHON_STDLIB]
 
 
-def find_inputs(inputs: str | Sequence[str]) -> dict[str, str]:
+def find_inputs(inputs: str | Sequence[str], *, absent: bool = False) -> dict[str, str]:
     """The files that `inputs` name, sorted: name relative to the deepest directory that holds all -> absolute path.
 
-    A directory stands for all files below it.
+    A directory stands for all files below it. With `absent` what is not there is left out.
 
     Raises:
         AbsentError: if one is not there.
@@ -54,8 +54,11 @@ def find_inputs(inputs: str | Sequence[str]) -> dict[str, str]:
         if not paths:
             raise InputError(f"the standard library at {base} holds no source files; name other inputs")
     else:
-        paths = find_files(inputs, what="input file", expand_directory=_files_below)
-    return dict(zip(relative_names(paths)[1], paths, strict=True))
+        paths = find_files(inputs, what="input file", expand_directory=_files_below, absent=absent)
+        seen: dict[str, str] = {}
+        for directory in dict.fromkeys(map(os.path.dirname, paths)):
+            refuse_twice(directory, seen, "input file")
+    return dict(zip(relative_names(paths)[1], paths, strict=True)) if paths else {}
 
 
 def inputs_stamp(files: Mapping[str, str]) -> dict[str, tuple[int, int]]:
@@ -221,12 +224,8 @@ def _refuse_constant(name: str) -> None:
 
 
 def _files_below(directory: str) -> list[str]:
-    found = [
-        entry.path for _, entries in walk(directory, "input file") for entry in entries if not entry.is_dir()
-    ]
-    if not found:
-        raise AbsentError(f"input directory {directory} holds no files")
-    return found
+    everything = walk(directory, "input file")
+    return [entry.path for _, entries in everything for entry in entries if not entry.is_dir()]
 
 
 def _standard_library(base: str) -> Iterator[str]:

@@ -65,6 +65,7 @@ def find_files(
     what: str,
     expand_directory: Callable[[str], Sequence[str]],
     ignored_in_globs: frozenset[str] = frozenset(),
+    absent: bool = False,
 ) -> list[str]:
     """Absolute paths of the files that `patterns` name, sorted.
 
@@ -73,6 +74,7 @@ def find_files(
         what: what the files are, for messages ("ArrayRecord file").
         expand_directory: the files that stand for a directory, as absolute paths.
         ignored_in_globs: base names that a glob does not select.
+        absent: whether what is not there is left out.
 
     Raises:
         AbsentError: if a path does not exist or a glob matches nothing.
@@ -89,7 +91,9 @@ def find_files(
                 for each in dict.fromkeys(_matching(os.sep, path.split(os.sep)[1:], what))
                 if not (os.path.isdir(each) or os.path.basename(each) in ignored_in_globs)
             ]
-        if not files:
+        if not files and not absent:
+            if os.path.isdir(path):
+                raise AbsentError(f"{what.removesuffix(' file')} directory {path} holds no files")
             raise AbsentError(
                 f"no {what} matches {path}" if glob.has_magic(path) else f"{what} {path} does not exist"
             )
@@ -98,7 +102,7 @@ def find_files(
             if file in found:
                 raise InputError(f"{what} {file} is named twice, by {found[file]!r} and by {str(pattern)!r}")
             found[file] = str(pattern)
-    if not found:
+    if not found and not absent:
         raise InputError(f"no {what} was named")
     return sorted(found)
 
@@ -114,20 +118,28 @@ def walk(directory: str, what: str, *, hidden: bool = True) -> Iterator[tuple[st
     Raises:
         InputError: naming a directory that cannot be read, or to which a link leads once more.
     """
-    seen: dict[tuple[int, int], str] = {}
+    seen: dict[str, str] = {}
     waiting = [directory]
     while waiting:
         where = waiting.pop()
         entries = [each for each in entries_of(where, what) if hidden or not each.name.startswith(".")]
-        status = os.stat(where)
-        first = seen.setdefault((status.st_dev, status.st_ino), where)
-        if first != where:
-            raise InputError(
-                f"{what}s: {where} is the directory {first} once more, by a link; its files would be read twice: remove the "
-                f"link, or name the files that are meant"
-            )
+        refuse_twice(where, seen, what)
         yield where, entries
         waiting += [each.path for each in reversed(entries) if each.is_dir()]
+
+
+def refuse_twice(directory: str, seen: dict[str, str], what: str) -> None:
+    """Remembers a directory in `seen`.
+
+    Raises:
+        InputError: if a link has led to it before.
+    """
+    first = seen.setdefault(os.path.realpath(directory), directory)
+    if first != directory:
+        raise InputError(
+            f"{what}s: {directory} is the directory {first} once more, by a link; its files would be read twice: remove the "
+            f"link, or name the files that are meant"
+        )
 
 
 def entries_of(directory: str, what: str) -> list[os.DirEntry[str]]:

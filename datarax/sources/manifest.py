@@ -277,10 +277,11 @@ def _files_of_directory(directory: str) -> list[str]:
 
 
 def unlisted_files(patterns: str | Sequence[str]) -> list[str]:
-    """Files beside the data of directories with a manifest that look like data, and that the manifest does not list.
+    """Files below directories with a manifest that look like data, and that the manifest does not list.
 
-    That is: they lie in a directory where a listed file lies, and end like one, whatever the numbers ("x-00007.array_record",
-    "x.array_record-00007-of-00009"; the whole name counts where nothing ends it). Names that begin with a dot are no data.
+    That is: they end like a listed one, whatever the numbers ("x-00007.array_record", "x.array_record-00007-of-00009"; the
+    whole name counts where nothing ends it). Names that begin with a dot are no data, and a directory below that has a manifest
+    of its own is another dataset.
 
     Raises:
         InputError: if a directory or its manifest cannot be read.
@@ -292,13 +293,15 @@ def unlisted_files(patterns: str | Sequence[str]) -> list[str]:
             continue
         listed = _files_of_directory(directory)
         endings = {_ending(path) for path in listed}
-        for home in sorted(set(map(os.path.dirname, listed))):
-            found |= {
-                entry.path
-                for entry in entries_of(home, "ArrayRecord file")
-                if _ending(entry.path) in endings
-                and not (entry.name.startswith(".") or entry.name in SIDE_FILES or entry.is_dir())
-            }
+        waiting = [directory]
+        while waiting:
+            entries = [each for each in entries_of(waiting.pop(), "ArrayRecord file") if each.name[0] != "."]
+            below = [each for each in entries if each.is_dir(follow_symlinks=False)]
+            waiting += [
+                each.path for each in below if not os.path.lexists(os.path.join(each.path, MANIFEST_NAME))
+            ]
+            names = [each for each in entries if each.name not in SIDE_FILES and not each.is_dir()]
+            found |= {each.path for each in names if _ending(each.path) in endings}
         found.difference_update(listed)
     return sorted(found)
 

@@ -64,10 +64,10 @@ def unlisted_note(source: DataSource, *, new: bool) -> str | None:
     what = f"{len(found)} files beside the data of source {source.name!r} are not in its manifest and are not read: {named}"
     if not new:
         return f"{what}; the run goes on by the manifest"
-    place = os.path.dirname(found[0])
+    place = next(each for each in Path(found[0]).parents if (each / "manifest.json").exists())
     ending = os.path.splitext(found[0])[1] or os.path.basename(found[0])
-    pattern = os.path.join(place, "*" + re.sub(r"\d+", "*", ending).lstrip("*"))
+    pattern = os.path.join(place, "**", "*" + re.sub(r"\d+", "*", ending).lstrip("*"))
     raise InputError(
-        f"{what}; move them elsewhere, or record all files (`rm {shlex.quote(os.path.join(place, 'manifest.json'))}`, then "
+        f"{what}; move them elsewhere, or record all files (`rm {shlex.quote(str(place / 'manifest.json'))}`, then "
         f'`datarax build manifest {shlex.quote(pattern)}`), or go on without them by source.unlisted = "ignore"'
     )

@@ -90,6 +90,7 @@ def test_what_build_takes_is_said_and_the_keys_of_json_stay(begun, capsys):
 
 
 def add_shard(place, name="records-000003.array_record"):
+    (place / "data" / name).parent.mkdir(exist_ok=True)
     shutil.copy(place / "data" / "records-000000.array_record", place / "data" / name)
 
 
@@ -130,8 +131,9 @@ def test_shards_that_were_added_may_be_ignored(bare, capsys):
         assert (code, "records-000003" in told) == (0, False), command
 
 
-def test_what_the_message_says_works_when_typed(bare, capsys):
-    add_shard(bare)
+@pytest.mark.parametrize("name", ["records-000003.array_record", "later/records-000000.array_record"])
+def test_what_the_message_says_works_when_typed(bare, name, capsys):
+    add_shard(bare, name)
     _, told = ask("run", bare, NEW.format(bare), capsys=capsys)
     remove, record = [part for part in told.split("`") if part.startswith(("rm ", "datarax "))]
     (path,) = shlex.split(remove)[1:]

@@ -312,5 +312,7 @@ def test_no_code_of_the_users_decides_what_a_command_answers(
 def test_a_module_that_leaves_when_it_is_imported_is_refused_by_its_key(tmp_path, monkeypatch):
     (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"task\.use = 'leaving:task': importing 'leaving' raised SystemExit"):
+    with pytest.raises(
+        ConfigError, match=r"task\.use = 'leaving:task': importing 'leaving' raised SystemExit"
+    ):
         load_attribute("leaving:task", "task.use")

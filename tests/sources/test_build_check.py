@@ -210,6 +210,22 @@ def test_data_that_were_built_among_their_inputs_are_no_inputs(built: Path):
         build_dataset(itself, again=True)
 
 
+def test_inputs_that_are_only_called_like_what_builds_make_are_inputs(built: Path):
+    shutil.rmtree(built / "data")
+    for name in ("data.replaced-notes.txt", ".data.build.yaml", ".data.builder"):
+        (built / name).write_text("N" * 40)
+    assert prepare(built, ".")[-1].endswith("from 6 input files, 240 bytes")
+    assert prepare(built, ".") == []
+
+
+def test_data_that_were_built_among_their_inputs_behind_a_link_are_no_inputs(place: Path):
+    (place / "link").symlink_to("german")
+    for _ in range(2):
+        said: list[str] = []
+        build_if_missing(table(place), str(place / "link" / "data"), said.append)
+    assert said == []
+
+
 # Again
 
 

@@ -74,6 +74,13 @@ def test_a_link_to_a_directory_that_is_read_already_is_named(corpus: Path, patte
         find_inputs(pattern.format(corpus))
 
 
+def test_a_directory_that_a_glob_finds_twice_by_a_link_is_named(corpus: Path):
+    (corpus / "again").symlink_to("part")
+    assert list(find_inputs(f"{corpus}/part/*.txt"))
+    with pytest.raises(InputError, match=r"/part is the directory .*/again once more, by a link"):
+        find_inputs(f"{corpus}/*/*.txt")
+
+
 @pytest.mark.parametrize("pattern", WAYS)
 def test_a_link_to_itself_is_named(corpus: Path, pattern: str):
     (corpus / "part" / "self").symlink_to("self")

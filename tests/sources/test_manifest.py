@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -266,11 +267,13 @@ def test_the_digest_of_the_content_does_not_know_how_it_was_made(dataset: Path):
         (["x-0.array_record"], ".x-1.array_record", False),
         (["x-0.array_record"], "README", False),
         (["a/x-0.ar", "b/x-1.ar"], "b/x-2.ar", True),
-        (["a/x-0.ar", "b/x-1.ar"], "c/x-2.ar", False),
-        (["a/x-0.ar", "b/x-1.ar"], "x-2.ar", False),
+        (["a/x-0.ar", "b/x-1.ar"], "c/x-2.ar", True),
+        (["a/x-0.ar", "b/x-1.ar"], "x-2.ar", True),
+        (["x-0.ar"], "new/x-1.ar", True),
+        (["x-0.ar"], ".cache/x-1.ar", False),
     ],
 )
-def test_a_file_that_ends_like_data_where_data_lie_is_unlisted(
+def test_a_file_that_ends_like_data_below_a_manifest_is_unlisted(
     tmp_path: Path, listed, beside: str, found: bool
 ):
     for name in (*listed, beside):
@@ -279,6 +282,16 @@ def test_a_file_that_ends_like_data_where_data_lie_is_unlisted(
     write_manifest([str(tmp_path / name) for name in listed])
     assert unlisted_files(str(tmp_path)) == ([str(tmp_path / beside)] if found else [])
     assert unlisted_files([str(tmp_path / name) for name in listed]) == []
+
+
+def test_a_directory_below_with_a_manifest_of_its_own_is_another_dataset(dataset: Path):
+    write_manifest(f"{dataset}/*")
+    other = dataset / "other"
+    other.mkdir()
+    shutil.copy(dataset / "a", other / "a")
+    assert unlisted_files(str(dataset)) == [str(other / "a")]
+    write_manifest(f"{other}/*")
+    assert unlisted_files(str(dataset)) == []
 
 
 def open_and_check(dataset: Path) -> None:
