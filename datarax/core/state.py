@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from datarax.core.tree import ARRAYS, detached
+from datarax.core.tree import ARRAYS, check_plain, detached
 from datarax.core.variables import HostFlag, HostInt, IterationCount, PackedVariable
 
 Path = tuple[Any, ...]
@@ -166,6 +166,7 @@ def _array(held: Any, value: Any, path: Path) -> Any:
     """`value` as an array that stands for `held` without a new trace: same weak type, same place."""
     if not isinstance(value, ARRAYS):
         raise _kind_mismatch(path, f"{held.dtype} array of shape {held.shape}", value)
+    check_plain(type(value), f"the state at {spell(path)}")
     for what in ("shape", "dtype"):
         if getattr(held, what) != getattr(value, what):
             raise ValueError(

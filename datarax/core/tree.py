@@ -29,6 +29,8 @@ T = TypeVar("T")
 ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 _PLAIN = (np.ndarray, np.memmap, np.recarray)
+_TENSORS = frozenset({"jax", "tensorflow", "torch"})
+"""Whose other classes that become arrays are no more than their numbers."""
 
 
 def check_plain(kind: type, what: str) -> None:
@@ -39,9 +41,11 @@ def check_plain(kind: type, what: str) -> None:
         what: what the leaf is called.
 
     Raises:
-        InputError: if it is a subclass of `np.ndarray` that is more than its numbers.
+        InputError: if it is a subclass of `np.ndarray` that is more than its numbers, or becomes an array and may be more.
     """
-    if issubclass(kind, np.ndarray) and kind not in _PLAIN:
+    becomes_one = hasattr(kind, "__array__") and not issubclass(kind, ARRAYS)
+    is_foreign = becomes_one and kind.__module__.partition(".")[0] not in _TENSORS
+    if is_foreign or (issubclass(kind, np.ndarray) and kind not in _PLAIN):
         raise InputError(
             f"{what} is a {kind.__module__}.{kind.__qualname__}, whose numbers would be taken without what it adds to them (a "
             f"mask, a unit, rules of its own); give plain arrays: np.asarray(…) of it if its numbers say all, and a mask as an "

@@ -27,6 +27,19 @@ class Metres(np.ndarray):
     """An array with a unit."""
 
 
+class Quantity:
+    """No array, but becomes one, and then has lost its unit."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.units = array, array.shape, "m"
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+    def __len__(self):
+        return len(self.array)
+
+
 def masked(array):
     return np.ma.masked_less(array, 1)
 
@@ -35,6 +48,7 @@ KINDS = {
     "masked": masked,
     "matrix": lambda array: np.atleast_2d(array).view(np.matrix),
     "unit": lambda array: array.view(Metres),
+    "quantity": Quantity,
 }
 NUMBERS = np.arange(8.0).reshape(8, 1)
 
@@ -86,7 +100,9 @@ WAYS = {
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_it_is_refused_by_its_kind(way, kind):
-    with pytest.raises(InputError, match=r"(x|an array)\b.* is a .*(MaskedArray|matrix|Metres)"):
+    with pytest.raises(
+        (InputError, TypeError), match=r"(x|an array)\b.* is a .*(MaskedArray|matrix|Metres|Quantity)"
+    ):
         way(kind)
 
 
@@ -98,6 +114,27 @@ def test_a_mean_that_is_masked_is_no_zero():
     )
     with pytest.raises(InputError, match="'m' is a"):
         next(DataLoader(config, memory({"x": NUMBERS})))
+
+
+def test_a_mean_with_a_unit_is_no_number():
+    config = DataLoaderConfig(
+        batch_size=4, read_ahead=0, batch_stats_fn=lambda batch: {"m": Quantity(batch["x"])}
+    )
+    with pytest.raises(InputError, match="'m' is a"):
+        next(DataLoader(config, memory({"x": NUMBERS})))
+
+
+def test_a_count_that_is_masked_is_no_state():
+    for module in (
+        memory({"x": NUMBERS}),
+        DataLoader(DataLoaderConfig(batch_size=4), memory({"x": NUMBERS})),
+    ):
+        state = module.get_state()
+        count = np.ma.array(2, mask=True, dtype=state["_applied_count"].dtype)
+        with pytest.raises(ValueError, match="incompatible") as found:
+            module.set_state({**state, "_applied_count": count})
+        assert "_applied_count is a numpy.ma.MaskedArray" in str(found.value.__cause__)
+        assert repr(module.get_state()) == repr(state)
 
 
 def test_plain_kinds_are_taken(tmp_path):
