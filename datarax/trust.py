@@ -12,8 +12,10 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FunctionType, MethodType
 from typing import Any
@@ -50,6 +52,21 @@ def load_attribute(use: str, key: str) -> Any:
         found, at = getattr(found, part), f"{at}.{part}"
     check_owner(found, f"{key} = {use!r}")
     return found
+
+
+def call(function: Any, parameters: Mapping[str, Any], says: str) -> Any:
+    """What a function that a config names returns.
+
+    Raises:
+        ConfigError: if it cannot be called with these parameters; says which are missing or too many.
+    """
+    try:
+        inspect.signature(function).bind(**parameters)
+    except TypeError as error:
+        raise ConfigError(f"{says} cannot be called with these parameters: {error}") from error
+    except ValueError:
+        pass  # of some functions in C nobody knows what they take
+    return function(**parameters)
 
 
 def check_module(name: str, says: str) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from datarax.core.errors import ConfigError
-from datarax.trust import load_attribute
+from datarax.trust import call, load_attribute
 
 MODULE = """
 import contextlib, functools, numpy, operator, os, subprocess, json
@@ -138,3 +138,14 @@ def test_a_working_directory_that_is_not_looked_at_does_not_count(two_places, mo
         (place / "my_job_twice.py").write_text(f"task = {place.name!r}")
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     assert load_attribute("my_job_twice:task", "task.use") == "installed"
+
+
+def needs_a_name(*, name):
+    return name
+
+
+def test_a_function_that_cannot_be_called_like_this_is_refused_by_its_key():
+    assert call(needs_a_name, {"name": 3}, "source.use = 'x:y'") == 3
+    for parameters, wrong in (({}, "missing a required"), ({"name": 1, "other": 2}, "unexpected keyword")):
+        with pytest.raises(ConfigError, match=rf"source\.use = 'x:y' cannot be called .*: .*{wrong}"):
+            call(needs_a_name, parameters, "source.use = 'x:y'")

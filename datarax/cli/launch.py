@@ -176,6 +176,8 @@ class _Launcher:
         """Starts all; a signal that came meanwhile reaches those that are there."""
         port = _free_port()
         for index in range(count):
+            if self._asked_to_stop:
+                break
             place = {
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": str(count),

@@ -24,6 +24,7 @@ _A_BUILD_SECONDS = 7 * 24 * 3600
 _AN_OPENING_SECONDS = 3600
 
 _STOPPED = 75
+_MOST_PROCESSES = 1024  # of one machine; each is a whole interpreter with JAX
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +49,8 @@ def _launch(arguments: argparse.Namespace) -> int:
     from datarax.core.errors import ConfigError
     from datarax.run_config import load_any_config
 
-    if arguments.processes < 1:
-        raise ConfigError(f"--processes must be at least 1, got {arguments.processes}")
+    if not 1 <= arguments.processes <= _MOST_PROCESSES:
+        raise ConfigError(f"--processes must be from 1 to {_MOST_PROCESSES}, got {arguments.processes}")
     config = load_any_config(arguments.config, arguments.overrides)
     words = ["run", arguments.config]
     for override in arguments.overrides:

@@ -19,7 +19,7 @@ from datarax.core.tree import check_plain, dtype_name, hash_tree
 from datarax.sources.files import SourceFile
 from datarax.sources.records import Records, one_length, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
-from datarax.trust import load_attribute
+from datarax.trust import call, load_attribute
 
 # Up to here the quick fingerprint hashes every byte (some 20 ms), so that no change at all escapes it.
 _HASHED_WHOLE_BYTES = 16 << 20
@@ -37,7 +37,7 @@ class NamedDataConfig(SourceConfig):
     def data(self) -> Any:
         """The object; what is callable is called."""
         found = load_attribute(self.use, "source.use")
-        return found(**self.parameters) if callable(found) else found
+        return call(found, self.parameters, f"source.use = {self.use!r}") if callable(found) else found
 
     def list_files(self) -> Sequence[SourceFile]:
         """None: an object lies in no files, and to know that it need not be made."""

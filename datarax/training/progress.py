@@ -170,6 +170,8 @@ def _number(value: Any) -> Any:
         number = float(value)
     except (TypeError, ValueError):
         return str(value)
+    except OverflowError:  # an int, which Python may not even spell
+        return "too large"
     return round(number, 6) if math.isfinite(number) else str(number)
 
 

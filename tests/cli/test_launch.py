@@ -238,12 +238,27 @@ def test_the_command_line_runs_many_processes_and_keeps_its_output_clean(tmp_pat
     assert (answer["step"], answer["complete"]) == (3, True)
 
 
-@pytest.mark.parametrize("count", ["0", "-1"])
-def test_a_number_of_processes_below_one_is_refused(count, capsys):
+def test_a_stop_that_is_asked_for_while_processes_are_started_starts_no_more(tmp_path, monkeypatch):
+    real, begun = launching._Launcher._child, []
+
+    def child(self, command, index, place):
+        begun.append(index)
+        if index == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, command, index, place)
+
+    monkeypatch.setattr(launching._Launcher, "_child", child)
+    run = tmp_path / "run"
+    assert started(children(tmp_path, "time.sleep(600)"), run, count=9, heartbeat_seconds=1) == 75
+    assert begun == [0, 1]
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "1025", str(10**18)])
+def test_a_number_of_processes_that_makes_no_sense_is_refused(count, capsys):
     from datarax.cli.main import main
 
     assert main(["run", str(ROOT / "configs" / "multihost.toml"), "--processes", count]) == 2
-    assert "--processes must be at least 1" in capsys.readouterr().err
+    assert "--processes must be from 1 to 1024" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

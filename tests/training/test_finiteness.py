@@ -183,6 +183,17 @@ def test_the_loop_never_waits_for_metrics_that_are_on_their_way(monkeypatch):
     assert [float(each) for each in asked] == [1.0]
 
 
+def test_a_metric_that_no_float_can_hold_ends_nothing(tmp_path):
+    class Counting:
+        def init(self, parameters, mesh):
+            return {"n": 0}
+
+        def step(self, state, batch):
+            return {"n": state["n"] + 1}, {"big": 10**5000, "small": -(10**400)}
+
+    assert session(tmp_path / "run", task=Counting(), steps=3).run().complete
+
+
 # The command line, and many processes.
 
 _BREAKING = ("--set", "task.use=tests.training.test_finiteness:BreakingInThird")
