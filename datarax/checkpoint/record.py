@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from datarax.core.config import Limit, Natural, Positive, from_tree
+from datarax.core.config import Limit, Natural, Positive, Sha256, from_tree
 from datarax.core.errors import ConfigError, SaveError
 from datarax.core.tree import canonical_json, reader_of
 from datarax.store.files import parse_json
@@ -25,9 +25,6 @@ in encoded states; add a reader to each table below, and golden snapshots with `
 
 RECORD_LIMIT_BYTES = 4096
 """A record never grows with the position, the dataset or the number of processes; this is where it would show."""
-
-Sha256 = Annotated[str, Limit(re.compile("[0-9a-f]{64}").fullmatch, "of 64 hex digits")]
-"""It names a file of the run, so it must be nothing else."""
 
 
 def _is_digest(tree: Mapping[str, Any]) -> bool:

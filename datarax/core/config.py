@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import enum
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import FrozenInstanceError as FrozenInstanceError
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ Checked = Annotated[T, Limit(lambda _: True, "")]
 Positive = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
 Text = Annotated[str, Limit(bool, "that is not empty")]
+Sha256 = Annotated[str, Limit(re.compile(r"[0-9a-f]{64}").fullmatch, "of 64 hex digits")]
+"""It may name a file, so it must be nothing else."""
 
 
 def check_fields(config: object, what: str | None = None) -> None:

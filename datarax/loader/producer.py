@@ -40,9 +40,7 @@ def _close_all() -> None:
 
 
 # Before Python ends: a thread must not be in the middle of C code then, nor finish batches that nobody will take.
-_register = getattr(threading, "_register_atexit", None)
-if _register is not None:
-    _register(_close_all)
+cast(Any, threading)._register_atexit(_close_all)
 
 
 class Turns:

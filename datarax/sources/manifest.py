@@ -12,11 +12,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
-from datarax.core.config import Limit, Natural, from_tree
+from datarax.core.config import Natural, Sha256, from_tree
 from datarax.core.errors import InputError, ReadError
 from datarax.core.tree import UnknownFormatError, digest, reader_of
 from datarax.sources.array_record_files import ArrayRecordFiles, open_reader
@@ -40,13 +40,6 @@ _RECORDS_PER_READ = 1024
 _NUM_NAMED_RECORDS = 5
 
 
-def _is_sha256(text: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
-
-
-_Sha256 = Annotated[str, Limit(_is_sha256, "of 64 hex digits")]
-
-
 @dataclass(frozen=True)
 class FileEntry:
     """One data file of a dataset."""
@@ -57,7 +50,7 @@ class FileEntry:
     """Bytes."""
     num_records: Natural
     """Records in this file."""
-    sha256: _Sha256
+    sha256: Sha256
     """SHA-256 of the whole file, 64 hex digits."""
 
 
@@ -67,7 +60,7 @@ class Manifest:
 
     files: Sequence[FileEntry]
     """Sorted by name."""
-    record_hashes_sha256: _Sha256
+    record_hashes_sha256: Sha256
     """SHA-256 of the side file with the record hashes."""
     build: Mapping[str, Any] | None = None
     """What the dataset was built from (`BuildConfig.identity`); None for files that were there before."""
