@@ -107,7 +107,7 @@ def _number_of_calls():
     return 270  # a few more than there are; beyond the last nothing fails
 
 
-@pytest.mark.few(24)
+@pytest.mark.few(10)
 @pytest.mark.parametrize("number", range(1, _number_of_calls()))
 def test_a_call_that_fails_once_is_one_error_and_costs_nothing_that_was_committed(number, tmp_path, disk):
     disk.fails = number
@@ -122,7 +122,7 @@ def test_a_call_that_fails_once_is_one_error_and_costs_nothing_that_was_committe
     assert list_steps(tmp_path)[-1] >= max(before, default=0)
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("number", range(1, _number_of_calls(), 3))
 def test_a_disk_that_becomes_read_only_costs_nothing_that_was_committed(number, tmp_path, disk):
     disk.read_only_from = number

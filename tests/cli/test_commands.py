@@ -63,7 +63,7 @@ def test_every_command_has_help_and_json(command, capsys):
     assert "exit codes:" in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "c", "--sett", "a=b"], ["order", "c"]])
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["run", "c", "--sett", "a=b"]])
 def test_wrong_usage_exits_2_without_a_traceback(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

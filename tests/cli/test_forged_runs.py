@@ -252,7 +252,7 @@ def _too_long(number, frame):
     raise HangsError
 
 
-@pytest.mark.few(24)
+@pytest.mark.few(12)
 @pytest.mark.parametrize("kind", FORGED)
 def test_a_forged_run_is_named_in_time_and_nothing_outside_is_touched(
     kind, finished, outside, tmp_path, capfd

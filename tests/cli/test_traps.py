@@ -61,7 +61,7 @@ COMMANDS = {
     "build": ["build", "text", "{config}", "--output", "{new}"],
 }
 CODES = {"diff": 1}
-FIRST = ["inspect", "verify fast", "run"]
+FIRST = ["run"]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.module import DataraxModule
 from datarax.core.tree import leaves
 from datarax.sources import GrainConfig, GrainSource
+from tests.support.tiers import examples
 
 
 def numbers():
@@ -132,6 +133,7 @@ def test_any_value_in_any_field_is_refused_or_lived_by(make):
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@examples(100)
 @given(data=st.data())
 def test_values_that_contradict_each_other_are_refused_or_lived_by(make, data):
     steps = data.draw(st.integers(0, 3))
