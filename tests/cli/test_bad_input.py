@@ -70,9 +70,9 @@ def _nothing(path):
 _UNREADABLE = {
     "nothing": (_nothing, os.strerror(errno.ENOENT)),
     "no text": (lambda path: path.write_bytes(b"\xff\xfe"), "it is not UTF-8 text"),
+    "a directory": (Path.mkdir, "it is no regular file"),
     "a pipe": (os.mkfifo, "it is no regular file"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "it is no regular file"),
-    "a directory": (Path.mkdir, "it is no regular file"),
     "a loop": (lambda path: path.symlink_to(path), "is a link or no file"),
     "10 GB": (lambda path: (path.touch(), os.truncate(path, 10 << 30)), "at most 16777216 make sense"),
 }

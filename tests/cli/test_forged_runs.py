@@ -265,7 +265,7 @@ CONFIGS = {
     "config of 5000 digits": _forged_config(b"\nseed = 5\n", b"\nseed = " + DIGITS + b"\n"),
     "config of 5000 hexadecimal digits": _forged_config(b"\nseed = 5\n", b"\nseed = 0x" + DIGITS + b"\n"),
     "config nested deep": _forged_config(b"\nseed = 5\n", b"\nseed = " + b"[" * 3000 + b"]" * 3000 + b"\n"),
-    "config of endless time": _forged_config(b"[save]\n", b"[save]\nevery_seconds = 0x" + b"f" * 400 + b"\n"),
+    "config of endless time": _forged_config(b"every_seconds = 300.0", b"every_seconds = 0x" + b"f" * 400),
     "config of endless batches": _forged_config(b"batch_size = 16", b"batch_size = 4611686018427387904"),
 }
 
