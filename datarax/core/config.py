@@ -37,6 +37,10 @@ class Limit:
     text: str | Callable[[Any], str]
     """Follows the words for the kind in messages: "an integer" + "of at least 1"; or what makes it for a value."""
 
+    def words(self, value: Any = None) -> str:
+        """What follows the words for the kind, about a value that is not allowed or about none."""
+        return self.text if isinstance(self.text, str) else self.text(value)
+
 
 def at_least(least: float) -> Limit:
     """Numbers from `least` on; integers must fit into 64 bits."""
@@ -310,8 +314,7 @@ def _described(hint: Any, value: Any) -> str:
     """What an annotation allows, in words, to say why it does not allow `value`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        text = arguments[1].text
-        return f"{_described(arguments[0], value)} {text if isinstance(text, str) else text(value)}".rstrip()
+        return f"{_described(arguments[0], value)} {arguments[1].words(value)}".rstrip()
     if origin in _UNIONS:
         return " or ".join(
             dict.fromkeys(_described(each, value) for each in arguments if each is not NoneType)
