@@ -6,6 +6,7 @@ paths, times, starts, metrics, provenance, or which other steps exist.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from datarax.checkpoint import Snapshot, newest_good_step
+from datarax.checkpoint.layout import is_step_name
 from datarax.checkpoint.policy import identity_differences
 from datarax.core.errors import Difference, InputError
 from datarax.core.tree import differences
@@ -53,7 +55,7 @@ def diff_runs(left: str | Path, right: str | Path) -> DiffReport:
 
 def _snapshot(path: Path) -> Snapshot:
     """The snapshot that a path names: `RUN` or `RUN/STEP`."""
-    if path.name.isdigit() and (path / "manifest.json").exists():
+    if is_step_name(path.name) and os.path.exists(path / "manifest.json"):
         snapshot = Snapshot.open(path.parent, int(path.name))
         problems = snapshot.check()
         if problems:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from datarax.audit.history import History, history_by_config
 from datarax.checkpoint import list_steps
+from datarax.checkpoint.layout import place_of
 from datarax.core.errors import ConfigError
 from datarax.core.tree import digest
 from datarax.loader import DataLoader
@@ -81,8 +83,8 @@ def plan_run(
     Raises:
         ConfigError: if nothing says when the run ends, or processes, devices, mesh and batch do not fit each other.
         SnapshotDamagedError: if the newest snapshot of the existing run cannot be read.
-        InputError: if the recorded recipe of an earlier step of the existing run cannot be computed, or a new run would be
-            refused because files lie beside the data that its manifest does not list.
+        InputError: if no run directory can be made there, the recorded recipe of an earlier step of the existing run cannot be
+            computed, or a new run would be refused because files lie beside the data that its manifest does not list.
         MismatchError: if the records of the existing run contradict each other.
     """
     history = history_by_config(config, loader)
@@ -150,6 +152,7 @@ def _existing(
 ) -> tuple[ExistingRun | None, list[str], list[str]]:
     newest = history.newest_step
     if newest is None:
+        place_of(Path(config.run.directory))
         return None, [], []
     mismatches, advice = [str(each) for each in history.refused], list(history.advice)
     if newest > steps:

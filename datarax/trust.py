@@ -32,7 +32,7 @@ def load_attribute(use: str, key: str) -> Any:
             imported or called.
     """
     module_name, _, path = use.partition(":") if isinstance(use, str) else ("", "", "")
-    if not module_name or not path:
+    if not all([*module_name.split("."), *path.split(".")]):  # a name that begins with a dot is of no package
         raise ConfigError(f"{key} must be 'module:attribute', got {use!r}")
     check_module(module_name, f"{key} = {use!r}")
     try:

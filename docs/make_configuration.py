@@ -127,7 +127,7 @@ def _kind(kind: type, field: dataclasses.Field) -> str:
 def _words(hint: typing.Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return f"{_words(arguments[0])} {arguments[1].text}".rstrip()
+        return f"{_words(arguments[0])} {arguments[1].words()}".rstrip()
     if origin in (typing.Union, types.UnionType):
         return ", ".join(_words(choice) for choice in arguments if choice is not type(None))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

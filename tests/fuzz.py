@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datarax
+from datarax.checkpoint.identity_reader import parse_identity
 from datarax.checkpoint.manifest import Manifest
 from datarax.checkpoint.record import Record, process_parts, read_history
 from datarax.core.tree import canonical_json, decode, digest, encode
@@ -33,6 +34,7 @@ _TOKENS = (
         b'{"$dict":[[1]]}',
         b'{"$jax":{"dtype":"<i8","shape":[-1],"data":"AA=="}}',
     ),
+    *(b"9" * 5000, b"0x" + b"f" * 400, b"[" * 3000 + b"]" * 3000, b"x." * 300),
     *(b"[" * 300 + b"]" * 300, b'"../../etc/passwd"', b"\xff\xfe", b"= ", b"\n[source]\n", b"2.5"),
 )
 
@@ -66,6 +68,7 @@ TARGETS = {
     "manifest": Target(Manifest.from_bytes, _files("*/run/*/manifest.json"), sealed=True),
     "processes": Target(process_parts, _files("*/run/*/data/processes.json")),
     "history": Target(read_history, _files("*/run/history/*.json")),
+    "identity": Target(parse_identity, _files("*/run/identity/*.json")),
     "state": Target(
         lambda data: decode(parse_json(data)),
         [json.dumps(encode({"a": (1, 2.5, b"x", None), "b": [True, "é", 2**70], 3: {}})).encode()],

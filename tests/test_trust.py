@@ -54,6 +54,12 @@ def test_what_is_the_users_own_is_loaded(name, module):
     load_attribute(f"{module}:{name}", "task.use")
 
 
+@pytest.mark.parametrize("use", [".a:b", ".:b", "a..b:c", "a.:b", ":b", "a:", "a:.b", "a:b.", "a", "", None])
+def test_what_has_another_form_is_refused_before_anything_is_imported(use):
+    with pytest.raises(ConfigError, match=re.escape(f"task.use must be 'module:attribute', got {use!r}")):
+        load_attribute(use, "task.use")
+
+
 @pytest.mark.parametrize("use", ["numpy:square", "jax.numpy:square", "jax.nn:relu", "grain:MapDataset.range"])
 def test_what_is_of_an_installed_package_is_loaded(use):
     load_attribute(use, "task.use")

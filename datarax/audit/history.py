@@ -209,8 +209,18 @@ def _files_of_then(
     directory: Path, entry: HistoryEntry, overrides: Sequence[str], *lists: ListFiles
 ) -> Sequence[SourceFile]:
     """The files of an entry: by its identity, else by the first list of today that is the one of then."""
-    ((name, source),) = recorded_recipe(directory, entry)["sources"].items()
-    recorded = recorded_files(source)
+    recipe = recorded_recipe(directory, entry)
+    try:
+        ((name, source),) = recipe["sources"].items()
+        recorded = recorded_files(source)
+        length = recipe["order"]["sources"][name]
+        if not all(0 <= file.num_records <= length - file.first_index for file in recorded or ()):
+            raise ValueError("they have other numbers of records than the order")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"identity/{entry.identity}.json of the run {directory} is damaged: which files there were is not to be read "
+            f"({error!r})"
+        ) from error
     if recorded is not None:
         return recorded
     config = entry.config
@@ -231,8 +241,8 @@ def _files_of_then(
         why = f"no such list is beside the data ({'; '.join(reasons)}); "
         why += "say where they lie now with --set source.files=DIRECTORY"
     raise InputError(
-        f"which of the {source['num_files']} files of source {name!r} a record lay in is not known: of so many the run keeps "
-        f"only a digest of the list, and {why}"
+        f"which of the {source.get('num_files')} files of source {name!r} a record lay in is not known: of so many the run "
+        f"keeps only a digest of the list, and {why}"
     )
 
 

@@ -96,16 +96,19 @@ def rows_of(history: History, steps: range, wanted: Sequence[str], summary: Summ
         summary: counts the steps that are held against what was recorded.
 
     Raises:
-        InputError: if one of `wanted` names nothing, or several files, in any of these steps.
+        InputError: if there is no such step, or one of `wanted` names nothing, or several files, in any of them.
         MismatchError: before the first step whose records are not the ones that were recorded as delivered.
     """
     timeline, proof = history.timeline, _Proof(history, summary)
+    try:
+        parts = list(timeline.parts(steps))
+    except IndexError as error:
+        raise InputError(f"--steps: {error}") from error
     if not wanted:
         for rows in timeline.rows(steps):
             proof.check_whole(rows)
             yield rows
         return
-    parts = list(timeline.parts(steps))
     chosen = _chosen(wanted, history, [segment for segment, _ in parts])
     for (_, part), ranges in zip(parts, chosen, strict=True):
         for rows in timeline.find(ranges, part):
@@ -192,7 +195,8 @@ def _named(text: str, history: History, segment: Segment, sources: Collection[st
         InputError: if it is a file, and which files there were is not known, or several are called so.
     """
     name, _, index = text.rpartition(":")
-    is_record = name != "" and index.isascii() and index.isdigit()
+    # No index has more digits; `int` takes no more than a few thousand.
+    is_record = name != "" and index.isascii() and index.isdigit() and len(index) < 100
     if is_record and name in sources:
         try:
             segment.order.check_record(name, int(index))
@@ -277,16 +281,23 @@ def new_file(path: str) -> Iterator[TextIO]:
     """A text file that gets its name when all of it is on the disk; one that is there already is never replaced.
 
     Raises:
-        InputError: if it exists.
+        InputError: if it exists, or cannot be made where it shall be.
         OSError: if it cannot be written; then nothing is left.
     """
     check_path(path, "the table")
     refusal = InputError(f"{path} exists already; a table replaces nothing: remove it or choose another name")
     if os.path.lexists(path):
         raise refusal
+    directory = os.path.dirname(path) or "."
     partial = f"{path}.{os.getpid()}.partial"
     try:
-        with open(partial, "w", encoding="utf-8", newline="") as stream:
+        opened = open(partial, "w", encoding="utf-8", newline="")  # noqa: SIM115, closed below
+    except OSError as error:
+        raise InputError(
+            f"--output {path}: nothing can be written in {directory}: {error.strerror}"
+        ) from error
+    try:
+        with opened as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -297,7 +308,7 @@ def new_file(path: str) -> Iterator[TextIO]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
-    sync(os.path.dirname(path))
+    sync(directory)
 
 
 def _columns(

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from datarax.store.files import parse_json
+
 Lift = Callable[[dict[str, Any]], dict[str, Any]]
 """The tree of one version in the form of the next, its version number included."""
 
@@ -24,13 +26,25 @@ _SOURCE: dict[int, Lift] = {}
 """Each of `sources`; the number is `sample_version` (`SAMPLE_VERSION`), or 1 where nothing is sampled."""
 
 
-def lift_identity(tree: Any) -> Any:
+def parse_identity(data: bytes) -> dict[str, Any]:
+    """The identity that a file of `identity/` holds: see `lift_identity`.
+
+    Raises:
+        ValueError: if it holds none.
+    """
+    return lift_identity(parse_json(data))
+
+
+def lift_identity(tree: Any) -> dict[str, Any]:
     """A recorded identity, module name -> tree, in today's form. What is not known here stays as it is.
 
     A version without a lift is today's, or one that no lift can help: then it differs from today's, by name.
+
+    Raises:
+        ValueError: if it is no identity: not a tree for each name.
     """
     if not isinstance(tree, Mapping):
-        return tree
+        raise ValueError("it holds no identity: no tree for the name of each data module")
     return {name: _lift_module(module) for name, module in tree.items()}
 
 

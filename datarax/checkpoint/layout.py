@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from datarax.core.errors import ConfigError, ReadError
+from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.store.files import check_path, make_directory, read_file, sync, write_whole
 
 MANIFEST_NAME = "manifest.json"
@@ -38,6 +39,8 @@ _MOST_BYTES = {
     "lock": 1 << 16,
 }
 """What a file of this name, or in a directory of this name, may hold: far more than any was ever written with."""
+
+_NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 _STEP_NAME = re.compile(r"^(0|[1-9][0-9]{0,18})$")
 
@@ -125,16 +128,16 @@ class RunLayout:
         """All directories named as a step, committed or not, ascending.
 
         Raises:
+            InputError: if something else is there than a directory, or nothing can be under such a name.
             ReadError: if the run is there and cannot be listed.
         """
         try:
             entries = list(os.scandir(self.directory))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
         except OSError as error:
-            raise ReadError(
-                f"the run directory {self.directory} cannot be listed: {error.strerror}"
-            ) from error
+            kind = InputError if error.errno in _NO_DIRECTORY else ReadError
+            raise kind(f"the run directory {self.directory} cannot be listed: {error.strerror}") from error
         return sorted(
             int(e.name) for e in entries if _STEP_NAME.match(e.name) and e.is_dir(follow_symlinks=False)
         )
@@ -161,6 +164,22 @@ def local_directory(directory: str | os.PathLike[str]) -> Path:
     absolute = os.path.abspath(os.path.expanduser(text))
     check_path(absolute, "the run directory")
     return Path(absolute)
+
+
+def place_of(directory: Path) -> Path:
+    """The run directory, or the nearest directory above it that is there, in which it will be made.
+
+    Raises:
+        InputError: if that is no directory, or no directory can be made in it.
+    """
+    place = directory
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"the run directory {directory} cannot be used: {place} is no directory")
+    if os.statvfs(place).f_blocks == 0:
+        raise InputError(f"the run directory {directory} cannot be used: {place} keeps no files of anybody")
+    return place
 
 
 def refuse_wildcards(path: Path) -> None:

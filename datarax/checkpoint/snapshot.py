@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from datarax.checkpoint.handler import read_model
-from datarax.checkpoint.identity_reader import lift_identity
+from datarax.checkpoint.identity_reader import parse_identity
 from datarax.checkpoint.layout import (
     DATA_ITEM,
     MANIFEST_NAME,
@@ -43,9 +43,9 @@ from datarax.checkpoint.record import (
 )
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 from datarax.core.tree import decode
-from datarax.store.files import parse_json
 
 PathLike = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,13 +292,19 @@ class Snapshot:
             return list(error.problems)
         except (ValueError, KeyError, TypeError) as error:
             return [f"{shown}: {error}"]
-        layout = self.layout
-        named = [(layout.identity, record.identity), (layout.config, record.config)]
-        named.append((layout.history, record.earlier_history))
-        found = [
-            _check_addressed(layout, path(sha256), sha256) for path, sha256 in named if sha256 is not None
+        layout, problems = self.layout, []
+        parts: list[tuple[Callable[[str], Path], str | None, Callable[[bytes], Any]]] = [
+            (layout.identity, record.identity, parse_identity),
+            (layout.config, record.config, bytes.decode),
+            (layout.history, record.earlier_history, partial(read_history, format=record.format)),
         ]
-        return [problem for problem in found if isinstance(problem, str)]
+        for path, sha256, parse in parts:
+            try:
+                if sha256 is not None:
+                    read_addressed(layout, path(sha256), parse)
+            except ValueError as error:
+                problems.append(str(error))
+        return problems
 
 
 def _num_bytes(spec: LeafSpec) -> int:
@@ -316,7 +322,8 @@ def list_steps(run_directory: PathLike) -> list[int]:
 
 def ledger_steps(run_directory: PathLike) -> list[int]:
     """The steps that retention deleted and of which the data item is kept, ascending."""
-    return RunLayout(RunLayout(local_directory(run_directory)).directory / "ledger").numbered()
+    ledger = RunLayout(local_directory(run_directory) / "ledger")
+    return ledger.numbered() if ledger.directory.is_dir() else []
 
 
 def ledger_record(run_directory: PathLike, step: int) -> tuple[Record, bytes]:
@@ -376,7 +383,7 @@ def read_identity(run_directory: PathLike, sha256: str) -> Any:
         SnapshotDamagedError: if the file is missing or has changed.
     """
     layout = RunLayout(local_directory(run_directory))
-    return lift_identity(parse_json(_read_addressed(layout, layout.identity(sha256), sha256)))
+    return _read_addressed(layout, layout.identity(sha256), parse_identity)
 
 
 def read_config(run_directory: PathLike, sha256: str) -> str:
@@ -386,7 +393,7 @@ def read_config(run_directory: PathLike, sha256: str) -> str:
         SnapshotDamagedError: if the file is missing or has changed.
     """
     layout = RunLayout(local_directory(run_directory))
-    return _read_addressed(layout, layout.config(sha256), sha256).decode()
+    return _read_addressed(layout, layout.config(sha256), bytes.decode)
 
 
 def run_history(run_directory: PathLike, record: Record) -> list[HistoryEntry]:
@@ -399,11 +406,8 @@ def run_history(run_directory: PathLike, record: Record) -> list[HistoryEntry]:
     if sha256 is None:
         return list(record.history)
     layout = RunLayout(local_directory(run_directory))
-    data = _read_addressed(layout, layout.history(sha256), sha256)
-    try:
-        return [*read_history(data, record.format), *record.history]
-    except ValueError as error:
-        raise damaged(layout, record.step, [f"history/{sha256}.json: {error}"]) from error
+    parse = partial(read_history, format=record.format)
+    return [*_read_addressed(layout, layout.history(sha256), parse), *record.history]
 
 
 def damaged(layout: RunLayout, step: int, problems: Sequence[str]) -> SnapshotDamagedError:
@@ -433,27 +437,35 @@ def _read_manifest(layout: RunLayout, step: int) -> tuple[Manifest | None, str]:
         return None, f"manifest.json: {error}"
 
 
-def _check_addressed(layout: RunLayout, path: Path, sha256: str) -> bytes | str:
-    """The bytes of a file named by its content, or what is wrong with it."""
-    shown = f"{path.parent.name}/{path.name}"
+def read_addressed(layout: RunLayout, path: Path, parse: Callable[[bytes], T]) -> T:
+    """What a file that is named by its content holds.
+
+    Raises:
+        ValueError: naming the file, if it is missing, has changed, or cannot be parsed.
+    """
     try:
         data = layout.read(path)
+        if sha256_hex(data) != path.stem:
+            raise ValueError("its content has changed since it was written")
+        return parse(data)
     except OSError as error:
-        return f"{shown}: cannot be read ({error.strerror})"
-    return data if sha256_hex(data) == sha256 else f"{shown}: its content has changed since it was written"
+        problem = f"cannot be read ({error.strerror})"
+    except ValueError as error:
+        problem = str(error)
+    raise ValueError(f"{path.parent.name}/{path.name}: {problem}")
 
 
-def _read_addressed(layout: RunLayout, path: Path, sha256: str) -> bytes:
-    found = _check_addressed(layout, path, sha256)
-    if isinstance(found, str):
+def _read_addressed(layout: RunLayout, path: Path, parse: Callable[[bytes], T]) -> T:
+    try:
+        return read_addressed(layout, path, parse)
+    except ValueError as error:
         committed = layout.committed()
         raise SnapshotDamagedError(
-            f"the run {layout.directory} lacks a file that its snapshots name",
+            f"a file that the snapshots of the run {layout.directory} name is missing or damaged",
             step=committed[-1] if committed else -1,
-            problems=[found],
+            problems=[str(error)],
             newest_good_step=None,
-        )
-    return found
+        ) from None
 
 
 def _not_found(layout: RunLayout, step: int | None, committed: Sequence[int]) -> str:

@@ -113,11 +113,15 @@ class _Place:
 @contextlib.contextmanager
 def _place(parent: str | None) -> Iterator[_Place]:
     """A new directory, removed at the end unless it is to be kept."""
+    from datarax.core.errors import InputError
     from datarax.store.files import check_path
 
     if parent is not None:
         check_path(parent, "--directory")
-        os.makedirs(parent, exist_ok=True)
+        try:
+            os.makedirs(parent, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--directory {parent} cannot be made: {error.strerror}") from error
     place = _Place(Path(tempfile.mkdtemp(prefix="datarax-chaos-", dir=parent)).resolve())
     try:
         yield place

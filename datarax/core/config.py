@@ -35,8 +35,12 @@ class Limit:
 
     allows: Callable[[Any], bool]
     """Whether a value is allowed."""
-    text: str
-    """Follows the words for the kind in messages: "an integer" + "of at least 1"."""
+    text: str | Callable[[Any], str]
+    """Follows the words for the kind in messages: "an integer" + "of at least 1"; or what makes it for a value."""
+
+    def words(self, value: Any = None) -> str:
+        """What follows the words for the kind, about a value that is not allowed or about none."""
+        return self.text if isinstance(self.text, str) else self.text(value)
 
 
 def at_least(least: float) -> Limit:
@@ -50,6 +54,14 @@ Checked = Annotated[T, Limit(lambda _: True, "")]
 """Any value of the kind."""
 Positive = Annotated[int, at_least(1)]
 Natural = Annotated[int, at_least(0)]
+BatchSize = Annotated[
+    int,
+    Limit(
+        lambda rows: 1 <= rows <= 2**31,  # an array with a number for each row can be made
+        lambda rows: "of at most 2^31" if type(rows) is int and rows > 1 else "of at least 1",
+    ),
+]
+"""Rows of a batch."""
 Text = Annotated[str, Limit(bool, "that is not empty")]
 Sha256 = Annotated[str, Limit(re.compile(r"[0-9a-f]{64}").fullmatch, "of 64 hex digits")]
 """It may name a file, so it must be nothing else."""
@@ -271,7 +283,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     """
     for taken in _taken(hint, value, path):
         return taken
-    raise ConfigError(f"{path} must be {_described(hint)}, got {value!r}")
+    raise ConfigError(f"{path} must be {_described(hint, value)}, got {value!r}")
 
 
 def _taken(hint: Any, value: Any, path: str) -> Iterator[Any]:
@@ -284,7 +296,8 @@ def _taken(hint: Any, value: Any, path: str) -> Iterator[Any]:
     ):
         yield value
     if hint is float and type(value) is int:
-        yield float(value)
+        with contextlib.suppress(OverflowError):
+            yield float(value)
     if origin is Annotated:
         yield from filter(arguments[1].allows, _taken(arguments[0], value, path))
     if origin in _UNIONS:
@@ -300,13 +313,15 @@ def _taken(hint: Any, value: Any, path: str) -> Iterator[Any]:
         yield from_tree(hint, value, path)
 
 
-def _described(hint: Any) -> str:
-    """What an annotation allows, in words."""
+def _described(hint: Any, value: Any) -> str:
+    """What an annotation allows, in words, to say why it does not allow `value`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return f"{_described(arguments[0])} {arguments[1].text}".rstrip()
+        return f"{_described(arguments[0], value)} {arguments[1].words(value)}".rstrip()
     if origin in _UNIONS:
-        return " or ".join(dict.fromkeys(_described(each) for each in arguments if each is not NoneType))
+        return " or ".join(
+            dict.fromkeys(_described(each, value) for each in arguments if each is not NoneType)
+        )
     if origin is Literal or isinstance(hint, enum.EnumType):
         choices = arguments or [member.value for member in hint]
         return f"one of {', '.join(map(repr, choices))}"

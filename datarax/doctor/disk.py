@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datarax.checkpoint import SaveConfig, Snapshot
-from datarax.checkpoint.layout import RunLayout, refuse_wildcards
+from datarax.checkpoint.layout import RunLayout, place_of, refuse_wildcards
 from datarax.doctor.checks import Finding, failure, warning
 from datarax.store.files import sync, write_new
 
@@ -27,11 +27,7 @@ _LEDGER_INODES = 4
 
 def run_directory(directory: Path) -> Finding:
     """Whether the run can be read, or nothing is in the way of making it."""
-    place = directory
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir():
-        return failure(f"{place} is no directory", "use another run.directory")
+    place = place_of(directory)
     if place == directory:
         os.listdir(directory)
         return Finding(found=str(directory), numbers={"exists": True}, value=place)

@@ -58,7 +58,7 @@ class SourceExamination(Examination):
         self._check(
             "manifest",
             lambda: data.manifest(self._source, new=not list_steps(self._directory)),
-            needs=["source"],
+            needs=["source", "directory"],
             otherwise="move these files elsewhere, record all files, or set source.unlisted",
         )
         return self._check(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from datarax.core.config import Checked, DataraxModuleConfig, Natural, Positive
+from datarax.core.config import BatchSize, Checked, DataraxModuleConfig, Natural, Positive
 from datarax.order import ORDER_VERSION, GrainStyle, OrderConfig, OrderPolicy, Remainder
 
 
@@ -17,8 +17,8 @@ class DataLoaderConfig(DataraxModuleConfig):
         ConfigError: if a field has the wrong kind or range.
     """
 
-    batch_size: Positive
-    """Rows of a global batch, over all processes."""
+    batch_size: BatchSize
+    """Rows of a global batch, over all processes; at most 2^31."""
     seed: Natural = 0
     """Seed of the order and of all randomness in transforms; 0 to 2^63 - 1."""
     order: Checked[OrderPolicy] = OrderPolicy.GLOBAL

@@ -202,10 +202,10 @@ class Order:
         Raises:
             InputError: if it is of a version that is not known here, or holds other fields than an order writes.
         """
-        fields = {key: value for key, value in tree.items() if key != "sources"}
         try:
+            fields = {key: value for key, value in tree.items() if key != "sources"}
             order = Order(OrderConfig(**fields), tree["sources"])
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"the recorded order cannot be computed: {error}") from error
         # Code that does not do what its version says shows in the keys, which whoever asks holds against what was delivered.
         if {**order.identity(), "version": order.config.version} != tree:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from datarax.core.config import Checked, Natural, Positive, check_fields
+from datarax.core.config import BatchSize, Checked, Natural, Positive, check_fields
 from datarax.core.errors import ConfigError, InputError, MismatchError
 from datarax.order.digest import key_hashes, key_hashes_of_pass
 from datarax.order.order import Order, RecordKeys
@@ -54,7 +54,7 @@ class Segment:
 
     order: Order
     """Which record stands at which position."""
-    batch_size: Positive
+    batch_size: BatchSize
     """Rows of a global batch, over all processes."""
     first_step: Natural = 0
     """The first step of the segment."""
@@ -345,9 +345,11 @@ class Timeline:
         segments: list[Segment] = []
         ends = [(step, position) for step, position, _ in history[1:]] + [now]
         for (first_step, first_position, recipe), end in zip(history, ends, strict=True):
-            order, size = Order.from_identity(recipe["order"]), int(recipe["batch_size"])
             first = Segment(
-                order=order, batch_size=size, first_step=first_step, first_position=first_position
+                order=Order.from_identity(recipe["order"]),
+                batch_size=recipe["batch_size"],
+                first_step=first_step,
+                first_position=first_position,
             )
             # One that was changed again before it made a step has made none.
             segments = [each for each in segments if each.first_step < first_step]

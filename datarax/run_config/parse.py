@@ -15,9 +15,12 @@ from datarax.checkpoint.layout import local_directory
 from datarax.core.config import from_tree
 from datarax.core.errors import ConfigError, InputError
 from datarax.run_config.config import GrainRunConfig, RunConfig
-from datarax.store.files import check_path
+from datarax.store.files import check_path, check_tree, parsed, read_file
 
 AnyRunConfig = RunConfig | GrainRunConfig
+
+_MOST_BYTES = 1 << 24
+"""What a config file may hold: far more than any was ever written with."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -39,7 +42,7 @@ def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyRunCo
     """
     check_path(str(path), "the config")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_file(path, _MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"cannot read the config {str(path)!r}: {reason}") from None
@@ -80,8 +83,8 @@ def parse_any_stored_config(text: str, overrides: Sequence[str] = (), *, where: 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return parsed(tomllib.loads, text)
+    except ValueError as error:
         raise ConfigError(f"{where} is not valid TOML: {error}") from None
 
 
@@ -100,6 +103,10 @@ def _built(
     for override in overrides:
         _apply_override(tree, override)
     try:
+        check_tree(tree)  # again: an override may lead deeper
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    try:
         if "grain_pipeline" in tree:
             return _resolved(from_tree(GrainRunConfig, tree))
         # A kept config was checked when it was kept; to read it again no kind of source is imported.
@@ -116,14 +123,16 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"--set needs key=value, got {override!r}")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = parsed(tomllib.loads, f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    except ValueError as error:
+        raise ConfigError(f"--set {key}: {error}") from None
     node: Any = tree
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if part not in map(str, range(len(node))):
                 raise ConfigError(
                     f"--set {key}: {'.'.join(parts[:i])} is a list of {len(node)}, so {part!r} is no index of it"
                 )

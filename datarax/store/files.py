@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from datarax.core.errors import InputError
@@ -126,28 +126,61 @@ def read_file(
 
 
 MOST_DEPTH = 200
-"""How deep JSON that we read or write may be nested: all that walks a tree by recursion is far from Python's limit there."""
+"""How deep a tree that we read or write may be nested: all that walks one by recursion is far from Python's limit there."""
+
+MOST_BITS = 14_284
+"""How long an integer may be that we read or write: Python converts no more than 4,300 digits."""
+
+_TOO_DEEP = f"it is nested more than {MOST_DEPTH} deep"
+_TOO_LONG = "it holds an integer of more than 4,300 digits"
 
 
 def parse_json(data: bytes | str) -> Any:
     """The tree of a JSON text.
 
     Raises:
-        ValueError: if it is none, or is nested more than `MOST_DEPTH` deep.
+        ValueError: if it is none, or one that `check_tree` refuses.
     """
-    with contextlib.suppress(RecursionError):
-        tree = json.loads(data)
-        level = [tree]
-        for _ in range(MOST_DEPTH):
-            level = [
-                below
-                for node in level
-                if isinstance(node, (dict, list))
-                for below in (node.values() if isinstance(node, dict) else node)
-            ]
-            if not level:
-                return tree
-    raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
+    return parsed(json.loads, data)
+
+
+def parsed(parse: Callable[[Any], Any], data: bytes | str) -> Any:
+    """The tree that a parser makes of a text.
+
+    Raises:
+        ValueError: if the parser refuses the text, or `check_tree` the tree.
+    """
+    try:
+        tree = parse(data)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except ValueError as error:
+        if type(error) is not ValueError:  # parsers have kinds of their own; this one is that of `int`
+            raise
+        raise ValueError(_TOO_LONG) from None
+    check_tree(tree)
+    return tree
+
+
+def check_tree(tree: Any) -> None:
+    """Refuses a tree of dicts and lists that could not be walked, or not be written.
+
+    Raises:
+        ValueError: if it is nested more than `MOST_DEPTH` deep, or holds an integer of more than `MOST_BITS`.
+    """
+    level = [tree]
+    for _ in range(MOST_DEPTH):
+        if any(type(node) is int and node.bit_length() > MOST_BITS for node in level):
+            raise ValueError(_TOO_LONG)
+        level = [
+            below
+            for node in level
+            if isinstance(node, (dict, list))
+            for below in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:

@@ -5,18 +5,44 @@ For whoever answers for steps that were done: a restore, `verify`, and the comma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint import HistoryEntry, Record, Restored, read_identity
 from datarax.checkpoint.items import item_steps, read_item
 from datarax.checkpoint.salvage import DataItem
-from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
-from datarax.order import Timeline
+from datarax.core.config import REST, BatchSize, from_tree
+from datarax.core.errors import (
+    ConfigError,
+    InputError,
+    MismatchError,
+    SnapshotDamagedError,
+    SnapshotNotFoundError,
+)
+from datarax.order import Order, Timeline
 
 LOADER_NAME = "train"
 """Name of the training loader in a snapshot's record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """What the identity of a loader holds; see `DataLoader.identity`."""
+
+    order: Mapping[str, Any]
+    batch_size: BatchSize
+    sources: Mapping[str, Mapping[str, Any]]
+    others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Identity:
+    """What the identity of a run of a loader holds."""
+
+    train: _Recipe
+    others: Mapping[str, Any] = field(default_factory=dict, metadata=REST)
 
 
 def recorded_timeline(directory: str | Path, record: Record, history: Sequence[HistoryEntry]) -> Timeline:
@@ -57,14 +83,16 @@ def recorded_recipe(directory: str | Path, entry: HistoryEntry) -> Any:
         InputError: if it is not that of a loader.
         SnapshotDamagedError: if it is not as it was written.
     """
-    tree = read_identity(directory, entry.identity).get(LOADER_NAME, {})
-    missing = {"order", "batch_size", "sources"} - set(tree)
-    if missing:
+    tree = read_identity(directory, entry.identity)
+    try:
+        Order.from_identity(from_tree(_Identity, tree).train.order)
+    except (ConfigError, InputError) as error:
         raise InputError(
-            f"the run {directory} was not delivered by a DataLoader called {LOADER_NAME!r} from step {entry.from_step} on: its "
-            f"identity has no {', '.join(sorted(missing))}, so which records were in which step cannot be told"
-        )
-    return tree
+            f"which records were in which step of the run {directory} from step {entry.from_step} on cannot be told: "
+            f"identity/{entry.identity}.json is damaged, or not that of a DataLoader called {LOADER_NAME!r} that this datarax "
+            f"knows: {error}"
+        ) from error
+    return tree[LOADER_NAME]
 
 
 def _position_in(record: Record) -> int:

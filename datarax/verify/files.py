@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
 from datarax.checkpoint import Snapshot, ledger_record, ledger_steps
-from datarax.checkpoint.layout import DATA_ITEM, RunLayout, sha256_hex
+from datarax.checkpoint.identity_reader import parse_identity
+from datarax.checkpoint.layout import DATA_ITEM, RunLayout
+from datarax.checkpoint.snapshot import read_addressed
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 from datarax.verify.finiteness import held
 from datarax.verify.report import SnapshotReport
@@ -17,15 +20,17 @@ from datarax.verify.report import SnapshotReport
 def run_problems(directory: Path) -> list[str]:
     """Files that several snapshots share: each is named by its SHA-256, or listed in a manifest of the ledger."""
     problems, layout = [], RunLayout(directory)
-    for kind in ("identity", "configs", "history"):
+    kinds: dict[str, Callable[[bytes], Any]] = {
+        "identity": parse_identity,
+        "configs": bytes.decode,
+        "history": bytes,
+    }
+    for kind, parse in kinds.items():
         for path in sorted(Path(directory, kind).glob("[!.]*")):
             try:
-                changed = sha256_hex(layout.read(path)) != path.stem
-            except OSError as error:
-                problems.append(f"{kind}/{path.name}: cannot be read ({error.strerror})")
-                continue
-            if changed:
-                problems.append(f"{kind}/{path.name}: its content has changed since it was written")
+                read_addressed(layout, path, parse)
+            except ValueError as error:
+                problems.append(str(error))
     for step in ledger_steps(directory):
         try:
             ledger_record(directory, step)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint import read_config
-from datarax.checkpoint.identity_reader import lift_identity
+from datarax.checkpoint.identity_reader import parse_identity
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.checkpoint.record import Record
@@ -27,7 +27,6 @@ from datarax.run_config import (
 from datarax.run_config.build import named_code
 from datarax.sources import DataSource, RangeConfig, RangeSource
 from datarax.sources.open import open_source
-from datarax.store.files import parse_json
 from datarax.training import LOADER_NAME
 from datarax.verify.records import neighbour_record
 from datarax.verify.trust import TRUST_VARIABLE, distrusted
@@ -226,10 +225,13 @@ class Recipes:
 
     def _stand_in(self, config: RunConfig, recorded: Mapping[str, Any]) -> DataSource | None:
         name = config.source.name
-        known = recorded.get(LOADER_NAME, {}).get("sources", {}).get(name)
-        if not self._keys_only or known is None:
+        if not self._keys_only:
             return None
-        source = RangeSource(RangeConfig(name=name, stop=known["num_records"]))
+        try:
+            stop = recorded[LOADER_NAME]["sources"][name]["num_records"]
+        except (KeyError, TypeError):
+            return None
+        source = RangeSource(RangeConfig(name=name, stop=stop))
         self._stand_ins.append(source)
         return source
 
@@ -263,7 +265,7 @@ def recorded_identity(directory: Path, record: Record, present: Any) -> Any:
     """The identity that the record names. What is missing or damaged was reported already: then there is none to compare."""
     try:
         layout = RunLayout(directory)
-        return lift_identity(parse_json(layout.read(layout.identity(record.identity))))
+        return parse_identity(layout.read(layout.identity(record.identity)))
     except (OSError, ValueError):
         return present
 

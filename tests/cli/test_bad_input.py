@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -62,13 +63,72 @@ def test_a_bad_config_is_refused_with_its_file_and_its_key_named(text, message, 
     assert "bad.toml" in errors
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["missing", "not text"])
-def test_a_config_that_cannot_be_read_is_named(content, tmp_path, capsys):
+def _nothing(path):
+    pass
+
+
+_UNREADABLE = {
+    "nothing": (_nothing, os.strerror(errno.ENOENT)),
+    "no text": (lambda path: path.write_bytes(b"\xff\xfe"), "it is not UTF-8 text"),
+    "a directory": (Path.mkdir, "it is no regular file"),
+    "a pipe": (os.mkfifo, "it is no regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "it is no regular file"),
+    "a loop": (lambda path: path.symlink_to(path), "is a link or no file"),
+    "10 GB": (lambda path: (path.touch(), os.truncate(path, 10 << 30)), "at most 16777216 make sense"),
+}
+
+
+@pytest.mark.parametrize("kind", _UNREADABLE)
+def test_a_config_that_cannot_be_read_is_named(kind, finished, tmp_path, capsys):
     config = tmp_path / "config.toml"
-    if content is not None:
-        config.write_bytes(content)
-    for command in (["run"], ["plan"], ["order", "--steps", "0"]):
-        assert str(config) in refused(capsys, [*command, config], 2)
+    make, reason = _UNREADABLE[kind]
+    make(config)
+    commands = (["run"], ["plan"], ["doctor"], ["chaos"], ["verify", finished / "run", "--config"])
+    # A directory is a run for `order`.
+    for command in (*commands, *([["order", "--steps", "0"]] if kind != "a directory" else [])):
+        errors = refused(capsys, [*command, config], 2)
+        assert str(config) in errors
+        assert reason in errors
+
+
+_DIGITS, _DEEP = "9" * 5000, "[" * 3000 + "]" * 3000
+_TOO_LONG, _TOO_DEEP = "an integer of more than 4,300 digits", "nested more than 200 deep"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("loader.seed", _DIGITS, _TOO_LONG),
+        ("loader.seed", f"0x{'f' * 5000}", _TOO_LONG),
+        ("loader.seed", _DEEP, _TOO_DEEP),
+        (f"task.parameters.{'x.' * 4000}x", "1", _TOO_DEEP),
+        ("save.every_seconds", f"0x{'f' * 400}", "save.every_seconds must be a number of at least 0"),
+        (
+            "loader.batch_size",
+            f"{2**62}",
+            f"loader.batch_size must be an integer of at most 2^31, got {2**62}",
+        ),
+        ("loader.batch_size", f"{2**31 + 1}", "loader.batch_size must be an integer of at most 2^31"),
+    ],
+    ids=lambda each: each[:40],
+)
+def test_a_value_that_no_config_can_hold_is_refused_in_a_file_and_in_a_setting(
+    key, value, message, finished, existing, capsys
+):
+    table, _, name = key.partition(".")
+    config = existing.parent / "config.toml"
+    text = (finished / "config.toml").read_text().replace(f"{finished}/run", str(existing))
+    text = re.sub(rf"(?m)^{name.split('.')[0]} = .*\n", "", text)
+    config.write_text(text.replace(f"[{table}]\n", f"[{table}]\n{name} = {value}\n"))
+    for command in (["run"], ["plan"], ["order", "--steps", "0"], ["verify", existing, "--config"]):
+        errors = refused(capsys, [*command, config], 2)
+        assert message in errors
+        assert str(config) in errors
+    assert main(["doctor", str(config)]) == 1
+    assert message in capsys.readouterr().out
+    errors = refused(capsys, ["plan", finished / "config.toml", *sets(f"{key}={value}")], 2)
+    assert message in errors
+    assert f"--set {key}: " in errors or str(finished / "config.toml") in errors
 
 
 _BAD_SETTINGS = [
@@ -78,6 +138,9 @@ _BAD_SETTINGS = [
     ("run.stpes=3", "unknown key 'run.stpes'; did you mean 'steps'?"),
     ("transforms.decode.use=x:y", "transforms is a list of 2, so 'decode' is no index of it"),
     ("transforms.2.use=x:y", "transforms is a list of 2, so '2' is no index of it"),
+    ("transforms.²=1", "transforms is a list of 2, so '²' is no index of it"),
+    (f"transforms.{'1' * 5000}=1", "is no index of it"),
+    ("task.use=.tests:task", "task.use must be 'module:attribute', got '.tests:task'"),
     ("run.steps.more=3", "run.steps is a value, not a table"),
     ("run.steps='12'", "run.steps must be an integer of at least 1, got '12'"),
     ("run.steps=1.5", "run.steps must be an integer of at least 1, got 1.5"),
@@ -109,7 +172,7 @@ _BAD_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("override", "message"), _BAD_SETTINGS, ids=[each[0] for each in _BAD_SETTINGS])
+@pytest.mark.parametrize(("override", "message"), _BAD_SETTINGS, ids=[each[0][:40] for each in _BAD_SETTINGS])
 def test_a_bad_setting_is_refused_with_what_was_asked_and_what_to_do(
     override, message, finished, existing, capsys
 ):
@@ -187,12 +250,31 @@ def test_plan_and_order_say_how_missing_data_are_made(tmp_path, capsys):
 # The run directory.
 
 
-def test_a_run_directory_that_is_a_file_is_refused(finished, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "name", ["file", "file/below", "pipe", "loop", "loop/below", "n" * 300, "/dev/null", "/proc/run"]
+)
+def test_a_run_directory_that_can_be_none_is_refused_by_every_command(name, finished, tmp_path, capsys):
     (tmp_path / "file").write_text("precious")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        arguments = ["run", finished / "config.toml", *sets(f"run.directory={place}")]
-        assert str(place) in refused(capsys, arguments, 2)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    place, config = tmp_path / name, finished / "config.toml"
+    for command in ("plan", "run"):
+        assert str(place) in refused(capsys, [command, config, *sets(f"run.directory={place}")], 2)
+    assert main(["doctor", str(config), str(place)]) == 1
+    assert f"run directory {place} cannot be " in capsys.readouterr().out
+    reason = "cannot be listed: " if name != "/proc/run" else ""
+    for command in (["inspect"], ["verify"], ["diff", finished / "run"]):
+        errors = refused(capsys, [*command, place], 2)
+        assert str(place) in errors
+        assert reason in errors
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_a_place_for_chaos_that_can_be_none_is_refused(finished, tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300)):
+        errors = refused(capsys, ["chaos", finished / "config.toml", "--directory", place], 2)
+        assert f"--directory {place} cannot be made" in errors
 
 
 def _read_only(monkeypatch, directory, number=errno.EROFS):

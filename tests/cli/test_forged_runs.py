@@ -161,6 +161,45 @@ def _forge_manifest(run, number):
     _write_sealed(path, _changed(tree, fields[number % len(fields)], HOSTILE[number % len(HOSTILE)]))
 
 
+def addressed(run, kind, data):
+    """Puts a file in the place of those that the records name by its content, and seals all that names it."""
+    name = hashlib.sha256(data).hexdigest()
+    (
+        run / ("configs" if kind == "config" else kind) / f"{name}{'.toml' if kind == 'config' else '.json'}"
+    ).write_bytes(data)
+    for step in (path for path in run.iterdir() if path.name.isdigit()):
+        record = step / "data/record.json"
+        tree = json.loads(record.read_bytes())
+        for each in (tree, *tree["history"]):
+            each[kind] = name
+        record.write_bytes(canonical_json(tree))
+        seal(step)
+
+
+def _forged_identity(*path, value):
+    def forge(run, outside):
+        tree = json.loads(FILES["identity"](run).read_bytes())
+        text = canonical_json(_changed(tree, path, "VALUE" if isinstance(value, bytes) else value))
+        addressed(run, "identity", text.replace(b'"VALUE"', value) if isinstance(value, bytes) else text)
+
+    return forge
+
+
+def _forge_identity(run, number):
+    fields = list(_fields(json.loads(FILES["identity"](run).read_bytes())))
+    path, value = fields[number % len(fields)], HOSTILE[number % len(HOSTILE)]
+    _forged_identity(*path, value=value)(run, None)
+
+
+def _forged_config(old, new):
+    def forge(run, outside):
+        text = FILES["config"](run).read_bytes()
+        assert text.count(old) == 1
+        addressed(run, "config", text.replace(old, new))
+
+    return forge
+
+
 def _list_outside(run, outside):
     path = newest(run) / "manifest.json"
     tree = json.loads(path.read_bytes())
@@ -205,10 +244,38 @@ def _placed(file, what):
     return forge
 
 
+DIGITS = b"9" * 5000
+IDENTITIES = {
+    **{f"identity is {value!r}": _forged_identity(value=value) for value in ([], "x", 1.5, True, None, {})},
+    **{f"train is {value!r}": _forged_identity("train", value=value) for value in (1.5, "order", None)},
+    **{
+        f"train.{field} is {value!r}": _forged_identity("train", field, value=value)
+        for field, values in {
+            "batch_size": ("a", None, {}, 1.5, 2**62),
+            "order": (None, 7, "x"),
+            "sources": (None, 7, {"text": 7}, {}),
+        }.items()
+        for value in values
+    },
+    "train.order.sources is a text": _forged_identity("train", "order", "sources", value="x"),
+    "train.seed of 5000 digits": _forged_identity("train", "seed", value=DIGITS),
+}
+CONFIGS = {
+    "config no UTF-8": _forged_config(b"[run]", b"\xff\xfe[run]"),
+    "config of 5000 digits": _forged_config(b"\nseed = 5\n", b"\nseed = " + DIGITS + b"\n"),
+    "config of 5000 hexadecimal digits": _forged_config(b"\nseed = 5\n", b"\nseed = 0x" + DIGITS + b"\n"),
+    "config nested deep": _forged_config(b"\nseed = 5\n", b"\nseed = " + b"[" * 3000 + b"]" * 3000 + b"\n"),
+    "config of endless time": _forged_config(b"every_seconds = 300.0", b"every_seconds = 0x" + b"f" * 400),
+    "config of endless batches": _forged_config(b"batch_size = 16", b"batch_size = 4611686018427387904"),
+}
+
 FORGED = {
     **{f"{file}: {what}": _placed(file, what) for file in FILES for what in PLACED},
     **{f"record {n}": (lambda run, outside, n=n: _forge_record(run, n)) for n in range(0, 400, 7)},
     **{f"manifest {n}": (lambda run, outside, n=n: _forge_manifest(run, n)) for n in range(0, 400, 11)},
+    **{f"identity {n}": (lambda run, outside, n=n: _forge_identity(run, n)) for n in range(0, 900, 13)},
+    **IDENTITIES,
+    **CONFIGS,
     "a manifest that lists a file outside": _list_outside,
     **{
         f"{name} is a link to a directory": _link_directory(name)
@@ -267,6 +334,7 @@ def test_a_forged_run_is_named_in_time_and_nothing_outside_is_touched(
     commands = [
         ["inspect", str(run)],
         ["order", str(run), "--steps", "0:3"],
+        ["order", str(run), "--steps", "0:3", "--csv"],
         ["diff", str(run), str(finished / "run")],
         ["verify", str(run), "--fast"],
         ["plan", str(config)],
@@ -286,3 +354,31 @@ def test_a_forged_run_is_named_in_time_and_nothing_outside_is_touched(
         assert "Traceback" not in text, (command, text[-3000:])
         assert SECRET not in text, command
         assert _seen(outside) == before, command
+
+
+@pytest.mark.parametrize("kind", IDENTITIES)
+def test_an_identity_that_is_none_is_named(kind, finished, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run, symlinks=True)
+    IDENTITIES[kind](run, None)
+    name = json.loads((newest(run) / "data/record.json").read_bytes())["identity"]
+    code = main(["order", str(run), "--steps", "0:3", "--csv"])
+    assert code in ((0,) if kind == "train.sources is {}" else (1, 2))  # then only the files are not known
+    said = capfd.readouterr().err
+    assert f"identity/{name}.json" in said
+    assert "damaged" in said
+    assert main(["verify", str(run), "--fast"]) == 1
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_stored_config_that_is_none_is_named(kind, finished, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run, symlinks=True)
+    CONFIGS[kind](run, None)
+    name = json.loads((newest(run) / "data/record.json").read_bytes())["config"]
+    for words in (["verify", str(run)], ["verify", str(run), "--fast"]):
+        assert main(words) in (1, 2)
+        said = capfd.readouterr()
+        assert f"configs/{name[:12]}" in said.out + said.err, words
+    assert main(["order", str(run), "--find", "text:3"]) in (0, 1, 2)
+    assert f"configs/{name[:12]}" in capfd.readouterr().err

@@ -282,10 +282,33 @@ def test_a_table_replaces_no_file_and_leaves_no_half_of_one(finished, tmp_path, 
     arguments = [finished / "run", "--steps", "0:12", "--csv", "--output"]
     assert "exists already" in refusal(capsys, *arguments, path, code=2).err
     assert path.read_text() == "precious"
-    assert "FileNotFoundError" in refusal(capsys, *arguments, tmp_path / "none" / "table.csv", code=74).err
+    for place in ("none", "table.csv"):  # not there, and no directory
+        error = refusal(capsys, *arguments, tmp_path / place / "new.csv", code=2).err
+        assert f"--output {tmp_path}/{place}/new.csv: nothing can be written in {tmp_path}/{place}: " in error
     monkeypatch.setattr("datarax.order.versions.derive_seed", lambda *parts: 7)
     refusal(capsys, *arguments, tmp_path / "other.csv", code=1)
     assert os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_a_table_may_lie_in_the_working_directory(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    answer(capsys, finished / "run", "--steps", "0:12", "--csv", "--output", "table.csv")
+    assert os.listdir(tmp_path) == ["table.csv"]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (["--find", "text:" + "9" * 5000], "--find needs SOURCE:INDEX"),
+        (["--find", "text:²"], "--find needs SOURCE:INDEX"),
+        (["--steps", "9" * 5000], "--steps needs A:B with whole numbers"),
+        (["--steps", "9" * 20], "99999999999999999999"),
+    ],
+    ids=lambda each: str(each)[:40],
+)
+def test_a_number_that_is_none_of_this_run_is_refused(what, message, finished, capsys):
+    for asked in ([finished / "run"], [finished / "config.toml", "--set", "run.directory=none"]):
+        assert message in refusal(capsys, *asked, *what, code=2).err
 
 
 # An audit is not wrong in silence.
