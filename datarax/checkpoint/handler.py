@@ -264,7 +264,9 @@ class OrbaxWriter:
         """Free the manager's threads. The save in progress must have been waited for."""
         self._drain()
         try:
-            self._manager.close()
+            # What Orbax still has to say is of a save that failed, and was told: its step's metadata had nowhere to go either.
+            with contextlib.suppress(Exception):
+                self._manager.close()
         finally:
             _quiet.release()
 

@@ -264,16 +264,24 @@ def test_a_number_of_processes_that_makes_no_sense_is_refused(count, capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.few(1)
 def test_a_signal_to_a_launcher_that_has_not_launched_anything_ends_it_without_a_word(number, tmp_path):
-    config = tmp_path / "config.toml"
-    os.mkfifo(config)  # reading it lasts until somebody has written
+    # Reading the config lasts until somebody has written.
+    script = """
+import sys
+from datarax import run_config
+from datarax.__main__ import main
+run_config.load_any_config = lambda *asked: print("reading", flush=True) or sys.stdin.read()
+main(["run", "config.toml", "--processes", "2"])
+"""
     process = subprocess.Popen(
-        [sys.executable, "-m", "datarax", "run", str(config), "--processes", "2"],
+        [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    with config.open("w"):
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
     assert process.returncode == -number, said
     assert said == ""
