@@ -18,7 +18,7 @@ from pathlib import Path
 from datarax.checkpoint.layout import COMMIT_MARK_NAME, DATA_ITEM, MANIFEST_NAME, RunLayout, is_step_name
 from datarax.checkpoint.manifest import Manifest
 from datarax.core.tree import canonical_json
-from datarax.store.files import make_directory, sync, write_new
+from datarax.store.files import make_directory, sync, write_new, write_whole
 
 _DROPPED = "dropped-"
 _OURS_IN_TRASH = re.compile(rf"{_DROPPED}(0|[1-9][0-9]{{0,18}})|.+-[0-9a-f]{{32}}")
@@ -65,9 +65,11 @@ def _keep_sums(layout: RunLayout, gone: Path) -> None:
         manifest = Manifest.from_bytes(layout.read(gone / MANIFEST_NAME))
         files = {name: f for name, f in manifest.items[DATA_ITEM].items() if name != COMMIT_MARK_NAME}
         small = dataclasses.replace(manifest, items={DATA_ITEM: files}, leaves=None)
-        write_new(gone / DATA_ITEM / MANIFEST_NAME, small.to_bytes())
+        for left in (gone / DATA_ITEM).glob(f".{MANIFEST_NAME}.*.tmp"):  # by a writer that was killed here
+            left.unlink()
+        write_whole(gone / DATA_ITEM / MANIFEST_NAME, small.to_bytes())
     except (OSError, ValueError, KeyError):
-        return  # a full disk or a damaged step must not keep it from leaving; a second try finds the file written
+        return  # a full disk or a damaged step must not keep it from leaving
 
 
 def throw_away(layout: RunLayout, path: Path) -> None:

@@ -162,7 +162,6 @@ def _record(lab):
     fields = [
         (path, value) for path, value in _leaves(record) if path[:3] != _STATE and path != ("identity",)
     ]
-    names = {"earlier_history": "history/7.json"}
     refused = {"format", "step", "identity", "config", "earlier_history", "loaders.train.scope"}
     for path, value in fields:
         if path == ("history", 0, "identity"):
@@ -172,7 +171,7 @@ def _record(lab):
             "record: another field has another value",
             name,
             functools.partial(_with_record, path=path, value=_other(value)),
-            named=names.get(name, name.removeprefix("loaders.train.") if "digest" in path else name),
+            named=name.removeprefix("loaders.train.") if "digest" in path else name,
             by_restore=name in refused,
         )
 
