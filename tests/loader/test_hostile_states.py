@@ -124,15 +124,17 @@ def check(make, steps, changes):
 @pytest.mark.few(2)
 @pytest.mark.filterwarnings("ignore:invalid value")  # a mean may be infinite
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_any_value_in_any_field_is_refused_or_lived_by(make):
+def test_any_value_in_any_field_is_refused_or_lived_by(make, request):
     module = make()
     next(module)
-    for path in list(fields(module.get_state())):
-        for value in HOSTILE:
+    whole = request.config.getoption("-m") == ""
+    for i, path in enumerate(fields(module.get_state())):
+        for value in HOSTILE if whole else HOSTILE[i % 3 :: 3]:
             check(make, 1, [(path, value)])
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.few(4)
 @examples(100)
 @given(data=st.data())
 def test_values_that_contradict_each_other_are_refused_or_lived_by(make, data):

@@ -183,6 +183,7 @@ def test_side_files_that_fail_under_reads_are_named(tmp_path: Path, reader: str,
             load_manifest(str(tmp_path))
 
 
+@pytest.mark.full
 def test_five_thousand_shards_are_read_with_few_open_files(tmp_path: Path):
     count = 5_000
     make_shards(tmp_path, 1, 2)
