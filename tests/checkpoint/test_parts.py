@@ -265,6 +265,7 @@ def die_with_a_part(processes, run):
         checkpointer.save(2, data=train)
 
 
+@pytest.mark.full
 def test_what_a_killed_process_left_is_no_snapshot_and_goes_at_the_next_start(tmp_path):
     run = tmp_path / "run"
     results = joined(die_with_a_part, run, count=3, settings={"exchange_timeout_seconds": 10})

@@ -104,6 +104,7 @@ def test_rows_from_a_running_stream_are_caught_at_the_first_step_after_the_kill(
     assert (trial["same"], trial["code"], trial["steps_compared"]) == (False, 0, 40)
 
 
+@pytest.mark.full
 def test_a_run_that_cannot_be_continued_is_shown_with_its_code_and_its_last_lines(config, capsys):
     sets = [f"task.use={FORGETFUL}:once_task", f"task.parameters.marker={config.parent / 'used'}"]
     assert chaos(config, *ONE_KILL, sets=sets) == 1

@@ -578,6 +578,7 @@ def test_the_process_counts_that_fit_are_listed_to_the_last(finished, doctor):
     assert doctor(finished / "config.toml", *MORE, "--devices", "32").failed == ["mesh"]
 
 
+@pytest.mark.full
 def test_the_device_counts_that_fit_are_those_that_a_loader_accepts():
     code = """
 import jax

@@ -79,6 +79,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.full
 def test_grains_worker_processes_read_our_sources(tmp_path: Path):
     kinds.write_files(tmp_path, kinds.RECORDS)
     (tmp_path / "workers.py").write_text(WORKERS)

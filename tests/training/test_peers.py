@@ -171,6 +171,7 @@ def test_a_killed_process_is_missed_by_name(place):
     assert codes == [0, 0], output
 
 
+@pytest.mark.full
 def test_a_killed_process_before_any_snapshot_is_a_failure(place):
     shutil.rmtree(place / "run")
     fleet = Fleet(command(place, "Odd", "run.steps=100000"), count=2, directory=place)
