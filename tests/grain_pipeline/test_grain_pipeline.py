@@ -14,6 +14,7 @@ from tests.support.grain_pipelines import (
     ALL,
     concat_then_split,
     data_loader,
+    data_loader_with_flat_map,
     filter_in_stream,
     interleave,
     mix_dict,
@@ -43,6 +44,14 @@ def run(module):
 
 def through_json(state):
     return decode(json.loads(json.dumps(encode(state))))
+
+
+# The first tier restores few kinds of pipelines, and this one is unlike the others.
+def test_a_state_that_describes_no_sampler_goes_on_exactly():
+    elements, states = run(wrap(data_loader_with_flat_map()))
+    module = wrap(data_loader_with_flat_map())
+    module.set_state(states[1])
+    assert same(list(module), elements[1:])
 
 
 @pytest.mark.parametrize("build", ALL, ids=lambda build: build.__name__)
@@ -82,6 +91,7 @@ def test_a_state_of_the_second_generation_goes_on_exactly(build):
 ON_DISK = [
     concat_then_split,
     data_loader,
+    data_loader_with_flat_map,
     filter_in_stream,
     interleave,
     mix_dict,
