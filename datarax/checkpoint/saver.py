@@ -204,7 +204,17 @@ class Saver:
         return found
 
     def _remove_remains(self, step: int) -> None:
-        if self._processes.first:
+        if self._lock is None or self._lock.superseded_by() is not None:
+            return
+        try:
+            self._lock.check_there()
+        except RunLostError:
+            # TensorStore makes the directories again that it writes to. What a later start has made there is not ours.
+            if not self._layout.lock.exists():
+                self._writer.remove_remains(step)
+                with contextlib.suppress(OSError):
+                    self._layout.directory.rmdir()
+        else:
             self._writer.remove_remains(step)
 
     def _seal(self, temporary: Path) -> None:

@@ -150,7 +150,7 @@ class Threads(Generic[T]):
         return unit
 
     def close(self) -> None:
-        """Waits for the threads to end."""
+        """Waits for the threads to end; one that has not begun yet ends as soon as it does."""
         self.is_over = True
         self._work.put(None)
         while [

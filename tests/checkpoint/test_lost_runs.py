@@ -81,6 +81,28 @@ def test_a_run_that_goes_while_a_save_is_on_its_way_is_not_committed(lose, tmp_p
     assert list_steps(run) == [] if run.exists() else True
 
 
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_what_is_made_again_below_a_lost_run_goes_again_unless_a_later_start_has_it(
+    is_taken, tmp_path, monkeypatch
+):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    with Checkpointer(run) as checkpointer:
+
+        def lose_and_go_on(temporary):
+            _moved(run, moved)
+            temporary.joinpath("model").mkdir(parents=True)  # as TensorStore does, which still writes there
+            if is_taken:
+                (run / "lock").touch()
+            checkpointer._lock.check_there()
+
+        monkeypatch.setattr(checkpointer._saver._writer, "_before_commit", lose_and_go_on)
+        checkpointer.save(1, data=Counter().at(1))
+        with pytest.raises((RunLostError, SaveError)):
+            checkpointer.wait()
+    assert run.exists() == is_taken
+    assert len(list(tmp_path.glob("run/1.*/model"))) == is_taken
+
+
 def test_a_session_ends_with_its_run_and_leaves_the_snapshots_where_they_are(tmp_path):
     class Mover:
         def init(self, parameters, mesh):

@@ -70,12 +70,14 @@ def interrupted_at(number, inside=_INSIDE):
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # what ends streams of earlier tests is no hand-over
     sys._getframe().f_trace_opcodes = True  # of any frame: else Python 3.12 looks for no opcodes
     sys.settrace(trace)
     try:
         yield seen
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 STREAMS = {
