@@ -118,6 +118,7 @@ def test_a_sigint_that_is_ignored_stays_so():
     assert seen["changes"] == [["default", "ignored"]]
 
 
+@pytest.mark.full
 def test_no_handler_exists_until_the_data_are_built_and_the_session_begins(tmp_path):
     seen = watched("script", ["run", write_config(tmp_path), "--set", "run.steps=3"], cwd=tmp_path)
     ours = ["_handle", "_handle"]

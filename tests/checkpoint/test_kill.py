@@ -80,6 +80,7 @@ def run_script(tmp_path, how):
 
 @pytest.mark.parametrize("how", ["return", "raise"])
 @pytest.mark.parametrize("attempt", range(2))
+@pytest.mark.few(2)
 def test_an_exit_with_a_pending_save_is_reported_with_exit_1_and_does_not_hang(tmp_path, how, attempt):
     """Orbax alone hung in 12 of 13 such exits, and lost the save with exit code 0 in the other."""
     code, output = run_script(tmp_path, how)

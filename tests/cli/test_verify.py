@@ -9,6 +9,7 @@ import pytest
 from datarax.cli.main import main
 from datarax.sources.manifest import RECORD_HASHES_NAME
 from tests.support.runs import copy_run, finish_run, flipped, positions_in, replaced, write_config
+from tests.support.tiers import is_whole
 
 _MASKS = (0x01, 0x80)
 
@@ -39,7 +40,7 @@ def test_any_changed_byte_of_an_item_is_found_and_its_file_named(finished, capsy
     assert {path.relative_to(run).parts[0] for path in files} == {"8", "12", "ledger"} - {"ledger"}
     for path in files:
         step, name = path.relative_to(run).parts[0], "/".join(path.relative_to(run).parts[1:])
-        for i, position in enumerate(positions_in(path)):
+        for i, position in enumerate(positions_in(path, inner=2 if is_whole() else 0)):
             with flipped(path, position, _MASKS[i % 2]):
                 code, output = verify(run, capsys, "--step", step)
             assert code == 1, f"{name} byte {position}:\n{output}"

@@ -23,6 +23,7 @@ from datarax import (
     MemoryConfig,
     MemorySource,
 )
+from tests.support.tiers import is_whole
 
 _OURS = ("/datarax/loader/", "/datarax/grain_pipeline/")
 """What runs within Grain is Grain's: it takes locks of `threading` in the thread that asks."""
@@ -90,8 +91,8 @@ STREAMS = {
 
 @pytest.mark.parametrize("make", STREAMS.values(), ids=STREAMS)
 @pytest.mark.parametrize("first", [True, False])
-def test_an_interrupt_at_any_instruction_moves_nothing_or_one_batch(make, first, request):
-    every = 1 if request.config.getoption("-m") == "" else 17
+def test_an_interrupt_at_any_instruction_moves_nothing_or_one_batch(make, first):
+    every = 1 if is_whole() else 17
     assert interrupt_everywhere(make, first, every) * every > 140
 
 
@@ -134,8 +135,8 @@ def interrupt_everywhere(make, first, every=1):
 
 
 @pytest.mark.parametrize("read_ahead", [0, 2])
-def test_an_interrupted_close_ends_in_the_next_and_leaves_no_thread(read_ahead, request):
-    every = 1 if request.config.getoption("-m") == "" else 17
+def test_an_interrupted_close_ends_in_the_next_and_leaves_no_thread(read_ahead):
+    every = 1 if is_whole() else 17
     before = set(threading.enumerate())
     for number in itertools.count(1, every):
         stream = loader(read_ahead=read_ahead)

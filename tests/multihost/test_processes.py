@@ -168,6 +168,7 @@ def test_a_fact_that_one_lacks_is_a_disagreement():
 
 
 @pytest.mark.parametrize("absent", [0, 1, 2])
+@pytest.mark.few(1)
 def test_who_does_not_come_is_missed_by_name_at_the_deadline(absent):
     with coordinated(3) as processes:
 

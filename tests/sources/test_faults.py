@@ -77,6 +77,7 @@ def make_shards(place: Path, count: int, records: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["eio", "end", "short"])
+@pytest.mark.few(1)
 def test_records_are_right_or_an_error_when_reads_below_the_library_fail(
     shim: Path, tmp_path: Path, kind: str
 ):

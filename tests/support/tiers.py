@@ -3,10 +3,14 @@
 from hypothesis import settings
 
 
+def is_whole():
+    """Whether this is `make test-all`; the profile says so."""
+    return settings.get_current_profile_name() == "full"
+
+
 def examples(count):
-    """So many examples in `make test-all`, and an eighth of them in `make test`; the profile says which of the two it is."""
-    whole = settings.get_current_profile_name() == "full"
-    return settings(max_examples=count if whole else max(5, count // 8))
+    """So many examples in `make test-all`, and an eighth of them in `make test`."""
+    return settings(max_examples=count if is_whole() else max(5, count // 8))
 
 
 def leave_out(items, mark):

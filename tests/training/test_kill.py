@@ -58,6 +58,7 @@ def test_fresh_interpreters_signalled_from_the_first_line_of_main_on_end_bit_ide
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.few(1)
 def test_a_signal_in_an_import_ends_the_process_without_a_word(number, tmp_path):
     config = write_config(tmp_path)
     (tmp_path / "slow_task.py").write_text(
@@ -105,6 +106,7 @@ def test_a_first_signal_saves_after_the_step_and_exits_75(number, tmp_path):
     assert (tmp_path / "run" / last / "manifest.json").exists()
 
 
+@pytest.mark.full
 def test_a_second_signal_leaves_at_once_and_loses_nothing(tmp_path, undisturbed):
     config = write_config(tmp_path)
     arguments = ["run", config, "--set", "task.parameters.pause=2.0"]

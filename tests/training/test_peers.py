@@ -213,7 +213,7 @@ def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused_with_th
 
 @pytest.mark.parametrize(("task", "mark"), [("SlowInit", "in-init"), ("SlowFirstStep", "in-step")])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.few(1)
+@pytest.mark.full
 def test_a_signal_while_one_is_busy_waits_for_it_and_is_not_lost(task, mark, number, place):
     fleet = Fleet(command(place, task, "run.steps=100000"), count=2, directory=place)
     fleet.wait_until(lambda: all((place / f"{mark}-{index}").exists() for index in range(2)))
