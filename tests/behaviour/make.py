@@ -15,8 +15,8 @@ from tests.behaviour import commands, deliveries, draws, modules, runs
 GOLDEN = Path(__file__).parents[2] / "checkpoints" / "golden" / "behaviour"
 
 
-def _deliveries(place):
-    found, states = deliveries.facts(place)
+def _deliveries(place, every):
+    found, states = deliveries.facts(place, every)
     files = place / "files"
     kinds, messages = modules.refusals(files)
     return {
@@ -32,7 +32,7 @@ def _deliveries(place):
     }
 
 
-def _runs(place):
+def _runs(place, every):
     differences, messages = runs.differences(place / "changes")
     return {
         "records": {**runs.records(place / "records"), "resolved configs": runs.resolved_configs()},
@@ -41,23 +41,23 @@ def _runs(place):
     }
 
 
-def _commands(place):
+def _commands(place, every):
     codes, messages = commands.facts(place)
     return {"exit_codes": codes, "messages": {"commands": messages}}
 
 
-def _draws(place):
+def _draws(place, every):
     return {f"draws-{draws.line()}": draws.facts()}
 
 
 @functools.cache
-def trees():
-    """File name -> case -> what it gives, as JSON would give it back."""
+def trees(every=1):
+    """File name -> case -> what it gives, as JSON would give it back; of the deliveries each `every`-th case."""
     found = {}
     for group in (_deliveries, _runs, _commands, _draws):
         with tempfile.TemporaryDirectory() as place:
             place = Path(place).resolve()
-            for name, tree in group(place).items():
+            for name, tree in group(place, every).items():
                 text = json.dumps(tree)
                 if name == "messages":
                     text = text.replace(str(place), "{place}")
@@ -70,14 +70,14 @@ def spelled(tree):
     return json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def write(directory, replace=()):
+def write(directory, replace=(), every=1):
     """Writes the files that are missing and those that are to be replaced.
 
     Returns:
         Their names.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    names = [name for name in trees() if name in replace or not (directory / name).exists()]
+    names = [name for name in trees(every) if name in replace or not (directory / name).exists()]
     for name in names:
-        (directory / name).write_text(spelled(trees()[name]), encoding="utf-8")
+        (directory / name).write_text(spelled(trees(every)[name]), encoding="utf-8")
     return names

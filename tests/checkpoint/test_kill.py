@@ -96,6 +96,7 @@ def test_an_exit_with_a_pending_save_is_reported_with_exit_1_and_does_not_hang(t
         assert not committed or same(checkpointer.restore(model=model(0)).model, model(1))
 
 
+@pytest.mark.full
 def test_an_exit_without_close_but_without_pending_save_is_not_an_error(tmp_path):
     assert run_script(tmp_path, "done") == (0, "")
 

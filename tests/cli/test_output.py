@@ -24,7 +24,7 @@ PLACES = {
     "full": ">/dev/full",
     "all full": ">/dev/full 2>&1",
 }
-FIRST = [("no", "all closed"), ("refusal", "all full"), ("usage", "closed")]
+FIRST = [("no", "all closed"), ("refusal", "all full")]
 
 
 def shell(directory, arguments, place, **settings):

@@ -225,6 +225,7 @@ def stamped(value):
 
 
 @pytest.mark.parametrize("kind", NO_STAMPS)
+@pytest.mark.few(6)
 def test_what_is_no_stamp_stops_no_run_and_trusts_no_file(kind, begun, capsys):
     path = begun / "run" / "starts" / "1.files.json"
     path.unlink()
@@ -240,6 +241,7 @@ def test_what_is_no_stamp_stops_no_run_and_trusts_no_file(kind, begun, capsys):
 
 
 @pytest.mark.parametrize("number", ["7", str(10**18), "9" * 200, "9" * 5 + "a", "-1", "01", "٣"])
+@pytest.mark.few(3)
 def test_what_is_no_stamp_hides_no_earlier_one(number, begun, capsys):
     (begun / "run" / "starts" / f"{number}.files.json").write_bytes(b"{")
     assert go_on(begun, 6) == 0
