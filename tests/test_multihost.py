@@ -117,7 +117,7 @@ def starting(index, seconds, port):
 
 
 @pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.few(1)
+@pytest.mark.full
 def test_a_process_that_waits_for_the_others_says_who_and_for_how_long(index):
     port = free_port()
     process = starting(index, 2, port)

@@ -52,6 +52,7 @@ print(json.dumps([most(*topology) for topology in json.loads(sys.argv[1])]))
 """
 
 
+@pytest.mark.full
 def test_rows_per_process_are_those_of_real_devices_under_any_mesh():
     done = subprocess.run(
         [sys.executable, "-c", REAL, json.dumps(TOPOLOGIES)],

@@ -42,6 +42,7 @@ def test_importing_datarax_imports_next_to_nothing_and_leaves_signals_alone():
     assert set(json.loads(run_python("-S", "-c", code))) <= IMPORTED
 
 
+@pytest.mark.full
 def test_the_command_line_as_a_library_leaves_signals_alone():
     code = (
         "import signal\nfrom datarax.cli.main import main\nassert main(['plan', 'no-such-file']) != 0\n"

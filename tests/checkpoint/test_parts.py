@@ -161,6 +161,7 @@ def count_a_save(processes, run):
     return sent
 
 
+@pytest.mark.full
 def test_a_whole_save_of_real_processes_sends_little(tmp_path):
     run = tmp_path / "run"
     results = joined(count_a_save, run, count=3)

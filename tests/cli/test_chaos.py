@@ -162,6 +162,7 @@ def test_a_run_that_starts_over_although_a_snapshot_was_there_is_caught(config, 
     )
 
 
+@pytest.mark.full
 def test_a_config_that_fails_undisturbed_ends_with_its_own_message_and_code(config, capsys):
     assert chaos(config, sets=["task.use=tests.support.tiny:FailingToBegin"]) == 70
     said = capsys.readouterr().err

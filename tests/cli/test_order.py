@@ -112,6 +112,7 @@ def test_steps_that_only_the_ledger_knows_are_answered(finished, tmp_path, capsy
     assert "note: steps 4 to 11 are not done, or not saved yet" in said.err
 
 
+@pytest.mark.full
 def test_a_run_is_read_while_a_writer_holds_it(tmp_path, capsys):
     config = write_config(tmp_path, steps=10**6)
     writer = Command(["run", config], directory=tmp_path, log=tmp_path / "writer.log")

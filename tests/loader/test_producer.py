@@ -79,6 +79,7 @@ ahead.take(0, None)
 """
 
 
+@pytest.mark.full
 def test_leaving_the_interpreter_does_not_wait_for_what_nobody_will_take():
     done = subprocess.run([sys.executable, "-c", LEAVE], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

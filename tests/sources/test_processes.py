@@ -115,6 +115,7 @@ print(xla_bridge.backends_are_initialized())
 """
 
 
+@pytest.mark.full
 def test_constructing_and_using_every_kind_starts_no_backend_and_imports_no_other_kind(tmp_path: Path):
     kinds.write_files(tmp_path, kinds.RECORDS)
     kinds.write_zarr(tmp_path / "zarr", np.arange(5))

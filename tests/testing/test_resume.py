@@ -281,6 +281,7 @@ def python(code):
     return done.stdout
 
 
+@pytest.mark.full
 def test_without_pytest_a_stream_can_be_tested_and_the_laws_say_what_to_install():
     output = python(
         "import sys\n"

@@ -75,7 +75,7 @@ def test_a_signal_in_an_import_ends_the_process_without_a_word(number, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.few(1)
+@pytest.mark.full
 def test_a_signal_in_a_build_ends_it_and_the_next_start_builds(number, tmp_path):
     arguments = ["run", write_config(tmp_path, lines=4000), "--set", "run.steps=3"]
     command = Command(arguments, directory=tmp_path, log=tmp_path / "output.log")
