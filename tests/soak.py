@@ -10,6 +10,7 @@ first thing that is not as it must be ends it with an error.
 import argparse
 import itertools
 import multiprocessing
+import os
 import signal
 import tempfile
 from collections import Counter
@@ -50,7 +51,12 @@ def signal_one(place, count, seed, start, what):
         directory = Path(place, f"{what}-{number}")
         directory.mkdir()
         share = count // 2 + (count % 2 and number)
-        return survive_signals(directory, share, f"{seed}-{number}", start, real_model=True, signals=_SIGNALS)
+        return survive_signals(
+            *(directory, share, f"{seed}-{number}", start),
+            real_model=True,
+            signals=_SIGNALS,
+            say=lambda done: done % 50 or print(f"{directory.name}: {done} of {share}", flush=True),
+        )
 
     with ThreadPoolExecutor(2) as pool:
         outcomes = itertools.chain(*pool.map(lane, range(2)))
@@ -97,6 +103,11 @@ def main():
     # As in the foreground of a shell: what is ignored here would be ignored in every process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as place:
+        # A compilation is half of a short run, and nothing of ours.
+        os.environ |= {
+            "JAX_COMPILATION_CACHE_DIR": f"{place}/compiled",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         if arguments.interrupts:
             interrupt_hand_overs(arguments.interrupts)
         for count, start, what in (

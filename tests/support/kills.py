@@ -10,7 +10,7 @@ from tests.support.processes import SIGNALS, Command, run_command
 _CONFIG = """
 [run]
 directory = "run"
-steps = 60
+steps = {steps}
 cpu_threads = 2
 
 {task}
@@ -43,12 +43,14 @@ every_seconds = 0.2
 """
 
 _TINY = {
+    "steps": 60,
     "task": '[task]\nuse = "tests.support.tiny:task"\nparameters = { pause = 0.01 }',
     "transforms": "".join(
         f'[[transforms]]\nuse = "tests.support.tiny:{name}"\n' for name in ("to_rows", "add_noise")
     ),
 }
 _REAL = {
+    "steps": 32,
     "task": """[task]
 use = "datarax.examples.byte_lm:task"
 parameters = { width = 32, num_layers = 1, num_heads = 2, length = 32, learning_rate = 3e-3, seed = 0 }""",
@@ -96,7 +98,7 @@ def survive(config, directory, kills, seed, *settings):
     return outcomes
 
 
-def survive_signals(place, count, seed, start, *, real_model=False, signals=SIGNALS):
+def survive_signals(place, count, seed, start, *, real_model=False, signals=SIGNALS, say=lambda number: None):
     """Runs through so many signals, each at a moment from the beginning of a start to the end of its process.
 
     Each run is continued to its end, must be the same as one that nobody disturbed, and is replayed from its first step.
@@ -108,6 +110,7 @@ def survive_signals(place, count, seed, start, *, real_model=False, signals=SIGN
         start: `FreshCommand`, an interpreter that has imported nothing yet, or `Command`, a fork.
         real_model: whether a transformer is trained.
         signals: which.
+        say: told of the number of signals so far.
 
     Returns:
         (name, seconds, exit code) of each.
@@ -122,10 +125,11 @@ def survive_signals(place, count, seed, start, *, real_model=False, signals=SIGN
         assert code == 0, f"after {outcomes}:\n{output}"
 
     undisturbed = place / "undisturbed"
-    undisturbed.mkdir()
-    write_config(undisturbed, real_model=real_model)
-    command, began = begin(undisturbed), time.monotonic()
-    assert command.kill_after(120, signal.SIGKILL) == 0, command.output()
+    for directory in (place / "before", undisturbed):  # the first may have to compile what the second finds
+        directory.mkdir()
+        write_config(directory, real_model=real_model)
+        command, began = begin(directory), time.monotonic()
+        assert command.kill_after(120, signal.SIGKILL) == 0, command.output()
     whole = time.monotonic() - began
     while len(outcomes) < count:
         directory = place / str(len(outcomes))
@@ -135,6 +139,7 @@ def survive_signals(place, count, seed, start, *, real_model=False, signals=SIGN
         while len(outcomes) < count and code != 0:
             outcomes.append(signalled(begin(directory), rng.uniform(0, whole), rng.choice(signals)))
             code = outcomes[-1][-1]
+            say(len(outcomes))
         succeed("run", config, directory=directory)
         succeed("diff", undisturbed / "run", directory / "run")
         succeed("verify", directory / "run", "--all")
