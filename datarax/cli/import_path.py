@@ -6,13 +6,21 @@ that lies there. Read next: `datarax/__main__.py`, which takes off what Python i
 
 from __future__ import annotations
 
+import os
 import sys
+import sysconfig
 from collections.abc import Sequence
+from dis import opmap
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 HERE = ""
 """Stands for the working directory on the import path."""
+
+_INSTALLED = (
+    *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    os.path.dirname(os.path.dirname(__file__)) + os.sep,
+)
 
 
 def append_working_directory() -> None:
@@ -27,7 +35,7 @@ def append_working_directory() -> None:
 
 
 class _InstalledFirst:
-    """Finds what is installed, wherever on the path and in whatever way, before Python looks into the working directory.
+    """Finds what is installed, wherever and however, before the working directory, where only users' code finds anything.
 
     The order of the path alone does not do that: a namespace package (`orbax`, `google`) gives way to a module of its name
     anywhere on the path, and what was installed with `pip install -e` may be found by a finder that comes after the path.
@@ -46,4 +54,20 @@ class _InstalledFirst:
                 spec = finder.find_spec(name, elsewhere if finder is PathFinder else None, target)
                 if spec is not None:
                     return spec
+        if _asked_by_installed_code():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None
+
+
+def _asked_by_installed_code() -> bool:
+    """Whether an `import` statement of Python's library, of a package or of datarax asks, and no user's code or text.
+
+    Many packages try an import of what need not be installed (Orbax one of `nest_asyncio`) and mean no file of the user's.
+    Names that they got from the user they hand to functions: then no statement asks.
+    """
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("importlib._"):
+        frame = frame.f_back
+    code = frame.f_code
+    statement = frame.f_lasti >= 0 and code.co_code[frame.f_lasti] == opmap["IMPORT_NAME"]
+    return statement and code.co_filename.startswith(_INSTALLED)

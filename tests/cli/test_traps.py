@@ -19,10 +19,20 @@ import sys
 from datarax.__main__ import main
 import atexit, json, os
 
+class Missed:
+    names = set()
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        cls.names.add(name)
+
+sys.meta_path.append(Missed)
+
 @atexit.register
 def tell():
     if "IMPORTED" in os.environ:
-        open(os.environ["IMPORTED"], "w").write(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+        asked = {name.partition(".")[0] for name in [*sys.modules, *Missed.names]}
+        open(os.environ["IMPORTED"], "w").write(json.dumps(sorted(asked)))
 
 sys.exit(main())
 """
@@ -90,7 +100,7 @@ def set_traps(run, names):
 
 
 def imported_by(script, name, finished, tmp_path):
-    """What the command imports where there is no trap: top-level names."""
+    """What the command imports, or tries to, where there is no trap: top-level names."""
     run = copy_run(finished / "run", tmp_path / "clean")
     listed = tmp_path / "imported.json"
     done = command(script, name, finished, run, tmp_path / "new-clean", IMPORTED=str(listed))
@@ -100,7 +110,17 @@ def imported_by(script, name, finished, tmp_path):
 
 
 # `tests` holds the task and the transforms of this run: the user's own.
-ALWAYS = ["secrets", "jax", "numpy", "orbax", "google", "datarax", "sitecustomize", "usercustomize"]
+ALWAYS = [
+    "secrets",
+    "jax",
+    "numpy",
+    "orbax",
+    "google",
+    "datarax",
+    "sitecustomize",
+    "usercustomize",
+    "nest_asyncio",
+]
 
 
 @pytest.mark.parametrize(
