@@ -14,8 +14,12 @@ import sys
 
 if __name__ == "__main__":
     _here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        _working_directory = os.getcwd()
+    except OSError:  # it was deleted
+        _working_directory = ""
     # With safe_path (`python -P`, PYTHONSAFEPATH) Python has put nothing there.
-    if not sys.flags.safe_path and sys.path[0] in ("", _here, os.path.abspath(".")):
+    if not sys.flags.safe_path and sys.path[0] in ("", _here, _working_directory):
         del sys.path[0]
     if not __package__:
         # Started by its path, as our own child processes are: then this very datarax, wherever else another one may lie.

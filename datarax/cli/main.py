@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,12 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from datarax.core.errors import exits_are_errors
 
     try:
+        _check_working_directory()
         with exits_are_errors():
             code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except Exception as error:
         return report(error, debug=arguments.debug)
+
+
+def _check_working_directory() -> None:
+    from datarax.core.errors import InputError
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the working directory was deleted; change to another one") from None
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -57,8 +57,8 @@ Natural = Annotated[int, at_least(0)]
 BatchSize = Annotated[
     int,
     Limit(
-        lambda rows: 1 <= rows <= 2**31,  # an array with a number for each row can be made
-        lambda rows: "of at most 2^31" if type(rows) is int and rows > 1 else "of at least 1",
+        lambda rows: 1 <= rows <= 2**24,  # an array with a number for each row can be made
+        lambda rows: "of at most 2^24" if type(rows) is int and rows > 1 else "of at least 1",
     ),
 ]
 """Rows of a batch."""

@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 ARRAYS = (jax.Array, np.ndarray, np.generic)
 
-_PLAIN = (np.ndarray, np.memmap, np.recarray)
+PLAIN_ARRAYS = (np.ndarray, np.memmap, np.recarray)
+"""Classes of arrays that are no more than their numbers."""
 _TENSORS = frozenset({"jax", "tensorflow", "torch"})
 """Whose other classes that become arrays are no more than their numbers."""
 
@@ -45,7 +46,7 @@ def check_plain(kind: type, what: str) -> None:
     """
     becomes_one = hasattr(kind, "__array__") and not issubclass(kind, ARRAYS)
     is_foreign = becomes_one and kind.__module__.partition(".")[0] not in _TENSORS
-    if is_foreign or (issubclass(kind, np.ndarray) and kind not in _PLAIN):
+    if is_foreign or (issubclass(kind, np.ndarray) and kind not in PLAIN_ARRAYS):
         raise InputError(
             f"{what} is a {kind.__module__}.{kind.__qualname__}, whose numbers would be taken without what it adds to them (a "
             f"mask, a unit, rules of its own); give plain arrays: np.asarray(…) of it if its numbers say all, and a mask as an "

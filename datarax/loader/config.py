@@ -18,7 +18,7 @@ class DataLoaderConfig(DataraxModuleConfig):
     """
 
     batch_size: BatchSize
-    """Rows of a global batch, over all processes; at most 2^31."""
+    """Rows of a global batch, over all processes; at most 2^24."""
     seed: Natural = 0
     """Seed of the order and of all randomness in transforms; 0 to 2^63 - 1."""
     order: Checked[OrderPolicy] = OrderPolicy.GLOBAL

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from datarax.core.errors import ConfigError
@@ -176,7 +177,8 @@ class Statistics(NamedTuple):
 
 
 def _as_float64(key: str, value: Any) -> np.ndarray:
-    check_plain(type(value), f"batch_stats_fn: {key!r}")
+    for leaf in jax.tree.leaves(value):
+        check_plain(type(leaf), f"batch_stats_fn: {key!r}")
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" or array.size * 8 > _MAX_BYTES:
         raise ConfigError(

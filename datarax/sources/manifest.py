@@ -35,7 +35,6 @@ SIDE_FILES = frozenset({MANIFEST_NAME, RECORD_HASHES_NAME, INPUTS_STAMP_NAME})
 """What lies beside the data files of a dataset and is none."""
 
 _MOST_MANIFEST_BYTES = 1 << 30
-_MOST_HASHED_RECORDS = 1 << 36
 _RECORDS_PER_READ = 1024
 _NUM_NAMED_RECORDS = 5
 
@@ -153,7 +152,7 @@ def load_record_hashes(manifest: Manifest, directory: str) -> np.ndarray:
     """
     path = os.path.join(directory, RECORD_HASHES_NAME)
     try:
-        data = read_file(path, _MOST_HASHED_RECORDS * 8)
+        data = read_file(path, 8 * manifest.num_records)
     except OSError as error:
         raise InputError(f"record hashes {path} cannot be read: {error.strerror}") from error
     found = hashlib.sha256(data).hexdigest()
@@ -286,12 +285,17 @@ def unlisted_files(patterns: str | Sequence[str]) -> list[str]:
             continue
         listed = _files_of_directory(directory)
         endings = {_ending(path) for path in listed}
-        waiting = [directory]
+        waiting, seen = [directory], set()
         while waiting:
-            entries = [each for each in entries_of(waiting.pop(), "ArrayRecord file") if each.name[0] != "."]
-            below = [each for each in entries if each.is_dir(follow_symlinks=False)]
+            where = waiting.pop()
+            if os.path.realpath(where) in seen:  # by a link
+                continue
+            seen.add(os.path.realpath(where))
+            entries = [each for each in entries_of(where, "ArrayRecord file") if each.name[0] != "."]
             waiting += [
-                each.path for each in below if not os.path.lexists(os.path.join(each.path, MANIFEST_NAME))
+                each.path
+                for each in entries
+                if each.is_dir() and not os.path.lexists(os.path.join(each.path, MANIFEST_NAME))
             ]
             names = [each for each in entries if each.name not in SIDE_FILES and not each.is_dir()]
             found |= {each.path for each in names if _ending(each.path) in endings}

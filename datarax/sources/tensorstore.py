@@ -152,8 +152,11 @@ class TensorStoreRecords(Records):
         """Begins to open a spec; the result waits for the end of it."""
         import tensorstore as ts
 
-        for path in _file_paths(spec):
-            _refuse_odd_files(path)
+        for each in _specs_in(spec):
+            if each.get("driver") == "file" and isinstance(each.get("path"), str):
+                _refuse_odd_files(each["path"])
+            if each.get("driver") == "stack" and not each.get("layers"):  # TensorStore ends the process
+                raise InputError(f"array {self._where(name)} is a stack without layers")
         try:
             future = ts.open(ts.Spec(spec), open=True, read=True, context=context)
         except ValueError as error:
@@ -228,15 +231,14 @@ def _spec(name: str, place: Any, missing_chunks: str) -> dict[str, Any]:
     return spec
 
 
-def _file_paths(spec: Any) -> Iterator[str]:
-    """The places on local disks that a spec names, at any depth."""
+def _specs_in(spec: Any) -> Iterator[Mapping[str, Any]]:
+    """A spec and those in it, at any depth: of arrays and of the places where they lie."""
     if isinstance(spec, Mapping):
-        if spec.get("driver") == "file" and isinstance(spec.get("path"), str):
-            yield spec["path"]
+        yield spec
         spec = list(spec.values())
     if isinstance(spec, list | tuple):
         for below in spec:
-            yield from _file_paths(below)
+            yield from _specs_in(below)
 
 
 def _refuse_odd_files(path: str) -> None:

@@ -6,6 +6,7 @@ bound to what it began with.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shlex
@@ -66,7 +67,7 @@ def unlisted_note(source: DataSource, *, new: bool) -> str | None:
         return f"{what}; the run goes on by the manifest"
     place = next(each for each in Path(found[0]).parents if (each / "manifest.json").exists())
     ending = os.path.splitext(found[0])[1] or os.path.basename(found[0])
-    pattern = os.path.join(place, "**", "*" + re.sub(r"\d+", "*", ending).lstrip("*"))
+    pattern = os.path.join(glob.escape(str(place)), "**", "*" + re.sub(r"\d+", "*", ending).lstrip("*"))
     raise InputError(
         f"{what}; move them elsewhere, or record all files (`rm {shlex.quote(str(place / 'manifest.json'))}`, then "
         f'`datarax build manifest {shlex.quote(pattern)}`), or go on without them by source.unlisted = "ignore"'

@@ -32,7 +32,7 @@ import jax
 import numpy as np
 
 from datarax.core.errors import ConfigError
-from datarax.core.tree import canonical_json
+from datarax.core.tree import PLAIN_ARRAYS, canonical_json
 
 _LONGEST = 1000  # bytes of one described value in an identity; beyond that its digest says enough
 _TEXTUAL = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID)
@@ -253,8 +253,8 @@ def _of_its_class(value: Any, tree: Any, what: str, definitions: Definitions, be
     kind = type(value)
     if kind in _EXACT:
         return tree
-    if isinstance(value, np.ma.MaskedArray) and value.mask is not np.ma.nomask:
-        return {**tree, "mask": below(np.asarray(value.mask), f"the mask of {what}")}
+    if isinstance(value, np.ndarray):
+        return _of_its_array_class(value, tree, what, definitions, below)
     if isinstance(value, defaultdict) and value.default_factory is not None:
         tree = {"$default": below(value.default_factory, f"the default factory of {what}"), "content": tree}
     if not isinstance(value, (*_CONTAINERS, Mapping)):
@@ -266,6 +266,30 @@ def _of_its_class(value: Any, tree: Any, what: str, definitions: Definitions, be
     return {
         "$object": definitions.define(kind, what),
         "state": below(state, f"the state of {what}"),
+        "content": tree,
+    }
+
+
+def _of_its_array_class(value: np.ndarray, tree: Any, what: str, definitions: Definitions, below: Any) -> Any:
+    kind = type(value)
+    if kind in PLAIN_ARRAYS:
+        return tree
+    if isinstance(value, np.ma.MaskedArray):
+        mask = None if value.mask is np.ma.nomask else np.asarray(value.mask)
+        tree = {**tree, "mask": below(mask, f"the mask of {what}")}
+        if value.fill_value != np.ma.default_fill_value(value):
+            tree["fill_value"] = below(value.fill_value, f"the fill value of {what}")
+    if kind is np.ma.MaskedArray:
+        return tree
+    own = {} if isinstance(value, np.ma.MaskedArray) else vars(value)
+    name = (
+        f"{kind.__module__}.{kind.__qualname__}"
+        if definitions.by_name(kind)
+        else definitions.define(kind, what)
+    )
+    return {
+        "$object": name,
+        "state": below(own, f"the state of {what}"),
         "content": tree,
     }
 

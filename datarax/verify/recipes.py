@@ -35,6 +35,8 @@ MakeStream = Callable[..., BatchStream]
 """Makes the stream of a run that keeps no config, at its beginning. If it has parameters named `process_index` and
 `process_count`, it is told them."""
 
+_MOST_READ_AHEAD = 4
+
 
 class DataUnavailableError(Exception):
     """The data of a stored config cannot be opened: a finding, reported once and not by each snapshot."""
@@ -157,7 +159,11 @@ class Recipes:
             config = self._with_data_only(config)
         self._check_trust(config, config_digest)
         # Digest all bytes again whatever the config says now: whether they were recorded is the snapshot's to say.
-        config = dataclasses.replace(config, loader=dataclasses.replace(config.loader, byte_digest=True))
+        # And make few batches ahead, however many the run had room for.
+        loader = dataclasses.replace(
+            config.loader, byte_digest=True, read_ahead=min(config.loader.read_ahead, _MOST_READ_AHEAD)
+        )
+        config = dataclasses.replace(config, loader=loader)
         return build_loader(config, self._source(config, config_digest, recorded))
 
     def _source(

@@ -244,6 +244,11 @@ class _Verification:
         stream = streams[0]
         if report.superseded and not _keys_remain(report, stream):
             return
+        if report.differences and is_addressable(stream) and _has_more_rows(stream, recorded):
+            report.problems.append(
+                f"not replayed: its {recorded.end} steps have more rows by this recipe than were delivered"
+            )
+            return
         keys_only = (self._fast or bool(report.superseded)) and is_addressable(stream)
         report.keys_only = keys_only
         if self._fast and not keys_only:
@@ -302,6 +307,15 @@ class _Verification:
                 "no snapshot has byte digests (loader.byte_digest): contents were not compared in replay"
             )
         return notes
+
+
+def _has_more_rows(stream: AddressableStream, recorded: RecordedSteps) -> bool:
+    """Whether no step would be as recorded anyway, and each might be as large as memory: a batch size is only a number."""
+    try:
+        position = stream.timeline.position_of(recorded.end)
+    except IndexError:  # the replay says so
+        return False
+    return bool(position > recorded.item.state(LOADER_NAME)["position"])
 
 
 def _keys_remain(report: SnapshotReport, stream: BatchStream) -> bool:

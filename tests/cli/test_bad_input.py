@@ -4,10 +4,13 @@ import errno
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import datarax
 from datarax.checkpoint import saver
 from datarax.cli.main import main
 from tests.support.runs import copy_run, finish_run, flipped, replaced, tree, write_config
@@ -106,9 +109,9 @@ _TOO_LONG, _TOO_DEEP = "an integer of more than 4,300 digits", "nested more than
         (
             "loader.batch_size",
             f"{2**62}",
-            f"loader.batch_size must be an integer of at most 2^31, got {2**62}",
+            f"loader.batch_size must be an integer of at most 2^24, got {2**62}",
         ),
-        ("loader.batch_size", f"{2**31 + 1}", "loader.batch_size must be an integer of at most 2^31"),
+        ("loader.batch_size", f"{2**24 + 1}", "loader.batch_size must be an integer of at most 2^24"),
     ],
     ids=lambda each: each[:40],
 )
@@ -518,3 +521,25 @@ def test_other_data_in_the_same_place_is_refused(tmp_path, capsys):
     (tmp_path / "text.txt").write_text(text.replace("aaaa", "aaab"))
     errors = refused(capsys, ["run", config, *sets("run.steps=13")], 1)
     assert "train.sources.text.content: was" in errors
+
+
+def test_a_working_directory_that_was_deleted_is_said(finished, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'rmdir "$PWD"; exec "$@"',
+            "-",
+            sys.executable,
+            datarax.__path__[0] + "/__main__.py",
+            "inspect",
+            "run",
+        ],
+        cwd=gone,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode, "the working directory was deleted" in done.stderr) == (2, True), done.stderr

@@ -276,6 +276,8 @@ FORGED = {
     **{f"identity {n}": (lambda run, outside, n=n: _forge_identity(run, n)) for n in range(0, 900, 13)},
     **IDENTITIES,
     **CONFIGS,
+    "config of large batches": _forged_config(b"batch_size = 16", b"batch_size = 16777216"),
+    "config of endless read-ahead": _forged_config(b"read_ahead = 2", b"read_ahead = 1000000000"),
     "a manifest that lists a file outside": _list_outside,
     **{
         f"{name} is a link to a directory": _link_directory(name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 
@@ -134,6 +135,9 @@ def test_shards_that_were_added_may_be_ignored(bare, capsys):
 @pytest.mark.parametrize("name", ["records-000003.array_record", "later/records-000000.array_record"])
 def test_what_the_message_says_works_when_typed(bare, name, capsys):
     add_shard(bare, name)
+    data = (bare / "data").rename(bare / "data [1] $x")
+    config = bare / "config.toml"
+    config.write_text(re.sub(r'(?m)^files = ".*"$', f'files = "{data}"', config.read_text()))
     _, told = ask("run", bare, NEW.format(bare), capsys=capsys)
     remove, record = [part for part in told.split("`") if part.startswith(("rm ", "datarax "))]
     (path,) = shlex.split(remove)[1:]

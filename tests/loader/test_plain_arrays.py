@@ -106,11 +106,12 @@ def test_it_is_refused_by_its_kind(way, kind):
         way(kind)
 
 
-def test_a_mean_that_is_masked_is_no_zero():
+@pytest.mark.parametrize("wrap", [lambda mean: mean, lambda mean: (mean,), lambda mean: [0.0, mean]])
+def test_a_mean_that_is_masked_is_no_zero(wrap):
     config = DataLoaderConfig(
         batch_size=4,
         read_ahead=0,
-        batch_stats_fn=lambda batch: {"m": np.ma.masked_less(batch["x"], 99).mean()},
+        batch_stats_fn=lambda batch: {"m": wrap(np.ma.masked_less(batch["x"], 99).mean())},
     )
     with pytest.raises(InputError, match="'m' is a"):
         next(DataLoader(config, memory({"x": NUMBERS})))

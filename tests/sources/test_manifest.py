@@ -238,6 +238,13 @@ def test_text_that_is_no_json_is_refused(dataset: Path):
         load_manifest(str(dataset))
 
 
+def test_record_hashes_are_read_up_to_their_size(dataset: Path):
+    manifest = write_manifest(f"{dataset}/*")
+    os.truncate(dataset / RECORD_HASHES_NAME, 10 << 30)
+    with pytest.raises(InputError, match=f"at most {8 * manifest.num_records} make sense"):
+        load_record_hashes(manifest, str(dataset))
+
+
 def test_record_hashes_of_another_dataset_are_refused(dataset: Path):
     manifest = write_manifest(f"{dataset}/*")
     (dataset / RECORD_HASHES_NAME).write_bytes(b"\0" * 24)
@@ -292,6 +299,17 @@ def test_a_directory_below_with_a_manifest_of_its_own_is_another_dataset(dataset
     assert unlisted_files(str(dataset)) == [str(other / "a")]
     write_manifest(f"{other}/*")
     assert unlisted_files(str(dataset)) == []
+
+
+def test_a_linked_directory_beside_the_data_is_looked_into_once(dataset: Path, tmp_path: Path):
+    write_manifest(f"{dataset}/*")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(dataset / "a", elsewhere / "a")
+    (dataset / "link").symlink_to(elsewhere)
+    (dataset / "loop").symlink_to(dataset)
+    (dataset / "once more").symlink_to(elsewhere)
+    assert unlisted_files(str(dataset)) == [str(dataset / "once more" / "a")]
 
 
 def open_and_check(dataset: Path) -> None:

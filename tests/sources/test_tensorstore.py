@@ -247,6 +247,12 @@ def test_settings_that_make_no_sense_are_refused(settings: dict):
         TensorStoreConfig(**settings)
 
 
+@pytest.mark.parametrize("around", [dict, cast])
+def test_a_stack_without_layers_is_refused(around):
+    with pytest.raises(InputError, match="a stack without layers"):
+        open_source(around({"driver": "stack", "layers": []}))
+
+
 @pytest.mark.parametrize("named", ["path", "spec", "cast", "stack"])
 @pytest.mark.parametrize("file", ["zarr.json", "c/1/0"])
 @pytest.mark.parametrize("kind", ["fifo", "zero", "dangling"])

@@ -306,6 +306,31 @@ BEHIND = [
         "import numpy as np\nm = np.ma.masked_array([1, 2], mask=[0, 1])\ndef f(x): return m\n",
         *("f", "[0, 1]", "[1, 0]"),
     ),
+    (
+        "fill_value",
+        "import numpy as np\nm = np.ma.masked_array([1, 2], mask=[0, 1], fill_value=7)\ndef f(x): return m\n",
+        *("f", "=7", "=8"),
+    ),
+    (
+        "no_mask",
+        "import numpy as np\nm = np.ma.array([1, 2])\ndef f(x): return m\n",
+        *("f", "np.ma.array", "np.array"),
+    ),
+    (
+        "matrix",
+        "import numpy as np\nm = np.arange(2).view(np.matrix)\ndef f(x): return m\n",
+        *("f", "np.matrix", "np.ndarray"),
+    ),
+    (
+        "unit_of_an_array",
+        "import numpy as np\nclass U(np.ndarray): pass\nm = np.arange(2).view(U)\nm.unit = 'm'\ndef f(x): return m\n",
+        *("f", "'m'", "'km'"),
+    ),
+    (
+        "class_of_an_array",
+        "import numpy as np\nclass U(np.ndarray):\n  def go(self): return 2\nm = np.arange(2).view(U)\ndef f(x): return m\n",
+        *("f", "return 2", "return 3"),
+    ),
     ("registration", DISPATCH, "f", "x * 2", "x * 3"),
     ("registration_with_a_helper", DISPATCH, "g", "x * 2", "x * 3"),
 ]
