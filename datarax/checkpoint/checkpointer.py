@@ -19,7 +19,7 @@ from typing import Any
 from datarax.checkpoint.compose import Modules, named_modules
 from datarax.checkpoint.file_stamps import FileStamps, newest_file_stamps, record_file_stamps
 from datarax.checkpoint.handler import TEMPORARY_SUFFIX
-from datarax.checkpoint.layout import RunLayout, local_directory, refuse_wildcards
+from datarax.checkpoint.layout import MOST_STEP, RunLayout, local_directory, refuse_wildcards
 from datarax.checkpoint.lock import RunLock
 from datarax.checkpoint.policy import ChangePolicy
 from datarax.checkpoint.protocols import KeepsStepDigests, Stateful
@@ -441,8 +441,8 @@ class Checkpointer:
         return self._latest if pending is None else pending
 
     def _check_step(self, step: int) -> None:
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise InputError(f"a step must be an int of at least 0, not {step!r}")
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= MOST_STEP:
+            raise InputError(f"a step must be an int of at least 0 and below 2**63, not {step!r}")
         if self._latest is not None and step <= self._latest:
             raise InputError(
                 f"step {step} cannot be saved in {self.directory}: step {self._latest} is committed. To go back, restore an "

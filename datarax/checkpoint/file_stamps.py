@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from datarax.checkpoint.layout import RunLayout, is_step_name
+from datarax.checkpoint.layout import RunLayout, numbers_in
 from datarax.core.tree import canonical_json
 from datarax.store.files import parse_json, sync, write_new
 
@@ -44,10 +44,9 @@ def all_file_stamps(layout: RunLayout) -> list[FileStamps]:
 
 def _recorded(layout: RunLayout) -> list[int]:
     try:
-        names = [path.name.removesuffix(_SUFFIX) for path in layout.starts.glob(f"*{_SUFFIX}")]
+        return sorted(numbers_in(layout.starts, _SUFFIX))
     except OSError:
         return []
-    return sorted(int(name) for name in names if is_step_name(name))
 
 
 def _read(layout: RunLayout, number: int) -> FileStamps:

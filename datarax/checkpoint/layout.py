@@ -42,7 +42,13 @@ _MOST_BYTES = {
 
 _NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
-_STEP_NAME = re.compile(r"^(0|[1-9][0-9]{0,18})$")
+_STEP_NAME = re.compile("0|[1-9][0-9]{0,18}")
+
+MOST_STEP = 2**63 - 1
+"""No record has a greater step or start."""
+
+_MOST_COUNTED = 10**15 - 1
+"""Starts and places are counted one at a time: no run comes near it, and what is called more was called so by somebody else."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ class RunLayout:
             kind = InputError if error.errno in _NO_DIRECTORY else ReadError
             raise kind(f"the run directory {self.directory} cannot be listed: {error.strerror}") from error
         return sorted(
-            int(e.name) for e in entries if _STEP_NAME.match(e.name) and e.is_dir(follow_symlinks=False)
+            int(e.name) for e in entries if is_step_name(e.name) and e.is_dir(follow_symlinks=False)
         )
 
     def committed(self) -> list[int]:
@@ -200,7 +206,36 @@ def refuse_wildcards(path: Path) -> None:
 
 def is_step_name(name: str) -> bool:
     """Whether a directory of this name stands for a step: a canonical decimal number."""
-    return _STEP_NAME.match(name) is not None
+    return _STEP_NAME.fullmatch(name) is not None and int(name) <= MOST_STEP
+
+
+def numbers_in(directory: Path, suffix: str = "") -> list[int]:
+    """The numbers, in no order, by which starts or places are named in a directory; other names are passed over.
+
+    Raises:
+        OSError: if the directory is there and cannot be listed.
+    """
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+    return [int(stem) for stem in stems if is_step_name(stem) and int(stem) <= _MOST_COUNTED]
+
+
+def next_number(directory: Path, suffix: str = "") -> int:
+    """The number after all in a directory, 1 for the first; see `numbers_in`.
+
+    Raises:
+        InputError: if there is none.
+    """
+    last = max(numbers_in(directory, suffix), default=0)
+    if last >= _MOST_COUNTED:
+        raise InputError(
+            f"{directory / f'{last}{suffix}'} has the last number that is counted, and no run has come so far: somebody has "
+            f"put it there; move it out of {directory} and go on"
+        )
+    return last + 1
 
 
 def sha256_hex(data: bytes) -> str:

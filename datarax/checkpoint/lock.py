@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint.layout import RunLayout, is_step_name
+from datarax.checkpoint.layout import RunLayout, next_number, numbers_in
 from datarax.core.errors import InputError, RunLockedError, RunLostError
 from datarax.core.tree import canonical_json
 from datarax.store.files import is_same_file, make_directory, parse_json, sync, take_lock, write_new
 
+_SUFFIX = ".json"
 _open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 
@@ -83,11 +84,11 @@ class RunLock:
     def _take_start(self, provenance: Mapping[str, Any]) -> int:
         make_directory(self._layout.starts)
         while True:
-            number = max(start_numbers(self._layout), default=0) + 1
+            number = next_number(self._layout.starts, _SUFFIX)
             content = {**self._holder(number), "provenance": dict(provenance)}
             # A number taken in the meantime belongs to a writer that this file system's locks did not stop.
             with contextlib.suppress(FileExistsError):
-                write_new(self._layout.starts / f"{number}.json", canonical_json(content) + b"\n")
+                write_new(self._layout.starts / f"{number}{_SUFFIX}", canonical_json(content) + b"\n")
                 sync(self._layout.starts)
                 return number
 
@@ -107,12 +108,7 @@ class RunLock:
 
 def start_numbers(layout: RunLayout) -> list[int]:
     """The numbers of all starts of a run, in no order."""
-    try:
-        names = os.listdir(layout.starts)
-    except FileNotFoundError:
-        return []
-    stems = [name.removesuffix(".json") for name in names if name.endswith(".json")]
-    return [int(stem) for stem in stems if is_step_name(stem)]
+    return numbers_in(layout.starts, _SUFFIX)
 
 
 def is_held_on_this_machine(path: Path) -> bool | None:

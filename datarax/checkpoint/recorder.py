@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tomllib
 import uuid
 from collections.abc import Mapping, Sequence
@@ -248,12 +249,14 @@ class Recorder:
             self._store(self._layout.config(self._config), self._config_bytes)
 
     def _store(self, path: Path, data: bytes) -> None:
-        """Sees to it that a file named by its content is there; one that was deleted since is written again."""
+        """Sees to it that a file named by its content is there; one that is gone since, or damaged, is written again."""
         if path in self._stored and path.exists():
             return
-        if self._layout.write_addressed(path, data) and path in self._stored:
+        was_there = os.path.lexists(path)
+        if self._layout.write_addressed(path, data) and (was_there or path in self._stored):
+            fault = "damaged" if was_there else "gone"
             self._notes.append(
-                f"{path} was gone and has been written again: what a snapshot names must be there"
+                f"{path} was {fault} and has been written again: what a snapshot names must be there"
             )
         self._stored.add(path)
 

@@ -6,6 +6,7 @@ Needs no space on the disk: what leaves must be able to leave a full one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -15,13 +16,21 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from datarax.checkpoint.layout import COMMIT_MARK_NAME, DATA_ITEM, MANIFEST_NAME, RunLayout, is_step_name
+from datarax.checkpoint.layout import (
+    COMMIT_MARK_NAME,
+    DATA_ITEM,
+    MANIFEST_NAME,
+    RunLayout,
+    is_step_name,
+    next_number,
+)
 from datarax.checkpoint.manifest import Manifest
 from datarax.core.tree import canonical_json
 from datarax.store.files import make_directory, sync, write_new, write_whole
 
+_TEXTS = ("identity", "configs", "history")
 _DROPPED = "dropped-"
-_OURS_IN_TRASH = re.compile(rf"{_DROPPED}(0|[1-9][0-9]{{0,18}})|.+-[0-9a-f]{{32}}")
+_THROWN_AWAY = re.compile(".+-[0-9a-f]{32}")
 
 
 def steps_to_drop(committed: Sequence[int], *, keep_latest: int | None, keep_every: int | None) -> list[int]:
@@ -51,7 +60,8 @@ def _finish_drop(layout: RunLayout, gone: Path) -> None:
         _keep_sums(layout, gone)
         entry = layout.ledger(int(gone.name.removeprefix(_DROPPED)))
         make_directory(entry.parent)
-        (data / COMMIT_MARK_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing reads it: whatever lies there goes along
+            (data / COMMIT_MARK_NAME).unlink()
         if os.path.lexists(entry):  # of a branch that was rolled back by hand
             throw_away(layout, entry)
         os.rename(data, entry)
@@ -100,7 +110,7 @@ def clean_up(layout: RunLayout, temporary_suffix: str, *, start: int) -> list[st
     """Remove what killed writers left: temporary step directories, parts, trash, half-written small files.
 
     Only for the one writer, with the lock held and before a manager is open. What is not ours is left alone: no link is
-    followed, and nothing is deleted but directories that we have named. A link in place of `trash/` or `parts/` is set aside.
+    followed, and nothing is deleted but directories that we have named. What lies in the place of ours is set aside.
 
     Returns:
         A sentence for each temporary step that was removed, and for each thing that does not belong to a run.
@@ -108,28 +118,58 @@ def clean_up(layout: RunLayout, temporary_suffix: str, *, start: int) -> list[st
     Raises:
         OSError: if something cannot be moved or deleted.
     """
-    said = []
-    for path in (layout.parts, layout.trash):
-        if os.path.lexists(path) and not _is_directory(path):
-            place = set_aside(layout, [path], start=start, reason="it was no directory")
-            said.append(f"{path} was a link or a file, not a directory of the run; it is now in {place}")
+    said = _make_way(layout, start=start)
     for path in temporary_steps(layout, temporary_suffix):
         throw_away(layout, path)
         said.append(f"removed {path.name}, left by a save that was killed before its commit")
     # Errors are nothing: a process of an earlier start that still writes there is heard by nobody.
     shutil.rmtree(layout.parts, ignore_errors=True)
     for path in sorted(layout.trash.iterdir()) if layout.trash.exists() else ():
-        if not _is_directory(path) or not _OURS_IN_TRASH.fullmatch(path.name):
+        if not _is_directory(path) or not _is_ours_in_trash(path.name):
             said.append(f"{path} does not belong to the run; it is left alone")
         elif path.name.startswith(_DROPPED):
             _finish_drop(layout, path)
         else:
             shutil.rmtree(path)
-    for name in ("identity", "configs", "history"):
-        if _is_directory(layout.directory / name):
-            for path in layout.directory.glob(f"{name}/.*.tmp"):
-                path.unlink(missing_ok=True)
+    for path in _texts(layout, ".*.tmp"):
+        path.unlink(missing_ok=True)
     return said
+
+
+def _make_way(layout: RunLayout, *, start: int) -> list[str]:
+    """Sets aside what lies where a directory, or a named text, of the run will have to be; a sentence for each."""
+    said = []
+    if _is_in_the_way(layout.set_aside):
+        # Nothing can be set aside before this has gone: it stays in the run, beside its place.
+        beside = layout.directory / f"set_aside-{uuid.uuid4().hex}"
+        os.rename(layout.set_aside, beside)
+        said.append(
+            f"{layout.set_aside} was a link or a file, not a directory of the run; it is now {beside}"
+        )
+    places = [layout.directory / name for name in ("parts", "trash", "ledger", *_TEXTS)]
+    for path in filter(_is_in_the_way, places):
+        place = set_aside(layout, [path], start=start, reason="it was no directory")
+        said.append(f"{path} was a link or a file, not a directory of the run; it is now in {place}")
+    for path in filter(_is_directory, _texts(layout, "*")):
+        place = set_aside(layout, [path], start=start, reason="it was a directory")
+        said.append(f"{path} was a directory, where the run has files only; it is now in {place}")
+    return said
+
+
+def _is_ours_in_trash(name: str) -> bool:
+    if name.startswith(_DROPPED):
+        return is_step_name(name.removeprefix(_DROPPED))
+    return _THROWN_AWAY.fullmatch(name) is not None
+
+
+def _is_in_the_way(path: Path) -> bool:
+    return os.path.lexists(path) and not _is_directory(path)
+
+
+def _texts(layout: RunLayout, pattern: str) -> list[Path]:
+    """What lies in the directories of the texts that snapshots name."""
+    places = [layout.directory / name for name in _TEXTS]
+    return [path for place in places if _is_directory(place) for path in sorted(place.glob(pattern))]
 
 
 def set_aside(layout: RunLayout, paths: Sequence[Path], *, start: int, reason: str) -> Path | None:
@@ -161,8 +201,7 @@ def set_aside(layout: RunLayout, paths: Sequence[Path], *, start: int, reason: s
 
 def _new_place(parent: Path) -> Path:
     make_directory(parent)
-    taken = [int(name) for name in os.listdir(parent) if is_step_name(name)]
-    place = parent / str(max(taken, default=0) + 1)
+    place = parent / str(next_number(parent))
     place.mkdir()
     sync(parent)
     sync(parent.parent)

@@ -280,7 +280,8 @@ def test_restore_goes_to_the_sharding_of_the_template(tmp_path):
 
 def test_the_error_of_an_impossible_set_aside_says_why(tmp_path):
     run(tmp_path, [1, 2])
-    (tmp_path / "set_aside").write_text("in the way")
-    with Checkpointer(tmp_path) as checkpointer, pytest.raises(SaveError, match="could not be set aside"):
-        checkpointer.set_aside_after(1)
+    with Checkpointer(tmp_path) as checkpointer:
+        (tmp_path / "set_aside").write_text("in the way")
+        with pytest.raises(SaveError, match="could not be set aside"):
+            checkpointer.set_aside_after(1)
     assert list_steps(tmp_path) == [1, 2]
