@@ -12,9 +12,11 @@ import traceback
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from datarax.core.errors import InputError
+from datarax.core.tree import check_plain
 from datarax.grain_pipeline.graph import Node, all_stages, attribute, is_grains
 
 # What a DataLoader writes into its state to recognise its parts: a repr, which for most objects holds an address. Our
@@ -24,6 +26,10 @@ _DESCRIPTIONS = ("sampler", "data_source")
 _NOT_USERS = ("grain", "concurrent", "contextlib", "threading")
 """Whose frames lie between a call of an iterator and the function of the user's that is called."""
 _SCALARS = (type(None), bool, int, float, str, bytes)
+_USUAL = frozenset({*_SCALARS, np.ndarray, *np.sctypeDict.values()})
+"""Types of leaves that need no further look."""
+_DATASETS = (grain.MapDataset, grain.IterDataset)
+_HAS_GUARDS = "_has_guards_of_datarax"
 _WORKERS = "iterators_in_use_states"
 _FREE = (_WORKERS, "future_states")
 """Lists and dicts whose content differs from place to place in a run: the states of whichever datasets are open."""
@@ -43,8 +49,9 @@ def opened(pipeline: Any, node: Node) -> Any:
     return iter(_with_guards(pipeline))
 
 
-# A StopIteration of a user's function passes for the end, wherever Grain asks for one element after the other. So what runs is
-# a copy of the pipeline in which none can be raised. It goes to worker processes by value: it must not need this module there.
+# A StopIteration of a user's function passes for the end, wherever Grain asks for one element after the other, and a mask gets
+# lost wherever it packs or shares memory. So what runs is a copy of the pipeline in which no function lets either out. It goes
+# to worker processes by value: it must not need this module there, unless something unusual comes out.
 
 
 def _with_guards(part: Any) -> Any:
@@ -53,30 +60,75 @@ def _with_guards(part: Any) -> Any:
     made = copy.copy(part) if is_grains(part) else part
     if isinstance(made, grain.DataLoader):
         made._dataset = _with_guards(attribute(part, "_dataset"))
-    elif made is not part and isinstance(part, (grain.MapDataset, grain.IterDataset)):
+    elif made is not part and isinstance(part, _DATASETS) and _HAS_GUARDS not in vars(part):
         for name, value in vars(made).items():
             is_function = callable(value) and not isinstance(value, type)
             vars(made)[name] = _guarded(value) if is_function else _with_guards(value)
+        vars(made)[_HAS_GUARDS] = True
         if isinstance(part, grain.MapDataset):
             kind = type(part)  # its sources are guarded here
-            methods = {name: _guarded(getattr(kind, name)) for name in ("__getitem__", "_getitems")}
+            is_source = not attribute(part, "_parents")
+            methods = {
+                name: _guarded(getattr(kind, name), is_users=is_source)
+                for name in ("__getitem__", "_getitems")
+            }
             made.__class__ = type(kind.__name__, (kind,), methods)
     elif isinstance(part, grain.experimental.FlatMapTransform):
         made = copy.copy(part)
-        object.__setattr__(made, "flat_map", _guarded(part.flat_map))
+        # A list, as Grain itself makes one: what comes out of a generator can be looked at then.
+        object.__setattr__(made, "flat_map", _guarded(lambda element: list(part.flat_map(element))))
     return made
 
 
-def _guarded(function: Any) -> Any:
+def _guarded(function: Any, *, is_users: bool = True) -> Any:
+    def is_usual(tree: Any) -> bool:
+        found = [tree]
+        for each in found:  # grows on the way; a function that calls itself would be a cycle for each guard
+            kind = type(each)
+            if kind is dict:
+                found.extend(each.values())
+            elif kind not in (list, tuple):
+                if kind not in _USUAL:
+                    return False
+            elif not _USUAL.issuperset(map(type, each)):
+                found.extend(each)
+        return True
+
     def called(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            given = function(*args, **kwargs)
         except StopIteration as error:
             raise RuntimeError(
                 "StopIteration was raised by a function of the pipeline; it would have ended the loop in silence"
             ) from error
+        if not is_users or is_usual(given):
+            return given
+        from datarax.grain_pipeline.iterators import admitted
+
+        return admitted(given)
 
     return called
+
+
+def admitted(given: Any) -> Any:
+    """What a user's function gave, with guards in the datasets in it.
+
+    Raises:
+        InputError: if an array in it is more than its numbers, naming its path.
+    """
+    try:
+        pairs = jax.tree_util.tree_leaves_with_path(given)
+    except ValueError:
+        return given  # keys that cannot be sorted: Grain can neither join nor pack nor share this
+    for keys, leaf in pairs:
+        if is_grains(leaf) and type(leaf).__name__ == "Record":  # what goes through a DataLoader
+            admitted(attribute(leaf, "data"))
+        elif isinstance(leaf, np.ndarray) and not is_grains(leaf):
+            at = jax.tree_util.keystr(keys) or "its top"
+            check_plain(type(leaf), f"what a function or source of the pipeline gave, at {at},")
+    if not any(isinstance(leaf, _DATASETS) for _, leaf in pairs):
+        return given
+    return jax.tree.map(lambda leaf: _with_guards(leaf) if isinstance(leaf, _DATASETS) else leaf, given)
 
 
 def close(iterator: Any) -> None:

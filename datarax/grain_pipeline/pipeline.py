@@ -159,6 +159,8 @@ class _Elements(Feed):
             raise ValueError(
                 f"position: {state['position']} is not idx ({idx}), the number of elements handed over"
             )
+        if self.num_steps is not None and idx > self.num_steps:
+            raise ValueError(f"idx: {idx} elements were handed over, but this pipeline has {self.num_steps}")
         if state["epoch"] is not None:
             raise ValueError(f"epoch: a Grain pipeline has none, got {state['epoch']}")
         if not isinstance(given, dict) or set(given) != set(self.shards):
@@ -181,6 +183,14 @@ class _Elements(Feed):
             )
         if idx and not isinstance(grain_state, dict):
             raise ValueError(f"grain_state: expected a dict, got {grain_state!r}")
+        next_index = (
+            grain_state.get("next_index") if idx and self._node.kind == "PrefetchIterDataset" else None
+        )
+        # Each element of a MapDataset takes an index, and each None that a map gives takes one too.
+        if type(next_index) is int and next_index < idx:
+            raise ValueError(
+                f"grain_state.next_index: {next_index}, but {idx} elements (idx) take as many indices or more"
+            )
         made = self.reopened()
         if idx:
             made._open = idx, restored(self.pipeline, self._node, grain_state)
