@@ -281,7 +281,7 @@ def _of_its_array_class(value: np.ndarray, tree: Any, what: str, definitions: De
             tree["fill_value"] = below(value.fill_value, f"the fill value of {what}")
     if kind is np.ma.MaskedArray:
         return tree
-    own = {} if isinstance(value, np.ma.MaskedArray) else vars(value)
+    own = {} if isinstance(value, np.ma.MaskedArray) else getattr(value, "__dict__", {})
     name = (
         f"{kind.__module__}.{kind.__qualname__}"
         if definitions.by_name(kind)

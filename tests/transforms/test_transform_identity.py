@@ -318,8 +318,19 @@ BEHIND = [
     ),
     (
         "matrix",
-        "import numpy as np\nm = np.arange(2).view(np.matrix)\ndef f(x): return m\n",
+        "import numpy as np\nm = np.ones((1, 2)).view(np.matrix)\ndef f(x): return m\n",
         *("f", "np.matrix", "np.ndarray"),
+    ),
+    (
+        "fill_value_of_rows",
+        "import numpy as np\nm = np.ma.zeros(2, dtype=[('a', 'i4')])\nm.fill_value = (7,)\ndef f(x): return m\n",
+        *("f", "(7,)", "(8,)"),
+    ),
+    (
+        "array_without_attributes",
+        "import numpy as np\nclass U(np.ndarray):\n  __slots__ = ()\n  def go(self): return 2\n"
+        "m = np.ones(2).view(U)\ndef f(x): return m\n",
+        *("f", "return 2", "return 3"),
     ),
     (
         "unit_of_an_array",
