@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from datarax.cli.main import main
+from datarax.loader.producer import Threads
 from datarax.sources.manifest import RECORD_HASHES_NAME
 from tests.support.runs import copy_run, finish_run, flipped, positions_in, replaced, write_config
 from tests.support.tiers import is_whole
@@ -319,3 +320,17 @@ def test_a_run_of_a_task_has_byte_digests_without_being_asked(tmp_path, capsys):
     assert code == 0
     assert "keys and bytes compared" in output
     assert "no snapshot has byte digests" not in output
+
+
+def test_steps_of_more_rows_than_were_delivered_are_not_made(finished, capsys):
+    for fast in ([], ["--fast"]):
+        code, output = verify(finished / "run", capsys, "--set", "loader.batch_size=32", *fast)
+        assert (code, "its 12 steps have more rows by this recipe" in output) == (1, True), output
+        assert "loader.batch_size = 16" in output
+
+
+def test_a_replay_makes_few_batches_ahead(finished, capsys, monkeypatch):
+    begun, submit = [], Threads.submit
+    monkeypatch.setattr(Threads, "submit", lambda self, step: (begun.append(step), submit(self, step))[1])
+    assert verify(finished / "run", capsys, "--set", "loader.read_ahead=3000")[0] == 0
+    assert 0 < len(begun) < 50
