@@ -4,6 +4,7 @@ The only file that calls the ArrayRecord library, which is slow to import: only 
 modules, manifests or fingerprints.
 """
 
+import errno
 import itertools
 import os
 import re
@@ -76,7 +77,10 @@ def _touch(path: str, num_bytes: int) -> None:
             file.seek(max(0, size - num_bytes))
             file.read(num_bytes)
     except OSError as error:
-        raise ReadError(f"ArrayRecord file {path} cannot be opened: {error.strerror or error}") from error
+        few = " (`ulimit -n` says how many; raise it)" if error.errno == errno.EMFILE else ""
+        raise ReadError(
+            f"ArrayRecord file {path} cannot be opened: {error.strerror or error}{few}"
+        ) from error
 
 
 def count_records(paths: Sequence[str]) -> list[int]:
@@ -153,7 +157,7 @@ class ArrayRecordFiles:
             reader = idle.pop() if idle else None
             self.num_open_files -= reader is not None
         if reader is None:
-            reader = open_reader(path)
+            reader = self._open(path)
             if reader.num_records() != expected:
                 raise ReadError(
                     f"{path} has {reader.num_records()} records, had {expected} when it was recorded: the file was "
@@ -169,9 +173,24 @@ class ArrayRecordFiles:
             self._pool.move_to_end(number)
             self.num_open_files += 1
             while self.num_open_files > self._max_open_files:
-                _, closed = self._pool.popitem(last=False)  # dropping the last reference closes a file
-                self.num_open_files -= len(closed)
+                self._close_oldest()
         return records
+
+    def _open(self, path: str) -> Any:
+        """Opens a file. Where the process may open no more, because of files of others, idle ones of ours make room."""
+        while True:
+            try:
+                return open_reader(path)
+            except ReadError as error:
+                full = getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE)
+                with self._lock:
+                    if not full or not self._pool:
+                        raise
+                    self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        _, closed = self._pool.popitem(last=False)  # dropping the last reference closes a file
+        self.num_open_files -= len(closed)
 
 
 def _read_sorted(reader: Any, positions: list[int]) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -210,18 +212,43 @@ def test_five_thousand_shards_are_read_with_few_open_files(tmp_path: Path):
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
 
-def test_no_more_files_are_kept_open_than_the_process_may_have(tmp_path: Path):
-    make_shards(tmp_path, 40, 2)
-    paths = sorted(map(str, tmp_path.glob("*.array_record")))
+@contextlib.contextmanager
+def files_left(number: int) -> Iterator[None]:
+    """This process may open `number` more files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    opened = len(os.listdir("/proc/self/fd"))
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(number + 1)]
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 20, hard))
-        files = ArrayRecordFiles(paths, [2] * 40, max_open_files=256)
-        assert len(files.read(range(80))) == 80
-        assert files.num_open_files <= (opened + 20) // 4
-        files.close()
-    except ReadError as error:
-        pytest.fail(str(error))
+        # The limit is of descriptors' numbers, which have gaps: each below the highest of these is taken now.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), hard))
+        for descriptor in free:
+            os.close(descriptor)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_more_files_are_kept_open_than_the_process_may_have(tmp_path: Path):
+    room = 2 * len(os.listdir("/proc/self/fd"))  # so the share of the limit is less than what is left
+    make_shards(tmp_path, room, 1)
+    with files_left(room):
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        files = ArrayRecordFiles(
+            sorted(map(str, tmp_path.glob("*.array_record"))), [1] * room, max_open_files=room
+        )
+        assert len(files.read(range(room))) == room
+        assert files.num_open_files == limit // 4
+        files.close()
+
+
+def test_idle_files_make_room_where_others_have_opened_nearly_all_that_the_process_may_have(
+    tmp_path: Path,
+):
+    make_shards(tmp_path, 40, 2)
+    paths = sorted(map(str, tmp_path.glob("*.array_record")))
+    files = ArrayRecordFiles(paths, [2] * 40, max_open_files=256)
+    with files_left(6):
+        assert len(files.read(range(80))) == 80
+        assert 0 < files.num_open_files <= 6
+    files.close()
+    with files_left(0), pytest.raises(ReadError, match=r"Too many open files \(`ulimit -n`"):
+        files.read([0])
