@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from datarax.checkpoint import Change, HistoryEntry, list_steps, read_config, read_identity
+from datarax.checkpoint import Change, HistoryEntry, Snapshot, list_steps, read_config
 from datarax.checkpoint.advice import all_advice
-from datarax.checkpoint.items import item_steps, read_item
 from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.policy import identity_differences
-from datarax.checkpoint.snapshot import run_history
+from datarax.checkpoint.snapshot import item_steps
 from datarax.core.errors import ConfigError, DataraxError, Difference, InputError, SnapshotDamagedError
 from datarax.loader import DataLoader
 from datarax.order import Segment, Timeline
@@ -110,8 +109,9 @@ def history_by_config(config: RunConfig, loader: DataLoader) -> History:
     alone = History(own, [(0, loader.source.files)], own.num_steps, _total(config, own))
     if not steps:
         return replace(alone, unknown_fields=policy.unknown_fields(now))
-    newest, record = steps[-1], read_item(directory, steps[-1]).record
-    was = read_identity(directory, record.identity)
+    newest = steps[-1]
+    snapshot = Snapshot.find(directory, newest)
+    was = snapshot.identity
     found = identity_differences(was, now)
     known = replace(
         alone,
@@ -123,8 +123,8 @@ def history_by_config(config: RunConfig, loader: DataLoader) -> History:
     )
     if known.refused:
         return replace(known, advice=all_advice(known.refused, was, now))
-    entries = run_history(directory, record)
-    timeline = recorded_timeline(directory, record, entries)
+    entries = snapshot.history
+    timeline = recorded_timeline(directory, snapshot.record, entries)
     files: list[tuple[int, ListFiles]] = [
         (entry.from_step, partial(_files_of_then, directory, entry, (), loader.source.files))
         for entry in entries
@@ -174,8 +174,8 @@ def history_of_run(directory: str | Path, overrides: Sequence[str] = ()) -> Hist
             f"{directory} holds no snapshot and no ledger entry, so nothing is recorded there; name a config file to ask what "
             f"a run will deliver"
         )
-    newest, record = steps[-1], read_item(directory, steps[-1]).record
-    entries = run_history(directory, record)
+    newest, snapshot = steps[-1], Snapshot.find(directory, steps[-1])
+    record, entries = snapshot.record, snapshot.history
     timeline = recorded_timeline(directory, record, entries)
     files = [(entry.from_step, partial(_files_of_then, directory, entry, overrides)) for entry in entries]
     known = History(timeline, files, newest, newest, newest_step=newest, recorded_in=directory)

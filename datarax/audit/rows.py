@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from datarax.audit.history import History
-from datarax.checkpoint.items import item_steps, read_item
+from datarax.checkpoint import Snapshot
+from datarax.checkpoint.snapshot import item_steps
 from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
 from datarax.order import Rows, Segment
 from datarax.sources import SourceFile
@@ -166,9 +167,7 @@ class _Proof:
         """The digests of the steps before a snapshot, and the first of these steps."""
         assert self._history.recorded_in is not None
         with contextlib.suppress(SnapshotDamagedError, SnapshotNotFoundError, KeyError):
-            steps = read_item(self._history.recorded_in, end).steps(LOADER_NAME)
-            if steps is not None:
-                return steps[:2]
+            return Snapshot.find(self._history.recorded_in, end).steps[LOADER_NAME][:2]
         return 0, np.zeros(0, np.uint64)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datarax.checkpoint import Record, Snapshot, ledger_record, ledger_steps, list_steps
-from datarax.checkpoint.record import unpack_steps
+from datarax.checkpoint import Snapshot
+from datarax.checkpoint.snapshot import item_steps
 from datarax.diff import diff_runs
 
 StepDigests = dict[tuple[str, int], tuple[int, int | None]]
@@ -64,18 +64,9 @@ def step_digests(run: Path) -> StepDigests:
 
 
 def _parts(run: Path) -> Iterator[StepDigests]:
-    for step in ledger_steps(run):
-        yield from _unpacked(*ledger_record(run, step))
-    for step in list_steps(run):
-        snapshot = Snapshot.open(run, step)
-        for name, (first, keys, values) in snapshot.steps.items():
+    for step in item_steps(run):
+        for name, (first, keys, values) in Snapshot.find(run, step).steps.items():
             yield _digests(name, first, keys, values)
-
-
-def _unpacked(record: Record, data: bytes) -> Iterator[StepDigests]:
-    for name, loader in record.loaders.items():
-        if loader.steps is not None:
-            yield _digests(name, loader.steps.first_step, *unpack_steps(data, loader.steps))
 
 
 def _digests(

@@ -152,6 +152,11 @@ class RunLayout:
         """All committed steps, ascending: numbered directories that hold a manifest."""
         return [step for step in self.numbered() if os.path.lexists(self.manifest(step))]
 
+    def is_committed(self, step: int) -> bool:
+        """Whether `committed` has this step; the other ones are not looked at."""
+        directory = self.step(step)
+        return directory.is_dir() and not directory.is_symlink() and os.path.lexists(self.manifest(step))
+
 
 def local_directory(directory: str | os.PathLike[str]) -> Path:
     """`directory` as an absolute local path.

@@ -155,14 +155,14 @@ def check_item(
     return problems
 
 
-def check_bytes(name: str, data: bytes, entry: FileEntry | None) -> str | None:
-    """Compare bytes already read with the manifest; a sentence naming the file, or None if they match."""
+def check_bytes(data: bytes, entry: FileEntry | None) -> str | None:
+    """What is wrong with bytes that were read, by the manifest; None if nothing is."""
     if entry is None:
-        return f"{name}: is not in the manifest"
+        return "is not in the manifest"
     if len(data) != entry.size:
-        return f"{name}: has {len(data)} bytes, was written with {entry.size}"
+        return f"has {len(data)} bytes, was written with {entry.size}"
     if entry.sha256 is not None and hashlib.sha256(data).hexdigest() != entry.sha256:
-        return f"{name}: its content has changed since it was written (SHA-256 differs)"
+        return "its content has changed since it was written (SHA-256 differs)"
     return None
 
 

@@ -257,21 +257,6 @@ def pack_processes(parts: Mapping[int, Mapping[str, Any]], process_count: int) -
     )
 
 
-def unpack_processes(data: bytes, process_index: int, process_count: int) -> Mapping[str, Any]:
-    """The encoded states of one process.
-
-    Raises:
-        ValueError: if they were saved by another number of processes.
-    """
-    parts = process_parts(data)
-    if len(parts) != process_count:
-        raise ValueError(
-            f"the state of {', '.join(sorted(parts['0']))} belongs to single processes: it was saved by {len(parts)} "
-            f"and can be restored by {len(parts)}, not by {process_count}"
-        )
-    return parts[str(process_index)]
-
-
 def process_parts(data: bytes) -> Mapping[str, Mapping[str, Any]]:
     """What `processes.json` holds: process index, in digits, -> module name -> encoded state.
 

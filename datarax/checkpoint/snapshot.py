@@ -6,6 +6,7 @@ puts a snapshot back into modules and models.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +39,6 @@ from datarax.checkpoint.record import (
     Record,
     process_parts,
     read_history,
-    unpack_processes,
     unpack_steps,
 )
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
@@ -50,34 +50,74 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """One committed step, read lazily; nothing is checked until it is asked for."""
+    """One step of a run, read lazily: a committed one, or what the ledger keeps of one that retention has deleted."""
 
     layout: RunLayout
     step: int
     manifest: Manifest
+    in_ledger: bool = False
+    """Whether only the data item is left, in the ledger."""
+    checked: bool = True
+    """Whether what is read is held against the manifest; else the manifest is empty."""
 
     @staticmethod
     def open(run_directory: PathLike, step: int | None = None) -> Snapshot:
-        """The snapshot of a step, by default the newest.
+        """The snapshot of a committed step, by default the newest.
 
         Raises:
             SnapshotNotFoundError: if there is no such committed step.
             SnapshotDamagedError: if its manifest cannot be read or has changed.
         """
         layout = RunLayout(local_directory(run_directory))
-        committed = layout.committed()
-        if step is None and committed:
-            step = committed[-1]
-        if step is None or step not in committed:
-            raise SnapshotNotFoundError(_not_found(layout, step, committed))
-        manifest, problem = _read_manifest(layout, step)
-        if manifest is None:
-            raise damaged(layout, step, [problem])
-        return Snapshot(layout, step, manifest)
+        if step is None:
+            step = max(layout.committed(), default=None)
+        if step is None or not layout.is_committed(step):
+            raise SnapshotNotFoundError(_not_found(layout, step))
+        return _opened(layout, step, layout.manifest(step), MANIFEST_NAME)
+
+    @staticmethod
+    def of_ledger(run_directory: PathLike, step: int) -> Snapshot:
+        """What the ledger keeps of a step that retention has deleted.
+
+        Raises:
+            SnapshotNotFoundError: if it is not there.
+            SnapshotDamagedError: if its manifest cannot be read or has changed.
+        """
+        layout = RunLayout(local_directory(run_directory))
+        path = layout.ledger(step) / MANIFEST_NAME
+        if not os.path.lexists(path.parent):
+            raise SnapshotNotFoundError(f"step {step} of {layout.directory} is not in the ledger")
+        if not os.path.lexists(path):
+            return Snapshot(layout, step, _no_manifest(step), in_ledger=True)
+        return _opened(layout, step, path, f"ledger/{step}/{MANIFEST_NAME}")
+
+    @staticmethod
+    def find(run_directory: PathLike, step: int) -> Snapshot:
+        """The snapshot of a step, or what the ledger keeps of it; raises as `of_ledger`."""
+        try:
+            return Snapshot.open(run_directory, step)
+        except SnapshotNotFoundError:
+            # It never was there, or retention has moved it since it was listed.
+            return Snapshot.of_ledger(run_directory, step)
+
+    @staticmethod
+    def salvage(run_directory: PathLike, step: int) -> Snapshot | None:
+        """What can be read of a step whatever its manifest says, for whoever wants to say what is wrong with it.
+
+        Returns:
+            The step, committed or in the ledger; None if no record of it can be parsed.
+        """
+        layout = RunLayout(local_directory(run_directory))
+        for kept in (False, True):
+            found = Snapshot(layout, step, _no_manifest(step), kept, checked=False)
+            with contextlib.suppress(OSError, ValueError):
+                found._parsed_record()
+                return found
+        return None
 
     @property
     def directory(self) -> Path:
-        """The directory of the step."""
+        """The directory of the step, as it is or was when it was committed."""
         return self.layout.step(self.step)
 
     @property
@@ -87,17 +127,13 @@ class Snapshot:
 
     @cached_property
     def record(self) -> Record:
-        """`record.json`, checked.
+        """`record.json`.
 
         Raises:
             SnapshotDamagedError: if it has changed or cannot be parsed.
         """
-        try:
+        with self._reading(RECORD_NAME):
             return self._parsed_record()
-        except SnapshotDamagedError:
-            raise
-        except ValueError as error:
-            raise self.damaged([f"{DATA_ITEM}/{RECORD_NAME}: {error}"]) from error
 
     @property
     def steps(self) -> Mapping[str, tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint64] | None]]:
@@ -106,16 +142,14 @@ class Snapshot:
         Raises:
             SnapshotDamagedError: if `steps.bin` has changed.
         """
-        ranges = {
-            name: loader.steps for name, loader in self.record.loaders.items() if loader.steps is not None
-        }
-        if not ranges:
-            return {}
-        data = self.data_file(STEPS_NAME)
-        format = self.record.format
-        return {
-            name: (steps.first_step, *unpack_steps(data, steps, format)) for name, steps in ranges.items()
-        }
+        loaders = self.record.loaders.items()
+        ranges = {name: loader.steps for name, loader in loaders if loader.steps is not None}
+        with self._reading(STEPS_NAME):
+            data = self._bytes(STEPS_NAME) if ranges else b""
+            return {
+                name: (steps.first_step, *unpack_steps(data, steps, self.record.format))
+                for name, steps in ranges.items()
+            }
 
     @property
     def history(self) -> list[HistoryEntry]:
@@ -138,15 +172,30 @@ class Snapshot:
             SnapshotDamagedError: if a file has changed.
             ValueError: if states of single processes were saved by another number of processes.
         """
-        loaders = self.record.loaders
-        states = {name: decode(loader.state) for name, loader in loaders.items() if loader.scope == "global"}
-        own = [name for name, loader in loaders.items() if loader.scope == "process"]
-        if own:
-            part = unpack_processes(self.data_file(PROCESSES_NAME), process_index, process_count)
-            if missing := sorted(set(own) - part.keys()):
-                raise self.damaged([f"{DATA_ITEM}/{PROCESSES_NAME}: holds no state of {missing[0]!r}"])
-            states |= {name: decode(part[name]) for name in own}
-        return states
+        parts = self.process_parts()
+        if parts and len(parts) != process_count:
+            raise ValueError(
+                f"the state of {', '.join(sorted(parts['0']))} belongs to single processes: it was saved by {len(parts)} "
+                f"and can be restored by {len(parts)}, not by {process_count}"
+            )
+        return {name: self.state(name, process_index) for name in self.record.loaders}
+
+    def state(self, name: str, process_index: int = 0) -> dict[str, Any]:
+        """The decoded state of one data module, of one process where each has its own.
+
+        Raises:
+            SnapshotDamagedError: if there is none, a file has changed, or it cannot be decoded.
+        """
+        loader = self.record.loaders.get(name)
+        of_process = loader is not None and loader.scope == "process"
+        with self._reading(PROCESSES_NAME if of_process else RECORD_NAME):
+            if of_process:
+                encoded = self.process_parts()[str(process_index)].get(name)
+            else:
+                encoded = None if loader is None else loader.state
+            if not isinstance(state := decode(encoded), dict):
+                raise ValueError(f"holds no state of {name!r}")
+            return state
 
     def process_parts(self) -> Mapping[str, Mapping[str, Any]]:
         """Process index, in digits, -> module name -> encoded state, where that is each process's own; {} if there is none.
@@ -156,12 +205,8 @@ class Snapshot:
         """
         if all(loader.scope != "process" for loader in self.record.loaders.values()):
             return {}
-        try:
-            return process_parts(self.data_file(PROCESSES_NAME))
-        except SnapshotDamagedError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise self.damaged([f"{DATA_ITEM}/{PROCESSES_NAME}: {error}"]) from error
+        with self._reading(PROCESSES_NAME):
+            return process_parts(self._bytes(PROCESSES_NAME))
 
     def data_file(self, name: str) -> bytes:
         """The bytes of a file of the data item, as they were written.
@@ -169,15 +214,38 @@ class Snapshot:
         Raises:
             SnapshotDamagedError: if it is missing or has changed.
         """
-        shown = f"{DATA_ITEM}/{name}"
-        try:
-            data = self.layout.read(self.directory / DATA_ITEM / name)
-        except OSError as error:
-            raise self.damaged([f"{shown}: cannot be read ({error.strerror})"]) from error
-        problem = check_bytes(shown, data, self.manifest.items.get(DATA_ITEM, {}).get(name))
+        with self._reading(name):
+            return self._bytes(name)
+
+    def _bytes(self, name: str) -> bytes:
+        data = self.layout.read(self._data_directory / name)
+        listed = self.manifest.items.get(DATA_ITEM)
+        without_sums = self.in_ledger and listed is None  # the disk was full when the step was dropped
+        if not self.checked or without_sums:
+            return data
+        problem = check_bytes(data, (listed or {}).get(name))
         if problem is not None:
-            raise self.damaged([problem])
+            raise ValueError(problem)
         return data
+
+    @property
+    def _data_directory(self) -> Path:
+        return self.layout.ledger(self.step) if self.in_ledger else self.directory / DATA_ITEM
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """What goes wrong while a file of the data item is read is damage of that file."""
+        try:
+            yield
+        except SnapshotDamagedError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            said = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
+            problem = f"{self._shown(name)}: {said}"
+            raise (self.damaged([problem]) if self.checked else ValueError(problem)) from error
+
+    def _shown(self, name: str) -> str:
+        return f"ledger/{self.step}/{name}" if self.in_ledger else f"{DATA_ITEM}/{name}"
 
     def check(self, items: Sequence[str] | None = None, *, share: tuple[int, int] = (0, 1)) -> list[str]:
         """Compare everything on the disk with what was written.
@@ -189,11 +257,13 @@ class Snapshot:
         Returns:
             One sentence for each file that is missing, changed or not listed; [] if the snapshot is good.
         """
-        problems = (
-            [] if self.manifest.step == self.step else [f"manifest.json: it is of step {self.manifest.step}"]
-        )
+        if self.in_ledger:
+            return self._check_kept()
+        problems = []
+        if self.manifest.step != self.step:
+            problems.append(f"{MANIFEST_NAME}: it is of step {self.manifest.step}")
         if DATA_ITEM not in self.manifest.items:
-            problems.append("manifest.json: it lists no data item")
+            problems.append(f"{MANIFEST_NAME}: it lists no data item")
         for name in self.manifest.items if items is None else items:
             part = share if name == MODEL_ITEM else (0, 1)
             problems += check_item(
@@ -257,54 +327,71 @@ class Snapshot:
             raise self.damaged([f"{MODEL_ITEM}: cannot be read ({type(error).__name__}: {first})"]) from error
 
     def damaged(self, problems: Sequence[str]) -> SnapshotDamagedError:
-        """The error that says so, with the newest good step.
+        """The error that says so.
 
         Raises:
             SnapshotNotFoundError: if the step has gone meanwhile: retention or a roll-back took it, it is not damaged.
         """
-        if not self.directory.exists():
+        if not (self._data_directory if self.in_ledger else self.directory).exists():
             raise SnapshotNotFoundError(
                 f"the snapshot of step {self.step} in {self.layout.directory} was removed while it was being read"
             )
         return damaged(self.layout, self.step, problems)
 
     def _parsed_record(self) -> Record:
-        record = Record.from_bytes(self.data_file(RECORD_NAME))
+        data = self._bytes(RECORD_NAME)
+        if not self.checked:
+            return Record.salvaged(data)
+        record = Record.from_bytes(data)
         if record.step != self.step:
             raise ValueError(f"it is of step {record.step}")
         return record
 
-    def _check_references(self) -> list[str]:
-        # Never through `damaged`, which asks the other steps whether they are good: they would ask this one.
-        shown = f"{DATA_ITEM}/{RECORD_NAME}"
+    def _check_kept(self) -> list[str]:
         try:
-            record = self._parsed_record()
-            shown = DATA_ITEM
-            for loader in record.loaders.values():
-                if loader.steps is not None:
-                    unpack_steps(self.data_file(STEPS_NAME), loader.steps, record.format)
-                if loader.scope == "global":
-                    decode(loader.state)
-            if any(loader.scope == "process" for loader in record.loaders.values()):
-                shown = f"{DATA_ITEM}/{PROCESSES_NAME}"
-                process_parts(self.data_file(PROCESSES_NAME))
+            for name in self.manifest.items.get(DATA_ITEM, ()):
+                self.data_file(name)
+            assert self.record
         except SnapshotDamagedError as error:
             return list(error.problems)
-        except (ValueError, KeyError, TypeError) as error:
-            return [f"{shown}: {error}"]
+        return []
+
+    def _check_references(self) -> list[str]:
+        try:
+            record, parts = self.record, self.process_parts()
+            assert self.steps is not None
+            for name in record.loaders:
+                self.state(name, min(map(int, parts), default=0))
+        except SnapshotDamagedError as error:
+            return list(error.problems)
         layout, problems = self.layout, []
-        parts: list[tuple[Callable[[str], Path], str | None, Callable[[bytes], Any]]] = [
+        references: list[tuple[Callable[[str], Path], str | None, Callable[[bytes], Any]]] = [
             (layout.identity, record.identity, parse_identity),
             (layout.config, record.config, bytes.decode),
             (layout.history, record.earlier_history, partial(read_history, format=record.format)),
         ]
-        for path, sha256, parse in parts:
+        for path, sha256, parse in references:
             try:
                 if sha256 is not None:
                     read_addressed(layout, path(sha256), parse)
             except ValueError as error:
                 problems.append(str(error))
         return problems
+
+
+def _opened(layout: RunLayout, step: int, path: Path, shown: str) -> Snapshot:
+    try:
+        manifest = Manifest.from_bytes(layout.read(path))
+        return Snapshot(layout, step, manifest, in_ledger=path.parent != layout.step(step))
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError) as error:
+        problem = str(error)
+    raise damaged(layout, step, [f"{shown}: {problem}"])
+
+
+def _no_manifest(step: int) -> Manifest:
+    return Manifest(step, {}, None, 0.0)
 
 
 def _num_bytes(spec: LeafSpec) -> int:
@@ -326,54 +413,37 @@ def ledger_steps(run_directory: PathLike) -> list[int]:
     return ledger.numbered() if ledger.directory.is_dir() else []
 
 
+def item_steps(run_directory: PathLike) -> list[int]:
+    """The steps whose data item is there, committed or in the ledger, ascending; [] if there is no such run."""
+    return sorted({*list_steps(run_directory), *ledger_steps(run_directory)})
+
+
 def ledger_record(run_directory: PathLike, step: int) -> tuple[Record, bytes]:
     """The record and the `steps.bin` of a step in the ledger.
 
     Raises:
         SnapshotNotFoundError: if it is not there.
-        SnapshotDamagedError: if it cannot be parsed.
+        SnapshotDamagedError: if it is not as it was written.
     """
-    layout = RunLayout(local_directory(run_directory))
-    directory = layout.ledger(step)
-    if not os.path.lexists(directory):
-        raise SnapshotNotFoundError(f"step {step} of {layout.directory} is not in the ledger")
-    try:
-        names = {RECORD_NAME, STEPS_NAME, PROCESSES_NAME, MANIFEST_NAME} & set(os.listdir(directory))
-        files = {name: layout.read(directory / name) for name in names}
-        problems = _check_ledger(files)
-        if problems:
-            raise damaged(layout, step, [f"ledger/{step}/{problem}" for problem in problems])
-        return Record.from_bytes(files[RECORD_NAME]), files.get(STEPS_NAME, b"")
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, SnapshotDamagedError):
-            raise
-        raise damaged(layout, step, [f"ledger/{step}/{RECORD_NAME}: {error}"]) from error
-
-
-def _check_ledger(files: Mapping[str, bytes]) -> list[str]:
-    if MANIFEST_NAME not in files:  # the disk was full when the step was dropped
-        return []
-    try:
-        listed = Manifest.from_bytes(files[MANIFEST_NAME]).items[DATA_ITEM]
-    except (ValueError, KeyError, TypeError) as error:
-        return [f"{MANIFEST_NAME}: {error}"]
-    missing = [f"{name}: is missing" for name in listed if name not in files]
-    found = [
-        check_bytes(name, data, listed.get(name)) for name, data in files.items() if name != MANIFEST_NAME
-    ]
-    return missing + [problem for problem in found if problem is not None]
+    kept = Snapshot.of_ledger(run_directory, step)
+    if problems := kept.check():
+        raise kept.damaged(problems)
+    return kept.record, kept.data_file(STEPS_NAME) if kept.steps else b""
 
 
 def newest_good_step(run_directory: PathLike, *, below: int | None = None) -> int | None:
-    """The newest committed step whose files are all as they were written; None if there is none.
+    """The newest committed step whose files are all as they were written, which are read; None if there is none.
 
     Args:
         run_directory: the run.
         below: look only at steps smaller than this.
     """
-    layout = RunLayout(local_directory(run_directory))
-    candidates = [step for step in reversed(layout.committed()) if below is None or step < below]
-    return next((step for step in candidates if _is_good(layout, step)), None)
+    for step in reversed(list_steps(run_directory)):
+        if below is None or step < below:
+            with contextlib.suppress(SnapshotDamagedError, SnapshotNotFoundError):
+                if not Snapshot.open(run_directory, step).check():
+                    return step
+    return None
 
 
 def read_identity(run_directory: PathLike, sha256: str) -> Any:
@@ -411,30 +481,15 @@ def run_history(run_directory: PathLike, record: Record) -> list[HistoryEntry]:
 
 
 def damaged(layout: RunLayout, step: int, problems: Sequence[str]) -> SnapshotDamagedError:
-    """The error for a committed step that fails its checks."""
-    others = [other for other in reversed(layout.committed()) if other != step]
-    good = next((other for other in others if _is_good(layout, other)), None)
-    advice = f"step {good} is the newest good one" if good is not None else "there is no good step"
+    """The error for a step that fails its checks. No other step is looked at: that would read whole models."""
+    earlier = max((other for other in layout.committed() if other < step), default=None)
+    advice = "there is no earlier one" if earlier is None else f"the one before it is of step {earlier}"
     return SnapshotDamagedError(
         f"the snapshot of step {step} in {layout.directory} is damaged and was not used; {advice}",
         step=step,
         problems=problems,
-        newest_good_step=good,
+        earlier_step=earlier,
     )
-
-
-def _is_good(layout: RunLayout, step: int) -> bool:
-    manifest, _ = _read_manifest(layout, step)
-    return manifest is not None and not Snapshot(layout, step, manifest).check()
-
-
-def _read_manifest(layout: RunLayout, step: int) -> tuple[Manifest | None, str]:
-    try:
-        return Manifest.from_bytes(layout.read(layout.manifest(step))), ""
-    except OSError as error:
-        return None, f"manifest.json: cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError) as error:
-        return None, f"manifest.json: {error}"
 
 
 def read_addressed(layout: RunLayout, path: Path, parse: Callable[[bytes], T]) -> T:
@@ -464,11 +519,12 @@ def _read_addressed(layout: RunLayout, path: Path, parse: Callable[[bytes], T]) 
             f"a file that the snapshots of the run {layout.directory} name is missing or damaged",
             step=committed[-1] if committed else -1,
             problems=[str(error)],
-            newest_good_step=None,
+            earlier_step=None,
         ) from None
 
 
-def _not_found(layout: RunLayout, step: int | None, committed: Sequence[int]) -> str:
+def _not_found(layout: RunLayout, step: int | None) -> str:
+    committed = layout.committed()
     asked = "a snapshot" if step is None else f"the snapshot of step {step}"
     have = f"it has {', '.join(map(str, committed))}" if committed else "it has none"
     return f"{asked} was asked for in {layout.directory}, but {have}"

@@ -107,17 +107,15 @@ def difference_lines(differences: Sequence[Difference | str], advice: Sequence[s
 class SnapshotDamagedError(_Unfit, ValueError):
     """A committed snapshot fails its checks; nothing was changed.
 
-    `problems` names each file or field that failed, `newest_good_step` the newest step that passes all checks
-    (None if there is none).
+    `problems` names each file or field that failed, `earlier_step` the committed step before (None if there is none), which
+    was not looked at.
     """
 
-    def __init__(
-        self, message: str, *, step: int, problems: Sequence[str], newest_good_step: int | None
-    ) -> None:
+    def __init__(self, message: str, *, step: int, problems: Sequence[str], earlier_step: int | None) -> None:
         super().__init__("\n".join([message, *(f"  {problem}" for problem in problems)]))
         self.step = step
         self.problems = tuple(problems)
-        self.newest_good_step = newest_good_step
+        self.earlier_step = earlier_step
 
 
 class SaveError(_Failed, OSError):

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint import HistoryEntry, Record, Restored, read_identity
-from datarax.checkpoint.items import item_steps, read_item
-from datarax.checkpoint.salvage import DataItem
+from datarax.checkpoint import HistoryEntry, Record, Restored, Snapshot, decode, read_identity
+from datarax.checkpoint.snapshot import item_steps
 from datarax.core.config import REST, BatchSize, from_tree
 from datarax.core.errors import (
     ConfigError,
@@ -68,7 +67,7 @@ def recorded_timeline(directory: str | Path, record: Record, history: Sequence[H
             recipes,
             now,
             lambda steps: [step for step in item_steps(directory) if step in steps],
-            lambda step: _position_in(read_item(directory, step).record),
+            lambda step: _position_in(Snapshot.find(directory, step).record),
         )
     except MismatchError as error:
         raise MismatchError(
@@ -104,8 +103,8 @@ def _position_in(record: Record) -> int:
             f"only that knows which records were in which step"
         )
     try:
-        position = DataItem(record, b"").state(LOADER_NAME)["position"]
-    except (ValueError, KeyError) as error:
+        position = decode(record.loaders[LOADER_NAME].state)["position"]
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"snapshot {record.step} holds no place of a loader: {error}") from error
     if type(position) is not int:
         raise InputError(f"snapshot {record.step} holds no place of a loader: position is {position!r}")

@@ -59,7 +59,7 @@ class ResumeConfig:
     warn_changed: Sequence[str] = ()
     """Likewise, but each change is also shown as a warning. Where both lists fit a field, the longer path decides."""
     on_damage: Checked[Literal["stop", "previous"]] = "stop"
-    """When the newest snapshot fails its checks: stop and say so, or go back to the newest good one (unattended jobs)."""
+    """When the newest snapshot fails its checks: stop and say so, or go back to the newest good one before it (unattended jobs)."""
     check_moved_files: Checked[bool] = True
     """Whether a start reads data files whole whose size or time has changed since the last one, and holds them against the
     manifest. Turn it off where a dataset is too large for that."""
@@ -312,26 +312,25 @@ class TrainingSession:
         return make_global(state, mesh)
 
     def _restore(self, checkpointer: Checkpointer, step: int, state: Any, *, fall_back: bool) -> Restored:
-        """Restores `step`; if that is damaged and the config says so, the newest good one."""
+        """Restores `step`; if that is damaged and the config says so, the newest before it that is not."""
         data = {LOADER_NAME: self._loader}
-        try:
-            return checkpointer.restore(step, model=self._template(step, state), data=data)
-        except SnapshotDamagedError as error:
-            good = error.newest_good_step
-            if good is None:
-                error.add_note(
-                    "no other snapshot is good: restore one from a copy, or use another run directory"
-                )
-                raise
-            if not fall_back or self._resume.on_damage != "previous":
-                error.add_note(
-                    f"to go back to step {good}, run with --step {good}; newer snapshots are set aside, not deleted "
-                    f'(resume.on_damage = "previous" does so by itself)'
-                )
-                raise
-            self._say(str(error))
-            self._say(f'resume.on_damage = "previous": going back to step {good}')
-            return checkpointer.restore(good, model=self._template(good, state), data=data)
+        while True:
+            try:
+                return checkpointer.restore(step, model=self._template(step, state), data=data)
+            except SnapshotDamagedError as error:
+                earlier = error.earlier_step
+                if earlier is None:
+                    error.add_note("restore it from a copy, or use another run directory")
+                    raise
+                if not fall_back or self._resume.on_damage != "previous":
+                    error.add_note(
+                        f"to go back to step {earlier}, run with --step {earlier}; newer snapshots are set aside, not deleted "
+                        f'(resume.on_damage = "previous" does so by itself, as far as it must)'
+                    )
+                    raise
+                self._say(str(error))
+                self._say(f'resume.on_damage = "previous": going back to step {earlier}')
+                step = earlier
 
     def _template(self, step: int, state: Any) -> Any:
         """What a snapshot's model is compared with. Where there is no state, a model that is there must not be dropped."""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datarax.checkpoint import Snapshot
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
-from datarax.checkpoint.salvage import DataItem
 from datarax.order import changed_algorithms
 from datarax.store.files import parse_json
 from datarax.verify.replay import RecordedSteps, Replayed
@@ -24,7 +24,7 @@ _NAMED_RECORDS = 5
 
 
 def explain(
-    report: SnapshotReport, directory: Path, item: DataItem, stream: BatchStream, result: Replayed
+    report: SnapshotReport, directory: Path, item: Snapshot, stream: BatchStream, result: Replayed
 ) -> None:
     """What the first divergence comes from, as far as it can be known."""
     step = result.first_diverging_step
@@ -56,7 +56,7 @@ def explain(
         )
 
 
-def _other_versions(directory: Path, item: DataItem) -> str:
+def _other_versions(directory: Path, item: Snapshot) -> str:
     """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
     layout = RunLayout(directory)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from datarax.checkpoint import Snapshot, ledger_record, ledger_steps
+from datarax.checkpoint import Snapshot, ledger_steps
 from datarax.checkpoint.identity_reader import parse_identity
 from datarax.checkpoint.layout import DATA_ITEM, RunLayout
 from datarax.checkpoint.snapshot import read_addressed
@@ -33,7 +33,7 @@ def run_problems(directory: Path) -> list[str]:
                 problems.append(str(error))
     for step in ledger_steps(directory):
         try:
-            ledger_record(directory, step)
+            problems += Snapshot.of_ledger(directory, step).check()
         except SnapshotDamagedError as error:
             problems += error.problems
     return problems

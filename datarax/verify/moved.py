@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datarax.checkpoint import ledger_steps, list_steps
+from datarax.checkpoint import Snapshot
 from datarax.checkpoint.file_stamps import FileStamps, all_file_stamps
 from datarax.checkpoint.layout import RunLayout
-from datarax.checkpoint.salvage import read_data_item
+from datarax.checkpoint.snapshot import item_steps
 from datarax.sources import DataSource
 from datarax.verify.rows import StepRows
 
@@ -58,8 +58,7 @@ def _moved(before: FileStamps, after: FileStamps, source: str) -> list[str]:
 
 def _steps_before(directory: Path, start: int) -> int:
     """How many steps were saved before this start."""
-    known = {*list_steps(directory), *ledger_steps(directory)}
-    items = ((step, read_data_item(directory, step)) for step in known)
+    items = ((step, Snapshot.salvage(directory, step)) for step in item_steps(directory))
     return max((step for step, item in items if item is not None and item.record.start < start), default=0)
 
 

@@ -9,21 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datarax.checkpoint import ledger_steps, list_steps
+from datarax.checkpoint import Snapshot
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.record import SNAPSHOT_FORMAT, Record
-from datarax.checkpoint.salvage import read_data_item
+from datarax.checkpoint.snapshot import item_steps
 from datarax.core.tree import differences
 from datarax.training import LOADER_NAME
 
 
 def neighbour_record(directory: Path, step: int) -> Record | None:
     """The record of the nearest snapshot, or ledger entry, before `step`, else after it; None if there is none."""
-    others = sorted(
-        {*list_steps(directory), *ledger_steps(directory)} - {step},
-        key=lambda other: (other > step, abs(other - step)),
-    )
-    items = (read_data_item(directory, other) for other in others)
+    others = sorted({*item_steps(directory)} - {step}, key=lambda other: (other > step, abs(other - step)))
+    items = (Snapshot.salvage(directory, other) for other in others)
     return next((item.record for item in items if item is not None), None)
 
 
@@ -59,8 +56,7 @@ def _previous(directory: Path, step: int, record: Record) -> int | None:
         begun = loader.steps.first_step or None
         if record.previous != begun:
             return begun
-    earlier = [each for each in {*list_steps(directory), *ledger_steps(directory)} if each < step]
-    there = max(earlier, default=None)
+    there = max((each for each in item_steps(directory) if each < step), default=None)
     said = record.previous
     is_possible = said is not None and (there or 0) <= said < step
     return said if is_possible or (said is None and there is None) else there

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datarax.checkpoint import Snapshot
 from datarax.checkpoint.protocols import BatchStream, is_addressable
-from datarax.checkpoint.salvage import DataItem
 from datarax.core.errors import MISSING, InputError
 from datarax.core.tree import differences, identical
 from datarax.order import Digest
@@ -36,9 +36,9 @@ class RecordedSteps:
     """The first step to compare."""
     end: int
     """The step after the last: that of `item`."""
-    item: DataItem
+    item: Snapshot
     """What the snapshot after them says."""
-    before: DataItem | None
+    before: Snapshot | None
     """The snapshot at which the recorded steps begin; None if there is none any more, or at step 0."""
     first: int
     """The step at which they begin."""
@@ -221,7 +221,9 @@ def _differing_fields(
         skipped |= set(_SUMS)
     if start.bytes is None or state.get("digest_bytes") is None:
         skipped.add("digest_bytes")
-    of_process = f" of process {index}" if recorded.item.scope(LOADER_NAME) == "process" else ""
+    of_process = (
+        f" of process {index}" if recorded.item.record.loaders[LOADER_NAME].scope == "process" else ""
+    )
     for name in sorted({*now, *state} - skipped | (now.keys() ^ state.keys())):
         for each in differences(state.get(name, MISSING), now.get(name, MISSING), name, equal=identical):
             yield f"data/record.json: {each.path}{of_process} is recorded as {each.was!r}, the replay gives {each.now!r}"

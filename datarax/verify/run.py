@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from datarax.checkpoint import ledger_steps, list_steps
+from datarax.checkpoint import Snapshot, ledger_steps, list_steps
 from datarax.checkpoint.advice import all_advice
 from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.policy import identity_differences
 from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
-from datarax.checkpoint.salvage import DataItem, read_data_item
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
 from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
@@ -124,7 +123,7 @@ def _intervals(directory: Path, candidates: Sequence[int], last_steps: int | Non
     """For each snapshot the steps to replay: all that are recorded with it, or of the newest `last_steps` its share."""
     left, found = last_steps, {}
     for step in reversed(candidates):
-        item = read_data_item(directory, step)
+        item = Snapshot.salvage(directory, step)
         loader = None if item is None else item.record.loaders.get(LOADER_NAME)
         first = step if loader is None or loader.steps is None else min(loader.steps.first_step, step)
         begin = first if left is None else max(first, step - left)
@@ -159,7 +158,7 @@ class _Verification:
     def look_at(self, report: SnapshotReport, interval: Interval | None) -> None:
         """One snapshot, or ledger entry: its files, its record, its recipe, its steps."""
         # Parsed whether it is as written or not: of a damaged record we still want to say which fields are wrong.
-        item = read_data_item(self._directory, report.step)
+        item = Snapshot.salvage(self._directory, report.step)
         if not report.in_ledger:
             expected = item is not None and self._trains(item)
             check_snapshot(self._directory, report, model_expected=expected, with_model=not self._fast)
@@ -184,13 +183,13 @@ class _Verification:
                 raise
             report.problems.append(f"not replayed: {type(error).__name__}: {error}")
 
-    def _trains(self, item: DataItem) -> bool:
+    def _trains(self, item: Snapshot) -> bool:
         try:
             return self._recipes.trains(item.record)
         except (SnapshotDamagedError, ConfigError):
             return False  # reported as such
 
-    def _compare(self, report: SnapshotReport, item: DataItem, interval: Interval | None) -> None:
+    def _compare(self, report: SnapshotReport, item: Snapshot, interval: Interval | None) -> None:
         count = _process_count(item)
         config = usable_config(self._directory, report.step, item.record)
         recorded = recorded_identity(self._directory, item.record, {})
@@ -220,10 +219,10 @@ class _Verification:
             self._replay(report, item, interval, streams)
 
     def _superseded(
-        self, item: DataItem, found: Sequence[Difference], identity: Mapping[str, Any]
+        self, item: Snapshot, found: Sequence[Difference], identity: Mapping[str, Any]
     ) -> list[Difference]:
         """Differences that come from a change made on purpose at a later step: today's value is that of the newest snapshot."""
-        newest = read_data_item(self._directory, self._newest_step)
+        newest = Snapshot.salvage(self._directory, self._newest_step)
         if not found or newest is None or newest.record.identity == item.record.identity:
             return []
         other = identity_differences(recorded_identity(self._directory, newest.record, identity), identity)
@@ -235,7 +234,7 @@ class _Verification:
         return self._fast and is_addressable(stream)
 
     def _replay(
-        self, report: SnapshotReport, item: DataItem, interval: Interval, streams: Sequence[BatchStream]
+        self, report: SnapshotReport, item: Snapshot, interval: Interval, streams: Sequence[BatchStream]
     ) -> None:
         recorded = _recorded(self._directory, item, interval)
         if recorded is None:
@@ -324,9 +323,9 @@ def _keys_remain(report: SnapshotReport, stream: BatchStream) -> bool:
     return is_addressable(stream) and all(each.path.startswith(stages) for each in report.superseded)
 
 
-def _recorded(directory: Path, item: DataItem, interval: Interval) -> RecordedSteps | None:
+def _recorded(directory: Path, item: Snapshot, interval: Interval) -> RecordedSteps | None:
     """What is recorded of the steps of an interval; None if no digests of single steps are."""
-    steps = item.steps(LOADER_NAME)
+    steps = item.steps.get(LOADER_NAME)
     if steps is None:
         return None
     first, keys, row_bytes = steps
@@ -335,18 +334,18 @@ def _recorded(directory: Path, item: DataItem, interval: Interval) -> RecordedSt
         begin=begin,
         end=end,
         item=item,
-        before=read_data_item(directory, first) if first else None,
+        before=Snapshot.salvage(directory, first) if first else None,
         first=first,
         keys=keys[begin - first :],
         row_bytes=None if row_bytes is None else row_bytes[begin - first :],
     )
 
 
-def _process_count(item: DataItem) -> int:
+def _process_count(item: Snapshot) -> int:
     """How many processes saved a state of their own; 1 where that cannot be read, which is said elsewhere."""
     try:
-        return item.process_count(LOADER_NAME)
-    except (ValueError, KeyError):
+        return len(item.process_parts()) or 1
+    except ValueError:
         return 1
 
 

@@ -70,8 +70,8 @@ def test_a_flipped_bit_in_any_file_of_any_item_is_refused_by_name(run):
         error = refused(run)
         shown = str(path.relative_to(run / "3"))
         assert [problem.partition(":")[0] for problem in error.problems] == [shown]
-        assert (error.step, error.newest_good_step) == (3, 2)
-        assert "step 2 is the newest good one" in str(error)
+        assert (error.step, error.earlier_step) == (3, 2)
+        assert "the one before it is of step 2" in str(error)
         path.write_bytes(before)
     assert Snapshot.open(run).check() == []
 
@@ -127,7 +127,7 @@ def test_a_manifest_that_is_no_manifest_is_damage_and_not_an_uncommitted_step(ru
 def test_there_is_no_fall_back_unless_a_step_is_named(run):
     flip_byte(run / "3/data/record.json")
     flip_byte(run / "2/model/manifest.ocdbt")
-    assert refused(run).newest_good_step == 1
+    assert refused(run).earlier_step == 2, "which nobody has looked at"
     assert newest_good_step(run) == Checkpointer(run).newest_good_step() == 1
     assert newest_good_step(run, below=1) is None
     data = modules()

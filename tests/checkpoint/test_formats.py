@@ -240,7 +240,7 @@ def test_without_the_lift_the_missing_field_is_a_mismatch_by_name(case, old, rea
     [
         (manifest._READERS, "manifest.json: its format is 0, which no version"),
         (record._RECORD_READERS, "data/record.json: its format is 0, which no version"),
-        (record._STEPS_READERS, "data: its format is 0, which no version"),
+        (record._STEPS_READERS, "data/steps.bin: its format is 0, which no version"),
     ],
     ids=["manifest", "record", "steps"],
 )

@@ -345,7 +345,7 @@ def test_a_damaged_file_is_found_by_whoever_checks_it_and_named_by_all(tmp_path)
         results = joined(restore_damaged, run, count=3)
         assert {result.kind for result in results} == {"SnapshotDamagedError"}
         assert all(str(path.relative_to(run / "2")) in result.text for result in results)
-        assert all("step 1 is the newest good one" in result.text for result in results)
+        assert all("the one before it is of step 1" in result.text for result in results)
         path.write_bytes(before)
 
 

@@ -493,7 +493,7 @@ def test_a_run_without_any_good_snapshot_says_so(finished, tmp_path, capsys):
         (run / step / "data" / "record.json").write_bytes(b"{}")
     overrides = sets(f"run.directory={run}", "resume.on_damage=previous")
     errors = refused(capsys, ["run", finished / "config.toml", *overrides], 1)
-    assert "no good step" in errors
+    assert "there is no earlier one" in errors
     assert "use another run directory" in errors
 
 

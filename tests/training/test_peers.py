@@ -284,7 +284,7 @@ def test_many_processes_go_back_to_an_older_snapshot_and_past_a_damaged_one(plac
     record.write_bytes(record.read_bytes().replace(b'"step":10', b'"step":11'))
     codes, output = run_fleet(*command(place, "Odd", "run.steps=12", *settings), count=2, directory=place)
     assert codes == [1, 1], output
-    assert "step 8 is the newest good one" in output
+    assert "the one before it is of step 8" in output
     previous = ("resume.on_damage=previous", *settings)
     codes, output = run_fleet(*command(place, "Odd", "run.steps=12", *previous), count=2, directory=place)
     assert codes == [0, 0], output

@@ -194,7 +194,7 @@ def test_another_recipe_or_another_state_is_refused_and_leaves_loader_and_run_as
 def test_a_damaged_snapshot_stops_or_falls_back_as_told(tmp_path, whole):
     session(tmp_path / "run").run()
     (tmp_path / "run" / "10" / "data" / "steps.bin").write_bytes(b"")
-    with pytest.raises(SnapshotDamagedError, match="step 8 is the newest good one") as caught:
+    with pytest.raises(SnapshotDamagedError, match="the one before it is of step 8") as caught:
         session(tmp_path / "run").run()
     assert any("--step 8" in note for note in caught.value.__notes__)
     resumed = session(tmp_path / "run", resume=ResumeConfig(on_damage="previous")).run()
