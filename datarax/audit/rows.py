@@ -165,7 +165,7 @@ class _Proof:
     def _read(self, end: int) -> tuple[int, npt.NDArray[np.uint64]]:
         """The digests of the steps before a snapshot, and the first of these steps."""
         assert self._history.recorded_in is not None
-        with contextlib.suppress(SnapshotDamagedError, SnapshotNotFoundError, KeyError):
+        with contextlib.suppress(SnapshotDamagedError, SnapshotNotFoundError, KeyError, ValueError):
             steps = read_item(self._history.recorded_in, end).steps(LOADER_NAME)
             if steps is not None:
                 return steps[:2]

@@ -75,6 +75,19 @@ class Snapshot:
             raise damaged(layout, step, [problem])
         return Snapshot(layout, step, manifest)
 
+    @staticmethod
+    def open_or_tell(run_directory: PathLike, step: int) -> Snapshot | str:
+        """The snapshot of a step, or what is wrong with its manifest. No other step is looked at, as `open` does for its error.
+
+        Raises:
+            SnapshotNotFoundError: if there is no such committed step.
+        """
+        layout = RunLayout(local_directory(run_directory))
+        if not os.path.lexists(layout.manifest(step)):
+            raise SnapshotNotFoundError(_not_found(layout, step, layout.committed()))
+        manifest, problem = _read_manifest(layout, step)
+        return problem if manifest is None else Snapshot(layout, step, manifest)
+
     @property
     def directory(self) -> Path:
         """The directory of the step."""

@@ -9,6 +9,7 @@ not their contents, in `module.py`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -332,6 +333,16 @@ def _encode_dict(value: dict[Any, Any], path: str) -> Any:
     return {"$dict": [[encode(key, path), encode(item, f"{path}[{key!r}]")] for key, item in value.items()]}
 
 
+def _encode_int(value: int, path: str) -> Any:
+    # Far below the 4,300 decimal digits at which Python refuses to print or parse an int.
+    if abs(value) < 1 << 1024:
+        return value
+    with contextlib.suppress(ValueError):
+        str(value)
+        return {"$int": hex(value)}
+    raise EncodingError(f"{path or 'the state'} is an int of more digits than Python prints (4,300)")
+
+
 def _encode_jax(value: jax.Array, path: str) -> Any:
     if value.is_deleted():
         raise EncodingError(f"{path or 'the state'} is a JAX array whose buffer was donated or deleted")
@@ -359,6 +370,12 @@ def _array(fields: dict[str, Any]) -> np.ndarray:
     name = fields["dtype"]
     dtype = np.dtype(name) if name[0] in "<>|=" else np.dtype(getattr(ml_dtypes, name))
     return np.frombuffer(bytearray(base64.b64decode(fields["data"])), dtype).reshape(fields["shape"])
+
+
+def _decode_int(text: str) -> int:
+    value = int(text, 16)
+    str(value)  # a ValueError where it has more digits than Python prints: whoever shows a state would fail
+    return value
 
 
 def _decode_jax(fields: dict[str, Any]) -> jax.Array:
@@ -400,8 +417,7 @@ def _is_utf8(text: str) -> bool:
 _ENCODERS: dict[type, Callable[[Any, str], Any]] = {
     type(None): lambda value, path: value,
     bool: lambda value, path: value,
-    # Far below the 4,300 decimal digits at which Python refuses to print or parse an int.
-    int: lambda value, path: value if abs(value) < 1 << 1024 else {"$int": hex(value)},
+    int: _encode_int,
     # float.hex drops the payload and the sign of NaN.
     float: lambda value, path: (
         {"$nan": struct.pack(">d", value).hex()} if math.isnan(value) else {"$float": value.hex()}
@@ -418,7 +434,7 @@ _ENCODERS: dict[type, Callable[[Any, str], Any]] = {
 }
 
 _DECODERS: dict[str, Callable[[Any], Any]] = {
-    "$int": lambda text: int(text, 16),
+    "$int": _decode_int,
     "$float": float.fromhex,
     "$nan": lambda text: struct.unpack(">d", bytes.fromhex(text))[0],
     "$str": lambda text: base64.b64decode(text).decode("utf-8", "surrogatepass"),

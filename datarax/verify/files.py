@@ -51,7 +51,10 @@ def check_snapshot(
         with_model: False leaves the model item alone.
     """
     try:
-        snapshot = Snapshot.open(directory, report.step)
+        snapshot = Snapshot.open_or_tell(directory, report.step)
+        if isinstance(snapshot, str):
+            report.problems.append(snapshot)
+            return
         problems = snapshot.check(None if with_model else [DATA_ITEM])
         report.problems += problems
         if model_expected and snapshot.leaves is None:
