@@ -45,7 +45,12 @@ def check_plain(kind: type, what: str) -> None:
     Raises:
         InputError: if it is a subclass of `np.ndarray` that is more than its numbers, or becomes an array and may be more.
     """
-    becomes_one = hasattr(kind, "__array__") and not issubclass(kind, ARRAYS)
+    offers = (
+        hasattr(kind, "__array__")
+        or hasattr(kind, "__array_interface__")
+        or hasattr(kind, "__array_struct__")
+    )
+    becomes_one = offers and not issubclass(kind, ARRAYS)
     is_foreign = becomes_one and kind.__module__.partition(".")[0] not in _TENSORS
     if is_foreign or (issubclass(kind, np.ndarray) and kind not in PLAIN_ARRAYS):
         raise InputError(
