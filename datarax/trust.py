@@ -8,6 +8,7 @@ This is no sandbox: what a user's own module does is its own affair.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -15,12 +16,15 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FunctionType, MethodType
 from typing import Any
 
 from datarax.core.errors import ConfigError
+
+_STANDARD = sys.stdlib_module_names | {"test"}
+"""Top-level names of the standard library; Python's list leaves out its own tests, which delete trees and start programs."""
 
 
 def load_attribute(use: str, key: str) -> Any:
@@ -35,23 +39,31 @@ def load_attribute(use: str, key: str) -> Any:
     if not all([*module_name.split("."), *path.split(".")]):  # a name that begins with a dot is of no package
         raise ConfigError(f"{key} must be 'module:attribute', got {use!r}")
     check_module(module_name, f"{key} = {use!r}")
-    try:
+    with _raises_config_error(f"{key} = {use!r}: importing {module_name!r} raised"):  # its own code runs here
         found: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit, GeneratorExit) as error:  # the module's own code runs here
-        raise ConfigError(
-            f"{key} = {use!r}: importing {module_name!r} raised {type(error).__name__}: {error}"
-        ) from error
     at = module_name
     for part in path.split("."):
-        if not hasattr(found, part):
+        says = f"{key} = {use!r}: {at!r}"
+        # The user's own code runs here too: of a module that imports its parts when they are asked for.
+        with _raises_config_error(f"{says} raised at the attribute {part!r}"):
+            has_it = hasattr(found, part)
+        if not has_it:
             names = sorted(name for name in dir(found) if not name.startswith("_"))
             near = difflib.get_close_matches(part, names, n=1)
             hint = f"did you mean {near[0]!r}? It has" if near else "it has"
             listed = ", ".join(names[:20] + ["…"] * (len(names) > 20)) or "no public names"
-            raise ConfigError(f"{key} = {use!r}: {at!r} has no attribute {part!r}; {hint} {listed}")
+            raise ConfigError(f"{says} has no attribute {part!r}; {hint} {listed}")
         found, at = getattr(found, part), f"{at}.{part}"
     check_owner(found, f"{key} = {use!r}")
     return found
+
+
+@contextlib.contextmanager
+def _raises_config_error(says: str) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, SystemExit, GeneratorExit) as error:
+        raise ConfigError(f"{says} {type(error).__name__}: {error}") from error
 
 
 def call(function: Any, parameters: Mapping[str, Any], says: str) -> Any:
@@ -89,7 +101,7 @@ def check_module(name: str, says: str) -> None:
             f"{says}: {top!r} is {found}, which comes first, but the working directory holds {here} too; rename the one that "
             f"you mean, or start in another directory"
         )
-    if top in sys.stdlib_module_names:
+    if top in _STANDARD:
         raise ConfigError(
             f"{says} names the standard library, which a config may not call; write a function of your own that does"
         )
@@ -101,7 +113,7 @@ def check_owner(found: Any, says: str) -> None:
     Raises:
         ConfigError: if it is.
     """
-    if callable(found) and all(each.partition(".")[0] in sys.stdlib_module_names for each in _owners(found)):
+    if callable(found) and all(each.partition(".")[0] in _STANDARD for each in _owners(found)):
         raise ConfigError(
             f"{says} is {found!r} of the standard library, which a config may not call; write a function of your own that does"
         )
@@ -118,7 +130,7 @@ def _owners(thing: Any) -> list[str]:
         # Of methods in C: the class that has it, or the object that it is bound to, which may be a class.
         has_it = getattr(thing, "__objclass__", getattr(thing, "__self__", thing))
         module = has_it.__module__ if isinstance(has_it, type) else type(has_it).__module__
-    return [module]
+    return [str(module)]
 
 
 def _found(top: str) -> str | None:

@@ -155,3 +155,24 @@ def test_a_function_that_cannot_be_called_like_this_is_refused_by_its_key():
     for parameters, wrong in (({}, "missing a required"), ({"name": 1, "other": 2}, "unexpected keyword")):
         with pytest.raises(ConfigError, match=rf"source\.use = 'x:y' cannot be called .*: .*{wrong}"):
             call(needs_a_name, parameters, "source.use = 'x:y'")
+
+
+@pytest.mark.parametrize(
+    "error", ["RuntimeError('no part')", "SystemExit(0)", "ImportError('pip install it')"]
+)
+def test_a_module_that_raises_when_it_is_asked_for_an_attribute_is_named_by_the_key(
+    error, tmp_path, monkeypatch
+):
+    (tmp_path / "its_lazy.py").write_text(f"def __getattr__(name):\n    raise {error}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = error.partition("(")[0]
+    with pytest.raises(
+        ConfigError, match=rf"task\.use = 'its_lazy:f': .* raised at the attribute 'f' {kind}"
+    ):
+        load_attribute("its_lazy:f", "task.use")
+    del sys.modules["its_lazy"]
+
+
+def test_the_tests_of_the_standard_library_belong_to_it():
+    with pytest.raises(ConfigError, match="names the standard library"):
+        load_attribute("test.support.os_helper:rmtree", "source.use")

@@ -147,10 +147,11 @@ def check_item(
         own = sorted(files.items())[share[0] :: share[1]]
         jobs = [pool.submit(_check_file, directory, name, entry, root) for name, entry in own]
         problems = [problem for job in jobs if (problem := job.result())]
+    if os.path.realpath(directory) != os.path.join(os.path.realpath(root), directory.relative_to(root)):
+        # What it leads to is not looked at: that may be the whole disk.
+        return [*problems, f"{directory.name}: it, or a directory on the way, is a link"]
     listed = set(files)
-    found = (
-        [path.relative_to(directory).as_posix() for path in _walk(directory)[0]] if directory.is_dir() else []
-    )
+    found = [path.relative_to(directory).as_posix() for path in _walk(directory)[0]]
     problems += [f"{directory.name}/{name}: is not in the manifest" for name in found if name not in listed]
     return problems
 
@@ -185,9 +186,10 @@ def _check_file(directory: Path, name: str, entry: FileEntry, root: Path) -> str
 def _walk(directory: Path) -> tuple[list[Path], list[Path]]:
     files: list[Path] = []
     directories: list[Path] = []
-    for parent, _, names in os.walk(directory):
+    for parent, below, names in os.walk(directory):
         directories.append(Path(parent))
         files += [Path(parent, name) for name in names]
+        files += [Path(parent, name) for name in below if os.path.islink(os.path.join(parent, name))]
     return sorted(files), directories
 
 

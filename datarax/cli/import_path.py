@@ -7,6 +7,7 @@ that lies there. Read next: `datarax/__main__.py`, which takes off what Python i
 from __future__ import annotations
 
 import os
+import site
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -17,10 +18,13 @@ from types import ModuleType
 HERE = ""
 """Stands for the working directory on the import path."""
 
-_INSTALLED = (
-    *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    os.path.dirname(os.path.dirname(__file__)) + os.sep,
+_PLACES = (
+    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *site.getsitepackages(),
+    site.getusersitepackages(),
+    os.path.dirname(os.path.dirname(__file__)),
 )
+_INSTALLED = tuple(place + os.sep for place in _PLACES)
 
 
 def append_working_directory() -> None:
@@ -30,6 +34,11 @@ def append_working_directory() -> None:
     """
     if sys.flags.safe_path or HERE in sys.path:
         return
+    # Namespace packages look over the whole path again when it changes, and would take in what lies here.
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__dict__", {}).get("__path__", [])
+        if not isinstance(path, list):
+            module.__path__ = list(path)
     sys.path.append(HERE)
     sys.meta_path.insert(0, _InstalledFirst)  # type: ignore[arg-type]  # finders are found by their methods
 
@@ -53,6 +62,8 @@ class _InstalledFirst:
             if finder is not cls and hasattr(finder, "find_spec"):
                 spec = finder.find_spec(name, elsewhere if finder is PathFinder else None, target)
                 if spec is not None:
+                    if spec.submodule_search_locations is not None:
+                        spec.submodule_search_locations = list(spec.submodule_search_locations)
                     return spec
         if _asked_by_installed_code():
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)

@@ -9,6 +9,7 @@ not their contents, in `module.py`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -44,7 +45,12 @@ def check_plain(kind: type, what: str) -> None:
     Raises:
         InputError: if it is a subclass of `np.ndarray` that is more than its numbers, or becomes an array and may be more.
     """
-    becomes_one = hasattr(kind, "__array__") and not issubclass(kind, ARRAYS)
+    offers = (
+        hasattr(kind, "__array__")
+        or hasattr(kind, "__array_interface__")
+        or hasattr(kind, "__array_struct__")
+    )
+    becomes_one = offers and not issubclass(kind, ARRAYS)
     is_foreign = becomes_one and kind.__module__.partition(".")[0] not in _TENSORS
     if is_foreign or (issubclass(kind, np.ndarray) and kind not in PLAIN_ARRAYS):
         raise InputError(
@@ -332,6 +338,16 @@ def _encode_dict(value: dict[Any, Any], path: str) -> Any:
     return {"$dict": [[encode(key, path), encode(item, f"{path}[{key!r}]")] for key, item in value.items()]}
 
 
+def _encode_int(value: int, path: str) -> Any:
+    # Far below the 4,300 decimal digits at which Python refuses to print or parse an int.
+    if abs(value) < 1 << 1024:
+        return value
+    with contextlib.suppress(ValueError):
+        str(value)
+        return {"$int": hex(value)}
+    raise EncodingError(f"{path or 'the state'} is an int of more digits than Python prints (4,300)")
+
+
 def _encode_jax(value: jax.Array, path: str) -> Any:
     if value.is_deleted():
         raise EncodingError(f"{path or 'the state'} is a JAX array whose buffer was donated or deleted")
@@ -359,6 +375,12 @@ def _array(fields: dict[str, Any]) -> np.ndarray:
     name = fields["dtype"]
     dtype = np.dtype(name) if name[0] in "<>|=" else np.dtype(getattr(ml_dtypes, name))
     return np.frombuffer(bytearray(base64.b64decode(fields["data"])), dtype).reshape(fields["shape"])
+
+
+def _decode_int(text: str) -> int:
+    value = int(text, 16)
+    str(value)  # a ValueError where it has more digits than Python prints: whoever shows a state would fail
+    return value
 
 
 def _decode_jax(fields: dict[str, Any]) -> jax.Array:
@@ -400,8 +422,7 @@ def _is_utf8(text: str) -> bool:
 _ENCODERS: dict[type, Callable[[Any, str], Any]] = {
     type(None): lambda value, path: value,
     bool: lambda value, path: value,
-    # Far below the 4,300 decimal digits at which Python refuses to print or parse an int.
-    int: lambda value, path: value if abs(value) < 1 << 1024 else {"$int": hex(value)},
+    int: _encode_int,
     # float.hex drops the payload and the sign of NaN.
     float: lambda value, path: (
         {"$nan": struct.pack(">d", value).hex()} if math.isnan(value) else {"$float": value.hex()}
@@ -418,7 +439,7 @@ _ENCODERS: dict[type, Callable[[Any, str], Any]] = {
 }
 
 _DECODERS: dict[str, Callable[[Any], Any]] = {
-    "$int": lambda text: int(text, 16),
+    "$int": _decode_int,
     "$float": float.fromhex,
     "$nan": lambda text: struct.unpack(">d", bytes.fromhex(text))[0],
     "$str": lambda text: base64.b64decode(text).decode("utf-8", "surrogatepass"),

@@ -35,6 +35,8 @@ from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken, in_turn
 from datarax.order import id64, key_hashes, row_hashes
 from datarax.order.digest import has_fixed_bytes
 
+_OF_WHAT_THEY_TAKE = frozenset({"BatchIterDataset", "FilterIterDataset", "MapIterDataset"})
+"""Stages whose state is that of the stage below, of which each element takes one or more."""
 _KEY_BLOCK = 1024  # a key hash costs 15 µs alone and 10 ns in a block
 
 
@@ -183,13 +185,17 @@ class _Elements(Feed):
             )
         if idx and not isinstance(grain_state, dict):
             raise ValueError(f"grain_state: expected a dict, got {grain_state!r}")
-        next_index = (
-            grain_state.get("next_index") if idx and self._node.kind == "PrefetchIterDataset" else None
-        )
+        node, least = self._node, idx
+        while idx and node.kind in _OF_WHAT_THEY_TAKE and node.below is not None:
+            if node.kind == "BatchIterDataset":  # the last batch may hold less than the others
+                least = (least - 1) * node.parameters["batch_size"] + 1
+            node = node.below
+        next_index = grain_state.get("next_index") if idx and node.kind == "PrefetchIterDataset" else None
         # Each element of a MapDataset takes an index, and each None that a map gives takes one too.
-        if type(next_index) is int and next_index < idx:
+        if type(next_index) is int and next_index < least:
+            many = "as many" if least == idx else least
             raise ValueError(
-                f"grain_state.next_index: {next_index}, but {idx} elements (idx) take as many indices or more"
+                f"grain_state.next_index: {next_index}, but {idx} elements (idx) take {many} indices or more"
             )
         made = self.reopened()
         if idx:

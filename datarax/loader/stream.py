@@ -156,7 +156,13 @@ class Tally:
         summed, step = self._summed, self.place.step
         if step == summed.idx:
             return summed
-        keys, hashed = self.log.sums(summed.idx, step)
+        kept = self.log.kept  # after the step, so that it has it
+        if summed.idx < kept.first and kept.known is not None:
+            # Another thread has dropped steps since, or a slower one has left an older sum here.
+            summed = kept.known
+        if step <= summed.idx:
+            return summed
+        keys, hashed = kept.sums(summed.idx, step)
         steps, recipe = range(summed.idx, step), self.recipe
         digest, rows = summed.digest, len(steps) if recipe is None else recipe.counted_in(steps)
         # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
@@ -169,7 +175,7 @@ class Tally:
             summed.skipped,
             digest.add(keys, hashed, rows),
         )
-        self._summed = made  # one assignment, of what is the same whoever computes it
+        self._summed = made  # one assignment; an older sum that a slower thread puts here is as right
         return made
 
 
@@ -411,6 +417,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         """Digest of everything handed over: up to the last restore by all processes, since then of the rows that count here."""
         return self._runtime.tally.delivered.digest
 
+    @in_turn
     def take_step_digests(self) -> tuple[int, np.ndarray, np.ndarray, bool]:
         """Per-step digests since the last committed snapshot.
 
@@ -428,7 +435,8 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
 
     def _forget_before(self, step: int) -> None:
         tally = self._runtime.tally
-        tally.log.forget_before(min(step, tally.delivered.idx))  # once they are in the sums
+        delivered = tally.delivered
+        tally.log.forget_before(min(step, delivered.idx), delivered)  # once they are in the sums
 
     # State
 

@@ -177,16 +177,15 @@ def inputs_of(config: BuildConfig, *, absent: bool = False) -> dict[str, str]:
     """
     parent, name = os.path.split(os.path.realpath(local_path(config.output, "output directory")))
     name = re.escape(name)
-    made = re.compile(rf"{name}(\.replaced-\d+)?/.*|\.{name}\.(build-lock|building-.*)")
+    made = re.compile(rf"{name}(\.replaced-\d+)?(/.*)?|\.{name}\.(build-lock|building-.*)")
     real = functools.cache(os.path.realpath)
 
     def is_made(path: str) -> bool:
         directory, base = os.path.split(path)
         return made.fullmatch(os.path.relpath(os.path.join(real(directory), base), parent)) is not None
 
-    found = {
-        key: path for key, path in find_inputs(config.inputs, absent=absent).items() if not is_made(path)
-    }
+    files = find_inputs(config.inputs, absent=absent, is_made=is_made)
+    found = {key: path for key, path in files.items() if not is_made(path)}
     if not found and not absent:
         raise AbsentError(f"the inputs of {config.output} are what was built from them; name other inputs")
     return found

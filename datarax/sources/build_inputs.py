@@ -8,7 +8,7 @@ import json
 import os
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from datarax.core.errors import InputError
 from datarax.sources.files import file_stats, find_files, refuse_twice, relative_names, walk
@@ -39,14 +39,25 @@ def is_standard_library(inputs: str | Sequence[str]) -> bool:
     return inputs == PYTHON_STDLIB or list(inputs) == [PYTHON_STDLIB]
 
 
-def find_inputs(inputs: str | Sequence[str], *, absent: bool = False) -> dict[str, str]:
+def find_inputs(
+    inputs: str | Sequence[str],
+    *,
+    absent: bool = False,
+    is_made: Callable[[str], bool] = lambda directory: False,
+) -> dict[str, str]:
     """The files that `inputs` name, sorted: name relative to the deepest directory that holds all -> absolute path.
 
     A directory stands for all files below it. With `absent` what is not there is left out.
 
+    Args:
+        inputs: paths, globs, directories, or `PYTHON_STDLIB`.
+        absent: whether what is not there is left out.
+        is_made: whether a directory is what a build has made.
+
     Raises:
         AbsentError: if one is not there.
-        InputError: if one is not local, is named twice, or a directory on the way cannot be read.
+        InputError: if one is not local, is named twice, a directory on the way cannot be read, or a glob matches a directory
+            that is not to be left out.
     """
     if is_standard_library(inputs):
         base = sysconfig.get_path("stdlib")
@@ -54,7 +65,13 @@ def find_inputs(inputs: str | Sequence[str], *, absent: bool = False) -> dict[st
         if not paths:
             raise InputError(f"the standard library at {base} holds no source files; name other inputs")
     else:
-        paths = find_files(inputs, what="input file", expand_directory=_files_below, absent=absent)
+        paths = find_files(
+            inputs,
+            what="input file",
+            expand_directory=_files_below,
+            absent=absent,
+            may_pass_over=lambda directory: absent or is_made(directory),
+        )
         seen: dict[str, str] = {}
         for directory in dict.fromkeys(map(os.path.dirname, paths)):
             refuse_twice(directory, seen, "input file")

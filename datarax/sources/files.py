@@ -66,6 +66,7 @@ def find_files(
     expand_directory: Callable[[str], Sequence[str]],
     ignored_in_globs: frozenset[str] = frozenset(),
     absent: bool = False,
+    may_pass_over: Callable[[str], bool] = lambda directory: True,
 ) -> list[str]:
     """Absolute paths of the files that `patterns` name, sorted.
 
@@ -75,10 +76,12 @@ def find_files(
         expand_directory: the files that stand for a directory, as absolute paths.
         ignored_in_globs: base names that a glob does not select.
         absent: whether what is not there is left out.
+        may_pass_over: whether a directory that a glob matches, and does not look into, may be left out.
 
     Raises:
         AbsentError: if a path does not exist or a glob matches nothing.
-        InputError: if a directory on the way cannot be read, a file is named twice, or nothing is named.
+        InputError: if a directory on the way cannot be read, a file is named twice, a glob matches a directory that may not
+            be left out, or nothing is named.
     """
     found: dict[str, str] = {}
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
@@ -86,10 +89,17 @@ def find_files(
         if os.path.lexists(path):
             files = expand_directory(path) if os.path.isdir(path) else [path]
         else:
+            matching = list(dict.fromkeys(_matching(os.sep, path.split(os.sep)[1:], what)))
+            directories = [each for each in matching if os.path.isdir(each)]
+            left_out = [] if "**" in path else [each for each in directories if not may_pass_over(each)]
+            if left_out:
+                raise InputError(
+                    f"{what}s: {path} matches the directory {left_out[0]} too, and nobody can say whether the files in it are "
+                    f"meant; name {os.path.dirname(path)}/** for all files below, or a pattern that only files match"
+                )
+            named = set(matching) - set(directories)
             files = [
-                each
-                for each in dict.fromkeys(_matching(os.sep, path.split(os.sep)[1:], what))
-                if not (os.path.isdir(each) or os.path.basename(each) in ignored_in_globs)
+                each for each in matching if each in named and os.path.basename(each) not in ignored_in_globs
             ]
         if not files and not absent:
             if os.path.isdir(path):

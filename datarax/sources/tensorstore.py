@@ -153,12 +153,18 @@ class TensorStoreRecords(Records):
         import tensorstore as ts
 
         for each in _specs_in(spec):
-            if each.get("driver") == "file" and isinstance(each.get("path"), str):
-                _refuse_odd_files(each["path"])
             if each.get("driver") == "stack" and not each.get("layers"):  # TensorStore ends the process
                 raise InputError(f"array {self._where(name)} is a stack without layers")
         try:
-            future = ts.open(ts.Spec(spec), open=True, read=True, context=context)
+            parsed = ts.Spec(spec)
+            spelled = parsed.to_json()  # with the places that were given as URLs
+        except ValueError as error:
+            raise InputError(f"array {self._where(name)} cannot be opened: {error}") from error
+        for each in _specs_in(spelled):
+            if each.get("driver") == "file" and isinstance(each.get("path"), str):
+                _refuse_odd_files(os.path.normpath(each["path"]))
+        try:
+            future = ts.open(parsed, open=True, read=True, context=context)
         except ValueError as error:
             raise InputError(f"array {self._where(name)} cannot be opened: {error}") from error
         return functools.partial(self._result, name, future, verb="opened", kind=InputError)
@@ -242,8 +248,10 @@ def _specs_in(spec: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _refuse_odd_files(path: str) -> None:
-    """Raises InputError if a pipe, a device or a link to nowhere lies among the first files of an array."""
+    """Raises InputError if a pipe, a device or a link to nowhere is the file, or lies among the first files, of an array."""
     waiting, left = [path] if os.path.isdir(path) else [], _MOST_LOOKED_AT
+    if os.path.exists(path) and not (waiting or os.path.isfile(path)):
+        raise InputError(f"array {path} is no regular file; restore it from a copy")
     try:
         while waiting and left:
             with os.scandir(waiting.pop()) as entries:

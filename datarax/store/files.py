@@ -254,12 +254,18 @@ def take_lock(path: str | os.PathLike[str]) -> int:
         BlockingIOError: if another holds it.
         OSError: if the file cannot be opened, or this file system has no locks.
     """
+    first = True
     while True:
         descriptor = open_file(path, root=os.path.dirname(path), flags=os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_same_file(descriptor, path):  # else deleted or replaced between open and lock
-                return descriptor
+                if not first or os.fstat(descriptor).st_nlink <= 1:
+                    return descriptor
+                # It is another directory's too: a copy by links, or what it was copied from. Only once, since some file
+                # systems count links in their own way.
+                os.unlink(path)
+                first = False
         except BaseException:
             os.close(descriptor)
             raise

@@ -44,8 +44,16 @@ class FiniteMetrics:
 
         Raises:
             NonFiniteError: if one is not finite, and that is to end the run.
+            TypeError: if their names cannot be brought into an order, such as a text and a number.
         """
-        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(metrics)):
+        try:
+            leaves = jax.tree_util.tree_leaves_with_path(dict(metrics))
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"the metrics that the task's step returned at step {step} have names of several kinds "
+                f"({', '.join(map(repr, metrics))}, or in one of these): use text for all of them"
+            ) from error
+        for path, leaf in leaves:
             if not _is_watched(leaf):
                 continue
             name = jax.tree_util.keystr(path, simple=True, separator=".")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datarax.loader.stream import StreamMetrics
-from datarax.store.files import open_file
+from datarax.store.files import open_file, read_file, write_whole
 
 
 class RunProgress:
@@ -175,8 +175,15 @@ def _number(value: Any) -> Any:
     return round(number, 6) if math.isfinite(number) else str(number)
 
 
+_MOST_COPIED_BYTES = 1 << 28
+
+
 def _open_for_lines(path: Path) -> BinaryIO:
     """Opens for appending, unbuffered; a line that a full disk left half written is ended first."""
+    with contextlib.suppress(FileNotFoundError):
+        # Then it is another directory's too: a copy by links, or what it was copied from.
+        if path.is_file() and os.lstat(path).st_nlink > 1:
+            write_whole(path, read_file(path, _MOST_COPIED_BYTES, root=path.parent))
     descriptor = open_file(path, root=path.parent, flags=os.O_RDWR | os.O_APPEND | os.O_CREAT)
     file = os.fdopen(descriptor, "ab", buffering=0)
     try:

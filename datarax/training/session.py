@@ -59,7 +59,7 @@ class ResumeConfig:
     warn_changed: Sequence[str] = ()
     """Likewise, but each change is also shown as a warning. Where both lists fit a field, the longer path decides."""
     on_damage: Checked[Literal["stop", "previous"]] = "stop"
-    """When the newest snapshot fails its checks: stop and say so, or go back to the newest good one before it (unattended jobs)."""
+    """When the newest snapshot fails its checks: stop and say so, or go back to the newest good one (unattended jobs)."""
     check_moved_files: Checked[bool] = True
     """Whether a start reads data files whole whose size or time has changed since the last one, and holds them against the
     manifest. Turn it off where a dataset is too large for that."""

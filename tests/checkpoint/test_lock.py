@@ -141,3 +141,17 @@ def test_who_only_looks_sees_a_live_holder_and_no_dead_one_and_takes_nothing(tmp
     os.kill(holder.pid, signal.SIGKILL)
     holder.join(60)
     assert is_held_on_this_machine(lock) is False
+
+
+def test_a_copy_by_links_has_a_lock_of_its_own(tmp_path):
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    run.mkdir()
+    RunLock(RunLayout(run)).release()
+    copy.mkdir()
+    os.link(run / "lock", copy / "lock")
+    before = (run / "lock").read_bytes()
+    with Checkpointer(copy), Checkpointer(run):  # each is the one writer of its directory
+        assert json.loads((copy / "lock").read_bytes())["start"] == 1
+    assert json.loads((run / "lock").read_bytes())["start"] == 2
+    assert before != (run / "lock").read_bytes()
+    assert not (copy / "lock").samefile(run / "lock")

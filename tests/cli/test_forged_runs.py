@@ -13,8 +13,10 @@ import stat
 
 import pytest
 
+from datarax.checkpoint.layout import RunLayout
 from datarax.cli.main import main
 from datarax.core.tree import canonical_json
+from tests.support.runs import copy_run
 
 SECRET = "what lies outside of the run"
 DEEP = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
@@ -384,3 +386,62 @@ def test_a_stored_config_that_is_none_is_named(kind, finished, tmp_path, capfd):
         assert f"configs/{name[:12]}" in said.out + said.err, words
     assert main(["order", str(run), "--find", "text:3"]) in (0, 1, 2)
     assert f"configs/{name[:12]}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["data", "model", "model/d"])
+def test_an_item_that_is_a_link_is_not_walked(place, finished, outside, tmp_path, capfd):
+    run = copy_run(finished / "run", tmp_path / "run")
+    linked = newest(run) / place
+    shutil.rmtree(linked)
+    linked.symlink_to(outside)
+    tree = json.loads((newest(run) / "manifest.json").read_bytes())
+    for files in tree["items"].values():  # as if it had never listed what has gone
+        for name in [name for name in files if place == "model" or name.startswith("d/")]:
+            files.pop(name)
+    _write_sealed(newest(run) / "manifest.json", tree)
+    for words in (["inspect", str(run)], ["diff", str(newest(run)), str(finished / "run")]):
+        assert main(words) == 1
+        said = capfd.readouterr()
+        assert "secret.json" not in said.out + said.err
+        assert place.removeprefix("model/") in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    "value", [{"$int": "0x" + "f" * 3900}, {"$array": {"dtype": [], "shape": [], "data": ""}}]
+)
+def test_a_ledger_entry_whose_state_is_none_is_a_finding(value, finished, tmp_path, capfd):
+    run = copy_run(finished / "run", tmp_path / "run")
+    record = run / "ledger/4/record.json"
+    tree = json.loads(record.read_bytes())
+    tree["loaders"]["train"]["state"]["epoch"] = value
+    data = canonical_json(tree)
+    record.write_bytes(data)
+    listed = json.loads((run / "ledger/4/manifest.json").read_bytes())
+    entry = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    listed["items"]["data"]["record.json"] = entry
+    _write_sealed(run / "ledger/4/manifest.json", listed)
+    assert main(["verify", str(run), "--fast"]) == 1
+    assert "ledger entry 4: FAILED" in capfd.readouterr().out
+
+
+def test_a_record_that_counts_more_steps_than_are_recorded_is_no_error_of_ours(finished, tmp_path, capfd):
+    run = copy_run(finished / "run", tmp_path / "run")
+    record = newest(run) / "data/record.json"
+    tree = json.loads(record.read_bytes())
+    tree["loaders"]["train"]["steps"]["count"] = 2**40
+    record.write_bytes(canonical_json(tree))
+    seal(newest(run))
+    assert main(["order", str(run), "--steps", "8:12"]) == 0
+    assert "Error" not in capfd.readouterr().err
+
+
+def test_many_damaged_snapshots_are_looked_at_once_each(finished, tmp_path, capfd, monkeypatch):
+    run = copy_run(finished / "run", tmp_path / "run")
+    for step in range(100, 140):
+        (run / str(step)).mkdir()
+        (run / str(step) / "manifest.json").write_text("{")
+    read, reads = RunLayout.read, []
+    monkeypatch.setattr(RunLayout, "read", lambda self, path: (reads.append(path), read(self, path))[1])
+    assert main(["verify", str(run), "--fast"]) == 1
+    assert "snapshot 139: FAILED" in capfd.readouterr().out
+    assert reads.count(run / "139/manifest.json") == 1

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import site
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from datarax.cli.import_path import HERE, _InstalledFirst
 from tests.support.runs import copy_run
 
 ROOT = str(Path(__file__).parents[2])
@@ -157,6 +159,48 @@ def test_nor_with_python_m_what_python_itself_does_not_import_before(name, scrip
     )
     assert not trapped.exists(), trapped.read_text() + done.stderr
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("before", ["", "import google, orbax"])
+def test_a_namespace_package_does_not_take_in_what_lies_here(before, tmp_path):
+    for name in ("google", "orbax"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "only_here.py").write_text(TRAP)
+    code = (
+        f"import importlib, sys; sys.path[0] = {ROOT!r}; {before}\n"
+        "from datarax.cli.import_path import append_working_directory; append_working_directory()\n"
+        "import google, orbax; importlib.invalidate_caches(); sys.path.append('/nowhere')\n"
+        "import orbax.checkpoint\n"
+        "for name in ('google', 'orbax'):\n"
+        "    try: importlib.import_module(name + '.only_here')\n"
+        "    except ModuleNotFoundError: pass\n"
+    )
+    trapped = tmp_path / "trapped"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "TRAPPED": str(trapped)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert not trapped.exists(), trapped.read_text()
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("place", [*site.getsitepackages(), site.getusersitepackages()])
+def test_packages_that_are_installed_for_a_user_or_a_system_are_installed(place, tmp_path, monkeypatch):
+    (tmp_path / "nest_asyncio_of_nobody.py").write_text("HERE = True")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, HERE])
+    monkeypatch.setattr(sys, "meta_path", [_InstalledFirst, *sys.meta_path])
+    statement = "import nest_asyncio_of_nobody"
+    with pytest.raises(ModuleNotFoundError):
+        exec(compile(statement, f"{place}/package.py", "exec"), {"__name__": "package"})
+    try:
+        exec(compile(statement, f"{tmp_path}/mine.py", "exec"), {"__name__": "mine"})
+    finally:
+        assert sys.modules.pop("nest_asyncio_of_nobody").HERE
 
 
 TASK = "from tests.support.tiny import TinyTask\nclass Mine(TinyTask): pass\n"

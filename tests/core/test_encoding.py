@@ -169,6 +169,7 @@ def test_dtypes_named_by_ml_dtypes_are_covered():
         {"$array": {"dtype": "no_dtype", "shape": [], "data": ""}},
         {"$array": {"dtype": "", "shape": [], "data": ""}},
         {"$int": 5},
+        {"$int": "0x" + "f" * 20_000},
         {"$float": None},
         {"$nan": "00"},
         {"$str": 1},
@@ -180,3 +181,9 @@ def test_dtypes_named_by_ml_dtypes_are_covered():
 def test_what_no_encode_made_is_a_value_error(tree):
     with pytest.raises(ValueError):  # noqa: PT011  the decoders' own words differ
         decode(tree)
+
+
+def test_an_int_that_nobody_could_print_is_refused_by_its_path():
+    with pytest.raises(EncodingError, match=r"a\.b is an int of more digits"):
+        encode({"a": {"b": 10**5000}})
+    assert decode(encode(10**4000)) == 10**4000

@@ -221,3 +221,20 @@ def test_fewer_indices_than_elements_are_refused_and_more_are_not():
     ):
         module.set_state(state | {"grain_state": {"next_index": 4}})
     assert next(module) == 11
+
+
+@pytest.mark.parametrize("index", [0, 3, 4])
+def test_a_state_of_batches_of_a_stream_is_not_behind_what_they_took(index):
+    dataset = grain.MapDataset.range(20).to_iter_dataset().map(int).batch(2)
+    module = wrap(dataset, version=1)
+    for _ in range(3):
+        next(module)
+    state = module.get_state()
+    assert state["grain_state"] == {"next_index": 6}
+    with pytest.raises(
+        ValueError, match=rf"next_index: {index}, but 3 elements \(idx\) take 5 indices or more"
+    ):
+        module.set_state(state | {"grain_state": {"next_index": index}})
+    assert next(module).tolist() == [6, 7]
+    module.set_state(state)
+    assert next(module).tolist() == [6, 7]

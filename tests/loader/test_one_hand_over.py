@@ -21,6 +21,7 @@ from datarax import (
     map_batch,
 )
 from datarax.loader.producer import Turns
+from datarax.loader.recipe import Recipe
 
 
 def loader(num_steps=60, **config):
@@ -125,6 +126,30 @@ def test_a_state_that_is_asked_for_beside_the_loop_is_of_one_moment(restless):
     for each in states:
         assert {key: repr(value) for key, value in each.items()} == told[each["idx"]]
     assert stream.digest == reference.digest
+
+
+def test_a_slow_look_at_the_digest_beside_the_loop_leaves_no_old_sum(monkeypatch):
+    stream, reference = loader(40), loader(40)
+    for _ in range(10):
+        next(stream)
+    count = Recipe.counted_in
+
+    def overtaken(recipe, steps):
+        """All that the thread of the loop does while the one that looks is about to write its sum down."""
+        monkeypatch.setattr(Recipe, "counted_in", count)
+        for _ in range(10):
+            next(stream)
+        stream.committed(20)
+        return count(recipe, steps)
+
+    monkeypatch.setattr(Recipe, "counted_in", overtaken)
+    assert stream.digest.rows == 40
+    for _ in stream:
+        pass
+    for _ in reference:
+        pass
+    assert stream.digest == reference.digest
+    assert stream.get_state()["digest_keys"] == reference.get_state()["digest_keys"]
 
 
 BESIDE = {

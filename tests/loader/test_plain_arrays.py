@@ -40,6 +40,17 @@ class Quantity:
         return len(self.array)
 
 
+class OlderQuantity:
+    """The same by NumPy's older protocol."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.units = array, array.shape, "m"
+
+    @property
+    def __array_interface__(self):
+        return self.array.__array_interface__
+
+
 def masked(array):
     return np.ma.masked_less(array, 1)
 
@@ -104,6 +115,12 @@ def test_it_is_refused_by_its_kind(way, kind):
         (InputError, TypeError), match=r"(x|an array)\b.* is a .*(MaskedArray|matrix|Metres|Quantity)"
     ):
         way(kind)
+
+
+@pytest.mark.parametrize("way", ["list", "record", "batch transform", "record transform"])
+def test_what_becomes_an_array_by_the_older_protocol_is_refused_too(way):
+    with pytest.raises(InputError, match=r"x\b.* is a .*OlderQuantity"):
+        WAYS[way](OlderQuantity)
 
 
 @pytest.mark.parametrize("wrap", [lambda mean: mean, lambda mean: (mean,), lambda mean: [0.0, mean]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datarax.core.errors import InputError
+from datarax.sources import BuildConfig, build_dataset
 from datarax.sources.build_inputs import find_inputs
 from datarax.sources.files import AbsentError
 
@@ -66,6 +68,22 @@ def test_a_directory_that_a_glob_does_not_ask_for_may_be_unreadable(corpus: Path
         assert list(find_inputs(f"{corpus}/*.txt")) == ["a.txt"]
 
 
+@pytest.mark.parametrize("pattern", ["{}/*", "{}/[ap]*", "{}/m*"])
+def test_a_directory_that_a_glob_matches_and_does_not_look_into_is_named(corpus: Path, pattern: str):
+    with pytest.raises(InputError, match=r"matches the directory .*/(more|part) too.*name .*/corpus/\*\* "):
+        find_inputs(pattern.format(corpus))
+    assert list(find_inputs(f"{corpus}/**")) == ["a.txt", "more/c.txt", "part/b.txt"]
+    assert list(find_inputs(f"{corpus}/*.txt")) == ["a.txt"]
+
+
+def test_what_was_built_among_its_inputs_is_no_directory_that_is_left_out(corpus: Path):
+    shutil.rmtree(corpus / "part")
+    (corpus / "more").unlink()
+    config = BuildConfig(kind="text", inputs=(f"{corpus}/*",), output=str(corpus / "out"), record_bytes=1)
+    for again in (False, True, False, True):
+        assert build_dataset(config, again=again).manifest.num_records == 1
+
+
 @pytest.mark.parametrize("pattern", WAYS)
 @pytest.mark.parametrize("target", [".", "..", "../part"])
 def test_a_link_to_a_directory_that_is_read_already_is_named(corpus: Path, pattern: str, target: str):
@@ -112,7 +130,7 @@ def test_a_glob_finds_what_python_finds(tmp_path_factory: pytest.TempPathFactory
     pattern = os.path.join(base, *parts)
     expected = sorted({each for each in glob.glob(pattern, recursive=True) if not os.path.isdir(each)})
     try:
-        found = sorted(find_inputs(pattern).values())
+        found = sorted(find_inputs(pattern, is_made=lambda directory: True).values())
     except AbsentError:
         found = []
     if os.path.lexists(pattern):  # a name that exists is no glob

@@ -267,6 +267,27 @@ def test_what_is_no_file_is_named_and_waits_for_nobody(tmp_path: Path, kind: str
         open_source(given)
 
 
+@pytest.mark.parametrize("named", ["place", "base", "layer", "zip", "png", "png by URL"])
+def test_a_pipe_behind_a_url_or_as_the_only_file_is_named(tmp_path: Path, named: str):
+    path, url = write(tmp_path / "a"), f"file://{tmp_path}/a/"
+    odd = tmp_path / "a" / "zarr.json"
+    odd.unlink()
+    os.mkfifo(odd)
+    given = {
+        "place": {"driver": "zarr3", "kvstore": url},
+        "base": cast(f"{url}|zarr3:"),
+        "layer": {
+            "driver": "stack",
+            "layers": [{"driver": "zarr3", "kvstore": url, "schema": {"domain": {"shape": [2]}}}],
+        },
+        "zip": {"driver": "zarr3", "kvstore": {"driver": "zip", "base": f"{url}zarr.json"}},
+        "png": {"driver": "png", "kvstore": {"driver": "file", "path": str(odd)}},
+        "png by URL": {"driver": "png", "kvstore": f"{url}zarr.json"},
+    }[named]
+    with pytest.raises(InputError, match=f"array {path}.*is no regular file"):
+        open_source(given)
+
+
 def test_only_so_many_files_of_an_array_are_looked_at(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("datarax.sources.tensorstore._MOST_LOOKED_AT", 2)
     path = write(tmp_path / "a", chunk=1)

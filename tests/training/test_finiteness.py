@@ -228,3 +228,9 @@ def test_many_processes_end_at_the_same_step(how, tmp_path):
     assert codes == ([70, 70] if how == "stop" else [0, 0]), output
     assert output.count("metric 'loss' is nan at step 3") == (2 if how == "stop" else 1), output
     assert list_steps(tmp_path / "run")[-1] == (2 if how == "stop" else 9)
+
+
+@pytest.mark.parametrize("metrics", [{"loss": 1.0, 3: 2.0}, {"loss": 1.0, "parts": {"a": 1.0, 3: 2.0}}])
+def test_metrics_that_have_no_order_are_named_with_the_step(metrics):
+    with pytest.raises(TypeError, match=r"at step 7 have names of several kinds \('loss', .* use text"):
+        FiniteMetrics(stop=False, say=print).handed_over(7, metrics)

@@ -63,3 +63,13 @@ def test_lines_are_appended_to_whole_ones(before, tmp_path, told):
     assert path.read_bytes().startswith(before)
     assert lines[: len(before.splitlines())] == before.splitlines()
     assert lines[-1].startswith(b'{"step": 2')
+
+
+def test_a_file_that_is_another_directorys_too_is_copied_first(tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other.jsonl"
+    run.mkdir()
+    other.write_bytes(b'{"step": 1}\n')
+    os.link(other, run / "metrics.jsonl")
+    session(run).run()
+    assert other.read_bytes() == b'{"step": 1}\n'
+    assert (run / "metrics.jsonl").read_bytes().startswith(b'{"step": 1}\n{')
