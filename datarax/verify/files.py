@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from datarax.checkpoint import Snapshot, ledger_steps
+from datarax.checkpoint import Snapshot
 from datarax.checkpoint.identity_reader import parse_identity
 from datarax.checkpoint.layout import DATA_ITEM, RunLayout
 from datarax.checkpoint.snapshot import read_addressed
@@ -18,7 +18,7 @@ from datarax.verify.report import SnapshotReport
 
 
 def run_problems(directory: Path) -> list[str]:
-    """Files that several snapshots share: each is named by its SHA-256, or listed in a manifest of the ledger."""
+    """Files that several snapshots share: each is named by its SHA-256."""
     problems, layout = [], RunLayout(directory)
     kinds: dict[str, Callable[[bytes], Any]] = {
         "identity": parse_identity,
@@ -31,7 +31,13 @@ def run_problems(directory: Path) -> list[str]:
                 read_addressed(layout, path, parse)
             except ValueError as error:
                 problems.append(str(error))
-    for step in ledger_steps(directory):
+    return problems
+
+
+def ledger_problems(directory: Path, steps: Sequence[int]) -> list[str]:
+    """Files of these entries of the ledger that are not as they were written."""
+    problems: list[str] = []
+    for step in steps:
         try:
             problems += Snapshot.of_ledger(directory, step).check()
         except SnapshotDamagedError as error:
@@ -84,4 +90,4 @@ def _text(shape: Sequence[int]) -> str:
     return f"[{','.join(map(str, shape))}]"
 
 
-__all__ = ["check_snapshot", "run_problems"]
+__all__ = ["check_snapshot", "ledger_problems", "run_problems"]

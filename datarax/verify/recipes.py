@@ -259,11 +259,11 @@ def no_keys(directory: Path) -> InputError:
     )
 
 
-def usable_config(directory: Path, step: int, record: Record) -> str | None:
+def usable_config(directory: Path, known: Sequence[int], step: int, record: Record) -> str | None:
     """The config that the record names; if the record is damaged and names none, that of its neighbour."""
     if record.config is None or RunLayout(directory).config(record.config).exists():
         return record.config
-    other = neighbour_record(directory, step)
+    other = neighbour_record(directory, known, step)
     return record.config if other is None else other.config
 
 

@@ -5,30 +5,40 @@ State and digests are for a replay to compare; here are the fields that say what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint import Snapshot
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.record import SNAPSHOT_FORMAT, Record
-from datarax.checkpoint.snapshot import item_steps
 from datarax.core.tree import differences
 from datarax.training import LOADER_NAME
 
 
-def neighbour_record(directory: Path, step: int) -> Record | None:
-    """The record of the nearest snapshot, or ledger entry, before `step`, else after it; None if there is none."""
-    others = sorted({*item_steps(directory)} - {step}, key=lambda other: (other > step, abs(other - step)))
+def neighbour_record(directory: Path, known: Sequence[int], step: int) -> Record | None:
+    """The record of the nearest snapshot, or ledger entry, before `step`, else after it; None if there is none.
+
+    Args:
+        directory: the run.
+        known: its `item_steps`.
+        step: where to look from.
+    """
+    at = bisect_left(known, step)
+    others = (*reversed(known[:at]), *known[bisect_right(known, step) :])
     items = (Snapshot.salvage(directory, other) for other in others)
     return next((item.record for item in items if item is not None), None)
 
 
-def contradictions(directory: Path, step: int, record: Record, *, scope: str) -> list[str]:
+def contradictions(
+    directory: Path, known: Sequence[int], step: int, record: Record, *, scope: str
+) -> list[str]:
     """Fields of a record that the rest of its run contradicts.
 
     Args:
         directory: the run.
+        known: its `item_steps`.
         step: of the record.
         record: the record, whether its file is as written or not.
         scope: the scope that the module which saved it has.
@@ -36,7 +46,7 @@ def contradictions(directory: Path, step: int, record: Record, *, scope: str) ->
     expected = [
         ("format", record.format, record.format if Record.reads(record.format) else SNAPSHOT_FORMAT),
         ("step", record.step, step),
-        ("previous", record.previous, _previous(directory, step, record)),
+        ("previous", record.previous, _previous(known, step, record)),
         ("loaders", sorted(record.loaders), [LOADER_NAME]),
         *_expected_of_loader(step, record, scope),
     ]
@@ -45,10 +55,10 @@ def contradictions(directory: Path, step: int, record: Record, *, scope: str) ->
         for name, was, should in expected
         if was != should
     ]
-    return found + list(_dangling(directory, record)) + _wrong_history(directory, step, record)
+    return found + list(_dangling(directory, record)) + _wrong_history(directory, known, step, record)
 
 
-def _previous(directory: Path, step: int, record: Record) -> int | None:
+def _previous(known: Sequence[int], step: int, record: Record) -> int | None:
     """What `previous` must be. A snapshot between may have been deleted by hand; then the record is believed."""
     loader = record.loaders.get(LOADER_NAME)
     if record.config is not None and loader is not None and loader.steps is not None:
@@ -56,7 +66,8 @@ def _previous(directory: Path, step: int, record: Record) -> int | None:
         begun = loader.steps.first_step or None
         if record.previous != begun:
             return begun
-    there = max((each for each in item_steps(directory) if each < step), default=None)
+    at = bisect_left(known, step)
+    there = known[at - 1] if at else None
     said = record.previous
     is_possible = said is not None and (there or 0) <= said < step
     return said if is_possible or (said is None and there is None) else there
@@ -92,9 +103,9 @@ def _dangling(directory: Path, record: Record) -> Iterator[str]:
             yield f"data/record.json: {name} names {path.parent.name}/{path.name}, which is not there"
 
 
-def _wrong_history(directory: Path, step: int, record: Record) -> list[str]:
+def _wrong_history(directory: Path, known: Sequence[int], step: int, record: Record) -> list[str]:
     """The history of an earlier snapshot begins that of a later one."""
-    other = neighbour_record(directory, step)
+    other = neighbour_record(directory, known, step)
     if other is None or record.earlier_history != other.earlier_history:
         return []
     length = len(other.history if other.step < step else record.history)

@@ -16,7 +16,7 @@ from datarax.core.errors import MISSING, ConfigError, Difference, InputError, Sn
 from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
 from datarax.verify.explain import explain, name_delivered_changes
-from datarax.verify.files import check_snapshot, run_problems
+from datarax.verify.files import check_snapshot, ledger_problems, run_problems
 from datarax.verify.finiteness import note_not_finite
 from datarax.verify.moved import notes_of_moved_files
 from datarax.verify.recipes import (
@@ -90,23 +90,28 @@ def verify_run(
         raise InputError(f"the number of last steps must be at least 1, got {last_steps}")
     if fast and last_steps is None and not whole_history and step is None:
         last_steps = FAST_STEPS
-    in_ledger = [each for each in ledger_steps(directory) if each not in committed]
+    ledger, known = ledger_steps(directory), {*committed}
+    in_ledger = {*ledger} - known
     through_ledger = step is None and (whole_history or last_steps is not None)
     candidates = [step] if step is not None else sorted([*committed, *(in_ledger if through_ledger else [])])
     intervals = _intervals(directory, candidates, last_steps)
+    if last_steps is not None:
+        # What is older than is asked for. Files of snapshots are looked at all the same, where there is time for it.
+        candidates = [each for each in candidates if each in intervals or (each in known and not fast)]
     report = VerifyReport(str(directory), newest_step=committed[-1], whole_history=whole_history)
     report.run_problems += run_problems(directory)
+    report.run_problems += ledger_problems(directory, [s for s in ledger if not fast or s in intervals])
     if whole_history:
         report.run_problems += _gaps(intervals)
     with ExitStack() as opened:
         verification = _Verification(
             directory,
+            sorted({*committed, *ledger}),
+            committed[-1],
             Recipes(directory, config, overrides, make_stream, opened, keys_only=fast, trust=trust),
             fast,
         )
         for wanted in candidates:
-            if wanted in in_ledger and wanted not in intervals:
-                continue  # older than what is asked for
             say(f"verifying {'ledger entry' if wanted in in_ledger else 'snapshot'} {wanted}")
             snapshot = SnapshotReport(wanted, in_ledger=wanted in in_ledger, keys_only=fast)
             report.snapshots.append(snapshot)
@@ -123,13 +128,13 @@ def _intervals(directory: Path, candidates: Sequence[int], last_steps: int | Non
     """For each snapshot the steps to replay: all that are recorded with it, or of the newest `last_steps` its share."""
     left, found = last_steps, {}
     for step in reversed(candidates):
+        if left == 0:
+            break
         item = Snapshot.salvage(directory, step)
         loader = None if item is None else item.record.loaders.get(LOADER_NAME)
         first = step if loader is None or loader.steps is None else min(loader.steps.first_step, step)
         begin = first if left is None else max(first, step - left)
         if left is not None:
-            if left == 0:
-                continue
             left -= step - begin
         found[step] = (begin, step)
     return found
@@ -148,9 +153,12 @@ def _gaps(intervals: Mapping[int, Interval]) -> list[str]:
 class _Verification:
     """One verification on its way: what is open, and what was replayed."""
 
-    def __init__(self, directory: Path, recipes: Recipes, fast: bool) -> None:
+    def __init__(
+        self, directory: Path, known: Sequence[int], newest_step: int, recipes: Recipes, fast: bool
+    ) -> None:
         self._directory = directory
-        self._newest_step = list_steps(directory)[-1]
+        self._known = known
+        self._newest_step = newest_step
         self._recipes = recipes
         self._fast = fast
         self._done: list[tuple[SnapshotReport, StepRows, RecordedSteps, Replayed]] = []
@@ -192,12 +200,12 @@ class _Verification:
 
     def _compare(self, report: SnapshotReport, item: Snapshot, interval: Interval | None) -> None:
         count = _process_count(item)
-        config = usable_config(self._directory, report.step, item.record)
+        config = usable_config(self._directory, self._known, report.step, item.record)
         recorded = recorded_identity(self._directory, item.record, {})
         streams = self._recipes.streams(config, count, recorded)
         stream = streams[0]
         scope = getattr(stream, "state_scope", "process")
-        report.problems += contradictions(self._directory, report.step, item.record, scope=scope)
+        report.problems += contradictions(self._directory, self._known, report.step, item.record, scope=scope)
         try:
             present = stream.identity(sample=False) if self._samples_left_out(stream) else stream.identity()
         except InputError as error:
