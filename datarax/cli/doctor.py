@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
@@ -52,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             num_devices=arguments.devices,
         )
     if arguments.json:
-        print_json({**dataclasses.asdict(report), "ok": report.ok})
+        print_json(report.to_tree())
     else:
         _show(report)
     return 0 if report.ok else 1

@@ -11,33 +11,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from datarax.checkpoint.protocols import BatchStream
-from datarax.doctor.checks import Finding, failure
+from datarax.doctor.rehearsal import Finding, Rehearsal, failure
+from datarax.run_config import RunConfig
 
 _MOST_SECONDS = 3.0
+_MOST_BATCHES = 100
+# Grain may have hundreds of elements ready by the time that it gives the first.
+_MOST_ELEMENTS = 10_000
 
 
-def first_batches(
-    stream: BatchStream,
-    *,
-    left: int | None,
-    before_seconds: float,
-    most: int,
-    made_ahead: int | None,
-    called: str,
-) -> Finding:
-    """Takes batches for a few seconds.
-
-    Args:
-        stream: where a launch would begin.
-        left: steps that are left; None if that is not known.
-        before_seconds: what opening and restoring took; a launch waits for it too.
-        most: so many batches at most.
-        made_ahead: how many may be ready when the first one is; None if that is not known.
-        called: what the stream calls its batches.
-    """
+def first_batches(rehearsal: Rehearsal) -> Finding | None:
+    """Takes batches for a few seconds."""
+    stream, left = rehearsal.stream, rehearsal.values.get("steps")
+    if stream is None:
+        return rehearsal.blocked("loader", "pipeline")
     if left == 0:
         return Finding(found="no step is left")
+    most, made_ahead, called = _MOST_ELEMENTS, None, "elements"
+    if isinstance(rehearsal.config, RunConfig):
+        most, made_ahead, called = _MOST_BATCHES, rehearsal.config.loader.read_ahead + 1, "batches"
+    # What opening and restoring took: a launch waits for it too.
+    before = ("source", "pipeline", "identity", "restore")
+    before_seconds = sum(rehearsal.seconds.get(name, 0.0) for name in before)
     at, rows_before = int(stream.idx.get_value() or 0), stream.metrics.rows
     started = time.perf_counter()
     ends: list[float] = []

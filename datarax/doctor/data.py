@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
+from datarax.checkpoint import Change, list_steps
 from datarax.core.errors import InputError
-from datarax.doctor.checks import Finding, failure, skipped, warning
-from datarax.doctor.expected_files import expected_files
+from datarax.doctor.rehearsal import Finding, Rehearsal, failure, skipped, warning
 from datarax.order import Order, Segment, Timeline
-from datarax.run_config import RunConfig
-from datarax.sources import ArrayRecordConfig, ArrayRecordSource, DataSource, SourceFile, TensorStoreConfig
+from datarax.run_config import RunConfig, batch_sharding, build_loader
+from datarax.sources import (
+    ArrayRecordConfig,
+    ArrayRecordSource,
+    DataSource,
+    SourceFile,
+    TensorStoreConfig,
+    load_manifest,
+)
 from datarax.sources.build_config import BuildTable
 from datarax.sources.build_inputs import find_inputs
+from datarax.sources.files import recorded_files, with_first_indices
 from datarax.store.files import open_file
+from datarax.training import LOADER_NAME
 from datarax.training.unlisted_files import unlisted_note
 
 # Looking waits for the disk, or for a network file system.
 _LOOKING_THREADS = 16
 
 
-def opened_source(config: RunConfig, opened: ExitStack) -> Finding:
+def opened_source(rehearsal: Rehearsal) -> Finding:
     """The open source, and how long opening it takes; nothing is built."""
+    config = rehearsal.config
     described = config.source.config()
     if isinstance(described, ArrayRecordConfig) and described.build is not None:
         directory = str(described.files)
@@ -37,7 +48,7 @@ def opened_source(config: RunConfig, opened: ExitStack) -> Finding:
     notes: list[str] = []
     described.check_prepared(notes.append)
     started = time.perf_counter()
-    source = opened.enter_context(described.open())
+    source = rehearsal.opened.enter_context(described.open())
     seconds = time.perf_counter() - started
     files = f" in {len(source.files()):,} files" if isinstance(source, ArrayRecordSource) else ""
     return Finding(
@@ -63,9 +74,10 @@ def _not_built(directory: str, build: BuildTable) -> Finding:
     )
 
 
-def manifest(source: DataSource, *, new: bool) -> Finding:
-    """Whether the content of every file is recorded; `new`: whether the run has no snapshot yet."""
-    unlisted = unlisted_note(source, new=new)
+def manifest(rehearsal: Rehearsal) -> Finding:
+    """Whether the content of every file is recorded."""
+    source = rehearsal.values["source"]
+    unlisted = unlisted_note(source, new=not list_steps(rehearsal.directory))
     if unlisted is not None:
         return warning(
             unlisted, "move these files elsewhere; to read them, begin a new run with a new manifest"
@@ -81,32 +93,34 @@ def manifest(source: DataSource, *, new: bool) -> Finding:
     )
 
 
-def files(
-    config: RunConfig,
-    source: DataSource | None,
-    recorded: Mapping[str, Any] | None,
-    *,
-    start: tuple[int, int],
-    steps: int,
-) -> Finding:
-    """The files that the next steps need: there, readable, and as large as recorded.
+def loader(rehearsal: Rehearsal) -> Finding:
+    """The loader, which reads nothing yet."""
+    config, mesh = rehearsal.config, rehearsal.values.get("mesh")
+    sharding = None if mesh is None else batch_sharding(config, mesh)
+    made = rehearsal.opened.enter_context(build_loader(config, rehearsal.values["source"], sharding=sharding))
+    stages = len(config.transforms)
+    shown = f"batches of {made.timeline.last.batch_size:,} rows, order {config.loader.order.value}, "
+    shown += f"{stages} transform{'' if stages == 1 else 's'}"
+    return Finding(found=shown, value=made, details=made.order.warnings())
 
-    Args:
-        config: the run.
-        source: its source, if it can be opened.
-        recorded: identity of the source in the run's snapshot.
-        start: the step that a launch begins with, and the global row at which it begins.
-        steps: how many steps to look at.
-    """
+
+def files(rehearsal: Rehearsal) -> Finding:
+    """The files that the next steps need: there, readable, and as large as recorded."""
+    config, snapshot = rehearsal.config, rehearsal.snapshot
     if config.source.kind != "array_record":
         return _directories(config)
-    expected = _expected(config, source, recorded)
+    expected = _expected(config, rehearsal.values.get("source"), _recorded_source(rehearsal))
     if expected is None:
         return skipped(
             "nothing records which files there should be",
             "see 'source'; with a manifest beside the files this check names the missing ones",
         )
-    timeline = _timeline(config, sum(file.num_records for file in expected), start)
+    # Where a launch would begin: step, and global row.
+    start = (0, 0) if snapshot is None else (snapshot.step, int(snapshot.state(LOADER_NAME)["position"]))
+    timeline, steps = (
+        _timeline(config, sum(file.num_records for file in expected), start),
+        rehearsal.num_steps,
+    )
     ends = (start[0] + steps, config.run.steps, timeline.num_steps)
     stop = min(end for end in ends if end is not None)
     if stop <= start[0]:
@@ -114,6 +128,15 @@ def files(
     return _looked_at(
         expected, _first_steps(timeline, expected, range(start[0], stop)), range(start[0], stop)
     )
+
+
+def _recorded_source(rehearsal: Rehearsal) -> Any:
+    """What the run says of its source, unless that may change."""
+    name, snapshot = rehearsal.config.source.name, rehearsal.snapshot
+    policy = rehearsal.config.resume.policy()
+    if snapshot is None or policy.of(f"{LOADER_NAME}.sources.{name}") is not Change.REFUSE:
+        return None
+    return snapshot.identity[LOADER_NAME]["sources"].get(name)
 
 
 def _directories(config: RunConfig) -> Finding:
@@ -205,3 +228,41 @@ def _problem(file: SourceFile) -> str | None:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return None
+
+
+def expected_files(
+    files: str | Sequence[str], identity: Mapping[str, Any] | None = None
+) -> Sequence[SourceFile] | None:
+    """The files of a dataset in the order of their records, as a manifest or else an identity lists them.
+
+    Whether they are there, and as large, is for the caller to look.
+
+    Args:
+        files: what a config says: one directory, paths, or globs.
+        identity: of the source, as a snapshot recorded it.
+
+    Returns:
+        The files, by absolute paths; None if nothing lists them.
+
+    Raises:
+        InputError: if there is a manifest that cannot be read.
+    """
+    named = [os.path.abspath(each) for each in ([files] if isinstance(files, str) else files)]
+    base = os.path.commonpath([each if os.path.isdir(each) else os.path.dirname(each) for each in named])
+    while glob.has_magic(base) and not os.path.isdir(base):
+        base = os.path.dirname(base)
+    manifest = load_manifest(base)
+    entries = recorded_files({"files": None, **(identity or {})}) if manifest is None else manifest.files
+    if entries is None:
+        return None
+    facts = [(os.path.join(base, each.name), each.num_records, each.size) for each in entries]
+    # A manifest may list more than a config names.
+    return with_first_indices([each for each in facts if any(_names(pattern, each[0]) for pattern in named)])
+
+
+def _names(pattern: str, path: str) -> bool:
+    """Whether a path, a directory or a glob names this file below it, as `glob` would if the file were there."""
+    if "/**/" in pattern:
+        depths = range(path.count("/"))
+        return any(_names(pattern.replace("/**/", "/" + "*/" * depth, 1), path) for depth in depths)
+    return f"{path}/".startswith(f"{pattern.removesuffix('/**')}/") or PurePath(path).match(pattern)

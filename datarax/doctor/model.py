@@ -10,10 +10,9 @@ import flax.errors
 import jax
 import numpy as np
 
-from datarax.checkpoint import Snapshot
 from datarax.checkpoint.model_item import LeafKind, LeafSpec, describe, named_leaves
 from datarax.core.errors import MISSING, Difference
-from datarax.doctor.checks import Finding, failure, raised, skipped, warning
+from datarax.doctor.rehearsal import Finding, Rehearsal, failure, raised, skipped, warning
 from datarax.run_config import BaseRunConfig
 from datarax.training import load_task
 
@@ -22,8 +21,9 @@ _NEEDS_VALUES = (jax.errors.JAXTypeError, jax.errors.JAXIndexError, flax.errors.
 _ARRAYS = (LeafKind.JAX, LeafKind.KEY, LeafKind.NUMPY)
 
 
-def model(config: BaseRunConfig, snapshot: Snapshot | None, mesh: jax.sharding.Mesh | None) -> Finding:
+def model(rehearsal: Rehearsal) -> Finding:
     """The state of the task, its shapes alone, against the leaves of the snapshot."""
+    config, snapshot, mesh = rehearsal.config, rehearsal.snapshot, rehearsal.values.get("mesh")
     recorded = None if snapshot is None else snapshot.leaves
     if config.task is None:
         if recorded is not None:

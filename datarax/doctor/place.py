@@ -1,18 +1,22 @@
-"""The place of the run: may this user write there, durably and with locks, and is there room for what will be written."""
+"""The place of the run: may this user write there, durably and with locks, who else does, and is there room."""
 
 from __future__ import annotations
 
 import fcntl
 import math
 import os
+import socket
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from datarax.checkpoint import SaveConfig, Snapshot
+from datarax.checkpoint import SaveConfig, Snapshot, list_steps
+from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout, place_of, refuse_wildcards
-from datarax.doctor.checks import Finding, failure, warning
+from datarax.checkpoint.lock import is_held_on_this_machine, read_holder
+from datarax.checkpoint.retention import temporary_steps
+from datarax.doctor.rehearsal import Finding, Rehearsal, failure, warning
 from datarax.store.files import sync, write_new
 
 _PROBE_BYTES = 4096
@@ -25,8 +29,9 @@ _SNAPSHOT_INODES = 8
 _LEDGER_INODES = 4
 
 
-def run_directory(directory: Path) -> Finding:
+def run_directory(rehearsal: Rehearsal) -> Finding:
     """Whether the run can be read, or nothing is in the way of making it."""
+    directory = rehearsal.directory
     place = place_of(directory)
     if place == directory:
         os.listdir(directory)
@@ -34,15 +39,10 @@ def run_directory(directory: Path) -> Finding:
     return Finding(found=f"{directory} will be made below {place}", numbers={"exists": False}, value=place)
 
 
-def writing(directory: Path, place: Path) -> Finding:
-    """Writes, syncs, locks, renames and removes a small file.
-
-    Args:
-        directory: the run.
-        place: it, or the nearest directory above that exists.
-    """
-    refuse_wildcards(directory)
-    closed = [path for path in _written_again(RunLayout(directory)) if not os.access(path, os.W_OK)]
+def writing(rehearsal: Rehearsal) -> Finding:
+    """Writes, syncs, locks, renames and removes a small file."""
+    refuse_wildcards(rehearsal.directory)
+    closed = [path for path in _written_again(RunLayout(rehearsal.directory)) if not os.access(path, os.W_OK)]
     if closed:
         return failure(
             f"{closed[0]} cannot be written by this user (uid {os.getuid()})",
@@ -50,7 +50,7 @@ def writing(directory: Path, place: Path) -> Finding:
             details=[str(path) for path in closed[1:]],
         )
     started = time.perf_counter()
-    offset = _probe(place)
+    offset = _probe(rehearsal.values["directory"])
     seconds = time.perf_counter() - started
     return Finding(
         found=f"a small file was written, synced, locked, renamed and removed in {1000 * seconds:.0f} ms",
@@ -98,13 +98,68 @@ def _probe(place: Path) -> float:
     return offset
 
 
-def clock(offset: float, snapshot: Snapshot | None) -> Finding:
-    """Whether this machine, the file system and the run's last writer agree on the time: logs, and people, go by it.
+# A running session writes a line of its log every second.
+_JUST_NOW_SECONDS = 30
 
-    Args:
-        offset: how much the file system is ahead of this machine, in seconds.
-        snapshot: the newest.
-    """
+
+def writer(rehearsal: Rehearsal) -> Finding:
+    """Whether another process holds the lock; it is not taken, and not tried."""
+    lock = RunLayout(rehearsal.directory).lock
+    holder = read_holder(lock)
+    held = is_held_on_this_machine(lock)
+    if not lock.exists():
+        return Finding(found="nobody has written to this run yet")
+    who = f"process {holder.get('pid')} on host {holder.get('host')} (start {holder.get('start')})"
+    numbers = {"held": held, **holder}
+    if held:
+        return failure(
+            f"the run is being written by {who}",
+            "wait for it to end, stop it, or use another directory",
+            numbers=numbers,
+        )
+    age = _seconds_since_change(rehearsal.directory)
+    if (holder.get("host") != socket.gethostname() or held is None) and age < _JUST_NOW_SECONDS:
+        # A clock that was set back says nothing of how long ago it was: then too somebody may be writing.
+        when = f"{age:.0f} s ago" if age >= 0 else f"{-age:.0f} s in the future of this machine's clock"
+        return warning(
+            f"{who} may still be writing: the run changed {when}, and a lock held there cannot be seen here",
+            "make sure that it has ended",
+            numbers=numbers,
+        )
+    return Finding(found=f"free; the last writer was {who}", numbers=numbers)
+
+
+def _seconds_since_change(directory: Path) -> float:
+    changes = [
+        path.stat().st_mtime for path in (directory / "metrics.jsonl", directory / "lock") if path.exists()
+    ]
+    return time.time() - max(changes)
+
+
+def leftovers(rehearsal: Rehearsal) -> Finding:
+    """What killed writers left, and directories that look like snapshots and are none."""
+    layout = RunLayout(rehearsal.directory)
+    left = [path.name for path in temporary_steps(layout, TEMPORARY_SUFFIX)]
+    for place in (layout.parts, layout.trash):
+        if place.is_dir():
+            left += [f"{place.name}/{name}" for name in sorted(os.listdir(place))]
+    uncommitted = sorted({*layout.numbered()} - {*layout.committed()})
+    numbers = {"left": left, "uncommitted": uncommitted}
+    if uncommitted:
+        return warning(
+            f"{', '.join(map(str, uncommitted))} hold no manifest.json and are no snapshots: they are skipped",
+            "if one of them should be a snapshot, restore it whole from a copy",
+            details=[f"{name} (removed by the next start)" for name in left],
+            numbers=numbers,
+        )
+    if left:
+        return Finding(found=f"{', '.join(left)}: removed by the next start", numbers=numbers)
+    return Finding(found="none", numbers=numbers)
+
+
+def clock(rehearsal: Rehearsal) -> Finding:
+    """Whether this machine, the file system and the run's last writer agree on the time: logs, and people, go by it."""
+    offset, snapshot = rehearsal.values["writing"], rehearsal.snapshot
     if abs(offset) > _CLOCK_TOLERANCE_SECONDS:
         return warning(
             f"the file system's clock is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} this machine's",
@@ -172,9 +227,21 @@ def need(save: SaveConfig, snapshot: Snapshot | None, model_bytes: int, *, commi
     )
 
 
-def space(place: Path, wanted: Need, save: SaveConfig) -> Finding:
+def space(rehearsal: Rehearsal) -> Finding:
     """Free bytes and inodes against what will be written."""
-    found = os.statvfs(place)
+    snapshot, save = rehearsal.snapshot, rehearsal.config.save
+    # A snapshot says how large the next will be, whether or not the model can be looked at.
+    if snapshot is None and (blocked := rehearsal.blocked("model")):
+        return blocked
+    left = rehearsal.values.get("steps")
+    wanted = need(
+        save,
+        snapshot,
+        rehearsal.values.get("model") or 0,
+        committed=len(list_steps(rehearsal.directory)),
+        left=rehearsal.num_steps if left is None else left,
+    )
+    found = os.statvfs(rehearsal.values["directory"])
     free, inodes = found.f_bavail * found.f_frsize, found.f_favail
     numbers = {**vars(wanted), "free_bytes": free, "free_inodes": inodes if found.f_files else None}
     shown = (

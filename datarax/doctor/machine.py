@@ -1,22 +1,67 @@
-"""Meshes and process counts: which numbers of devices the config fits, here and elsewhere.
+"""This installation and its devices: can what the config names be imported, and which numbers of devices does it fit.
 
-The rules are those of `run_config.mesh_sizes` and `multihost.fitting_row_shards`; this file only tries numbers.
+The rules of meshes are those of `run_config.mesh_sizes` and `multihost.fitting_row_shards`; this file only tries numbers.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Sequence
 
 import jax
 
 from datarax.core.errors import ConfigError
-from datarax.doctor.checks import Finding, failure, warning
+from datarax.doctor.rehearsal import Finding, Rehearsal, failure, warning
 from datarax.multihost import fitting_row_shards
 from datarax.run_config import BaseRunConfig, MeshSection, RunConfig, build_mesh, mesh_sizes
+from datarax.run_config.build import named_code
+from datarax.training import load_task
+from datarax.trust import load_attribute
 
 _MOST_DEVICES = 4096
 _SHOWN = 16
+
+
+def imports(rehearsal: Rehearsal) -> Finding:
+    """Imports every name that the config calls by `use`, so that one that fails hides no other."""
+    named, problems = named_code(rehearsal.config), []
+    for key, use in named:
+        try:
+            load_task(use) if key == "task.use" else load_attribute(use, key)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        return failure(
+            f"{len(problems)} of {len(named)} names cannot be imported",
+            "install what is missing in the environment of the launch, or correct the name",
+            details=problems,
+        )
+    found = ", ".join(dict.fromkeys(use for _, use in named)) or "the config names no code"
+    here = sorted({module for module in map(_module, named) if _only_from_here(module)})
+    if here:
+        return warning(
+            f"{', '.join(here)} can be imported only because it lies in the working directory {os.getcwd()}",
+            "install it, or start every process of the launch in this directory, on a disk that all of them see",
+        )
+    return Finding(found=found, numbers={"names": len(named)})
+
+
+def _module(named: tuple[str, str]) -> str:
+    return named[1].partition(":")[0].partition(".")[0]
+
+
+def _only_from_here(module: str) -> bool:
+    """Whether it was found through "", which stands for the working directory, and through nothing else."""
+    found = sys.modules.get(module)
+    file = None if found is None else found.__file__
+    if file is None:
+        return False
+    place = os.path.dirname(os.path.abspath(file))
+    if os.path.basename(file) == "__init__.py":
+        place = os.path.dirname(place)
+    return place == os.getcwd() and place not in map(os.path.abspath, filter(None, sys.path))
 
 
 def fitting_devices(config: BaseRunConfig, batch_size: int | None) -> list[int]:
@@ -48,14 +93,11 @@ def _shards(section: MeshSection, devices: int) -> int | None:
     return math.prod(sizes[name] for name in section.batch_axes)
 
 
-def mesh(config: BaseRunConfig, asked: int | None, batch_size: int | None) -> Finding:
-    """Whether the config fits the devices that are here, or as many as the launch is said to have.
-
-    Args:
-        config: the run.
-        asked: devices of the launch, if it will not be here.
-        batch_size: rows to divide among them; None if batches stay as they are, NumPy arrays of one process.
-    """
+def mesh(rehearsal: Rehearsal) -> Finding:
+    """Whether the config fits the devices that are here, or as many as the launch is said to have."""
+    config, asked = rehearsal.config, rehearsal.num_devices
+    # Of a Grain pipeline batches stay as they are, NumPy arrays of one process.
+    batch_size = config.loader.batch_size if isinstance(config, RunConfig) else None
     fit, here = fitting_devices(config, batch_size), jax.device_count()
     section = config.mesh or MeshSection()
     shown = ", ".join(f"{name} = {size}" for name, size in section.axes.items()) or "no axes"
@@ -96,8 +138,9 @@ def mesh(config: BaseRunConfig, asked: int | None, batch_size: int | None) -> Fi
     )
 
 
-def processes(config: RunConfig, asked: int | None) -> Finding:
+def processes(rehearsal: Rehearsal) -> Finding:
     """How many processes the run can have, each with as many devices as this one."""
+    config, asked = rehearsal.config, rehearsal.num_devices
     each, fit = jax.local_device_count(), fitting_devices(config, config.loader.batch_size)
     counts = [devices // each for devices in fit if devices % each == 0]
     if config.mesh is None and 1 not in counts:
