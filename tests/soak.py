@@ -102,6 +102,7 @@ def main():
     arguments = parser.parse_args()
     # As in the foreground of a shell: what is ignored here would be ignored in every process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as place:
         # A compilation is half of a short run, and nothing of ours.
         os.environ |= {

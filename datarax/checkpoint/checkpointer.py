@@ -338,7 +338,13 @@ class Checkpointer:
         return self._layout.committed()
 
     def latest_step(self) -> int | None:
-        """The newest committed step, or None."""
+        """The newest committed step, or None.
+
+        Raises:
+            RunLostError: on a process that writes to the run, if that was deleted, moved or replaced.
+        """
+        if self._lock is not None:
+            self._lock.check_there()
         committed = self._layout.committed()
         return committed[-1] if committed else None
 
@@ -478,6 +484,11 @@ class Checkpointer:
                 own, previous = fixed[0], self._latest
                 if self._lock is not None:
                     self._lock.check_there()  # before anything is made in what may be another directory by now
+                if previous is not None and not self._layout.has(self._layout.manifest(previous)):
+                    self.notes.append(
+                        f"{self._layout.step(previous)} was committed and is gone: it was deleted, moved or replaced. The run "
+                        "goes on; it cannot go back there, and its steps since the snapshot before cannot be verified"
+                    )
                 files.append(
                     self._recorder.files(modules, own, parts, step=step, previous=previous, start=self.start)
                 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datarax.core.errors import ConfigError, InputError, ReadError
-from datarax.store.files import check_path, make_directory, read_file, sync, write_whole
+from datarax.store.files import check_path, make_directory, open_file, read_file, sync, write_whole
 
 MANIFEST_NAME = "manifest.json"
 DATA_ITEM = "data"
@@ -26,7 +26,7 @@ COMMIT_MARK_NAME = "commit_success.txt"
 """Orbax writes it into each item and step; nothing here reads it."""
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:/")
-_WILDCARDS = "*?["
+_WILDCARDS = "*?[\\"
 _MOST_BYTES = {
     MANIFEST_NAME: 1 << 28,
     RECORD_NAME: 1 << 16,
@@ -115,6 +115,14 @@ class RunLayout:
         """
         most = _MOST_BYTES.get(path.name) or _MOST_BYTES[path.relative_to(self.directory).parts[0]]
         return read_file(path, most, root=self.directory)
+
+    def has(self, path: Path) -> bool:
+        """Whether there is such a file of the run: neither a link nor reached through one."""
+        try:
+            os.close(open_file(path, root=self.directory))
+        except OSError:
+            return False
+        return True
 
     def write_addressed(self, path: Path, data: bytes) -> bool:
         """Write a file named by its content, unless it is there already and whole; durable with its directory.

@@ -63,7 +63,7 @@ class RunLock:
 
     def superseded_by(self) -> int | None:
         """The number of a later start, or None if this is the latest."""
-        latest = max(start_numbers(self._layout), default=0)
+        latest = max(self._numbers(), default=0)
         return latest if latest > self.start else None
 
     def check_there(self) -> None:
@@ -72,7 +72,7 @@ class RunLock:
         Raises:
             RunLostError: if the directory, its lock or the file of this start is gone, or is not the one that was locked.
         """
-        run, numbers = self._layout.directory, start_numbers(self._layout)
+        run, numbers = self._layout.directory, self._numbers()
         is_locked = self._descriptor is not None and is_same_file(self._descriptor, self._layout.lock)
         if max(numbers, default=0) <= self.start and not (is_locked and self.start in numbers):
             raise RunLostError(
@@ -80,6 +80,13 @@ class RunLock:
                 f"was deleted, moved or replaced while the run was going on. Nothing more is written there; the snapshots are "
                 f"where the directory is now"
             )
+
+    def _numbers(self) -> list[int]:
+        """The numbers of all starts; none if something else than a directory of the run lies in the place of theirs."""
+        with contextlib.suppress(NotADirectoryError):
+            if not self._layout.starts.is_symlink():
+                return start_numbers(self._layout)
+        return []
 
     def _take_start(self, provenance: Mapping[str, Any]) -> int:
         make_directory(self._layout.starts)

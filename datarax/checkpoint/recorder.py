@@ -250,7 +250,7 @@ class Recorder:
 
     def _store(self, path: Path, data: bytes) -> None:
         """Sees to it that a file named by its content is there; one that is gone since, or damaged, is written again."""
-        if path in self._stored and path.exists():
+        if path in self._stored and self._layout.has(path):
             return
         was_there = os.path.lexists(path)
         if self._layout.write_addressed(path, data) and (was_there or path in self._stored):

@@ -69,6 +69,11 @@ class _Settings(NamedTuple):
         order = Order(config.order_config(), {source.name: len(source)})
         first = Segment(order=order, batch_size=config.batch_size, first_step=step, first_position=position)
         num_rows = None if config.num_epochs is None else config.num_epochs * order.num_records
+        if num_rows is not None and num_rows >= 2**63:
+            raise ConfigError(
+                f"loader.num_epochs is {config.num_epochs}, which makes {num_rows} rows of {order.num_records} records; fewer "
+                "than 2^63 can be counted: ask for fewer, or leave it out for a run that goes on for ever"
+            )
         return Timeline(segments=(first,), num_rows=num_rows, remainder=config.remainder)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datarax.loader.stream import StreamMetrics
-from datarax.store.files import open_file, read_file, write_whole
+from datarax.store.files import is_same_file, open_file, read_file, write_whole
 
 
 class RunProgress:
@@ -65,11 +65,12 @@ class RunProgress:
         self._last_time = time.monotonic()
         self._last_rows = metrics.rows
         self._last_wait = metrics.wait_seconds
+        self._path = path
         if path is not None:
             try:
                 self._file = _open_for_lines(path)
             except OSError as error:
-                self._lose_file(error)
+                self._lose_file(str(error.strerror))
 
     def __enter__(self) -> RunProgress:
         if self._bar is not None:
@@ -129,20 +130,23 @@ class RunProgress:
                 print(f"step {step}/{self._total}  {'  '.join(facts)}", file=self._stream, flush=True)
 
     def _append(self, report: Mapping[str, Any]) -> None:
-        if self._file is None:
+        if self._file is None or self._path is None:
+            return
+        if not is_same_file(self._file.fileno(), self._path):
+            self._lose_file("it was deleted, moved or replaced")
             return
         try:
             # One unbuffered write: a kill leaves whole lines, and what could not be written is not tried again.
             self._file.write((json.dumps(report) + "\n").encode())
         except OSError as error:
-            self._lose_file(error)
+            self._lose_file(str(error.strerror))
 
-    def _lose_file(self, error: OSError) -> None:
+    def _lose_file(self, why: str) -> None:
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):
                 file.close()
-        self.say(f"metrics.jsonl cannot be written ({error.strerror}); training goes on without it")
+        self.say(f"metrics.jsonl cannot be written ({why}); training goes on without it")
 
     @contextlib.contextmanager
     def _printing(self) -> Iterator[None]:

@@ -110,7 +110,7 @@ def test_a_directory_that_is_not_local_is_refused_in_one_sentence(directory):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["run[1]", "run*", "run?"])
+@pytest.mark.parametrize("name", ["run[1]", "run*", "run?", "run\\1"])
 def test_a_directory_in_which_orbax_loses_models_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match="wildcard"):
         Checkpointer(tmp_path / name)

@@ -39,10 +39,33 @@ def _without_starts(run, moved):
     (run / "starts").rename(moved)
 
 
-LOST = [_deleted, _moved, _replaced, _copied_in_its_place, _without_lock, _without_starts]
+def _a_pipe_in_its_place(run, moved):
+    run.rename(moved)
+    os.mkfifo(run)
 
 
-@pytest.mark.parametrize("lose", LOST)
+def _starts_that_are_a_link(run, moved):
+    _without_starts(run, moved)
+    (run / "starts").symlink_to(moved)
+
+
+def _starts_that_are_a_pipe(run, moved):
+    _without_starts(run, moved)
+    os.mkfifo(run / "starts")
+
+
+IN_STARTS = [_without_starts, _starts_that_are_a_link, _starts_that_are_a_pipe]
+LOST = [
+    _deleted,
+    _moved,
+    _replaced,
+    _copied_in_its_place,
+    _without_lock,
+    *IN_STARTS,
+]
+
+
+@pytest.mark.parametrize("lose", [*LOST, _a_pipe_in_its_place])
 def test_a_writer_whose_run_is_gone_makes_nothing_and_stops_with_74(lose, tmp_path):
     run, moved = tmp_path / "run", tmp_path / "moved"
     with Checkpointer(run) as checkpointer:
@@ -50,11 +73,13 @@ def test_a_writer_whose_run_is_gone_makes_nothing_and_stops_with_74(lose, tmp_pa
         checkpointer.wait()
         lose(run, moved)
         before = sorted(run.rglob("*")) if run.exists() else None
+        with pytest.raises(RunLostError, match=r"deleted, moved or replaced"):
+            checkpointer.latest_step()
         with pytest.raises(RunLostError, match=r"deleted, moved or replaced") as caught:
             checkpointer.save(2, data=Counter().at(2))
         assert caught.value.exit_code == 74
         assert (sorted(run.rglob("*")) if run.exists() else None) == before
-    if moved.exists() and lose is not _without_starts:
+    if moved.exists() and lose not in IN_STARTS:
         assert list_steps(moved) == [1]
 
 
@@ -65,7 +90,7 @@ def test_a_run_that_goes_while_a_save_is_on_its_way_is_not_committed(lose, tmp_p
         seal = checkpointer._saver._seal
 
         def lose_and_seal(temporary):
-            if lose in (_without_lock, _without_starts):  # else Orbax itself has nowhere to go on
+            if lose in (_without_lock, *IN_STARTS):  # else Orbax itself has nowhere to go on
                 lose(run, moved)
                 seal(temporary)
             else:
@@ -140,6 +165,31 @@ def test_texts_that_snapshots_name_are_written_again_once_they_are_gone_and_that
         assert gone.read_bytes() == content
         assert [str(gone) in note for note in checkpointer.notes] == [True]
     assert Checkpointer(tmp_path).newest_good_step() == 3
+
+
+def test_texts_behind_a_link_are_not_in_the_run(tmp_path):
+    run = tmp_path / "run"
+    with Checkpointer(run, identity={"train": {"seed": 1}}) as checkpointer:
+        checkpointer.save(1, data=Counter().at(1))
+        checkpointer.wait()
+        (run / "identity").rename(tmp_path / "moved")
+        (run / "identity").symlink_to(tmp_path / "moved")
+        with pytest.raises(SaveError, match="identity"):
+            checkpointer.save(2, data=Counter().at(2))
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_snapshot_that_goes_while_the_run_goes_on_is_said_once(is_link, tmp_path):
+    run = tmp_path / "run"
+    with Checkpointer(run) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, data=Counter().at(step))
+            checkpointer.wait()
+            if step == 1:
+                (run / "1").rename(tmp_path / "moved")
+                if is_link:
+                    (run / "1").symlink_to(tmp_path / "moved")
+        assert [f"{run / '1'} was committed and is gone" in note for note in checkpointer.notes] == [True]
 
 
 def test_json_is_read_up_to_a_depth_that_every_walk_can_go():

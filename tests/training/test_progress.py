@@ -1,17 +1,19 @@
 """Where metrics go: appended to a regular file of the run, or nowhere, with a word; never a reason to stop or to hang."""
 
+import io
 import os
 import threading
 
+import numpy as np
 import pytest
 
+from datarax.training import LogConfig
 from tests.training.test_session import session
 
 
 @pytest.fixture
 def told(tmp_path):
     """A run of 2 steps with something in the place of its `metrics.jsonl`; returns what it says."""
-    import io
 
     def run():
         said = io.StringIO()
@@ -73,3 +75,24 @@ def test_a_file_that_is_another_directorys_too_is_copied_first(tmp_path):
     session(run).run()
     assert other.read_bytes() == b'{"step": 1}\n'
     assert (run / "metrics.jsonl").read_bytes().startswith(b'{"step": 1}\n{')
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_file_that_goes_in_mid_run_is_said_once(is_replaced, tmp_path):
+    class Mover:
+        def init(self, parameters, mesh):
+            return {"w": np.zeros(2)}
+
+        def step(self, state, batch):
+            path = tmp_path / "run" / "metrics.jsonl"
+            if not (tmp_path / "moved").exists() and path.stat().st_size > 0:
+                path.rename(tmp_path / "moved")
+                if is_replaced:
+                    os.mkfifo(path)
+            return state, {}
+
+    said = io.StringIO()
+    log = LogConfig(every_seconds=0)
+    assert session(tmp_path / "run", task=Mover(), steps=8, stream=said, log=log).run().complete
+    assert said.getvalue().count(LOST.format("it was deleted, moved or replaced")) == 1
+    assert len((tmp_path / "moved").read_text().splitlines()) < 8
