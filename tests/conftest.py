@@ -19,9 +19,10 @@ settings.register_profile("first", max_examples=25, **_ALWAYS)
 settings.register_profile("full", max_examples=100, **_ALWAYS)
 settings.load_profile("first")
 
-# As in the foreground of a shell, wherever the tests run: ignored here, SIGINT would be ignored in every process they start.
+# As in the foreground of a shell, wherever the tests run: ignored here, a signal would be ignored in every process they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A garbage collection in the midst of its start, in whatever test that falls, is an error of Python's own.
 resource_tracker.ensure_running()

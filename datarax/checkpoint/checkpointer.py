@@ -341,11 +341,14 @@ class Checkpointer:
         """The newest committed step, or None.
 
         Raises:
-            RunLostError: on a process that writes to the run, if that was deleted, moved or replaced.
+            RunLostError: on a process that writes to the run, if something else lies in its place.
         """
-        if self._lock is not None:
-            self._lock.check_there()
-        committed = self._layout.committed()
+        try:
+            committed = self._layout.committed()
+        except InputError:
+            if self._lock is not None:
+                self._lock.check_there()
+            raise
         return committed[-1] if committed else None
 
     def newest_good_step(self, *, below: int | None = None) -> int | None:

@@ -278,7 +278,7 @@ def reason(error: BaseException) -> str:
     """An exception in one line, as a person would say it."""
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{os.strerror(error.errno)}{where}"
+        return f"{error.strerror or os.strerror(error.errno)}{where}"
     if isinstance(error, PeerError):
         return str(error)  # names each process and what it said, a line each
     lines = str(error).strip().splitlines()

@@ -83,8 +83,8 @@ class OrderConfig:
         check_fields(self, "the order")
         if type(self.version) is not int or not 1 <= self.version <= ORDER_VERSION:
             raise ConfigError(
-                f"order.version is {self.version!r}; this version of datarax has the orders 1 to {ORDER_VERSION}: use one of "
-                "them, or a later datarax if the run was made by one"
+                f"order.version is {self.version!r} (loader.order_version in a config); this version of datarax has the orders "
+                f"1 to {ORDER_VERSION}: use one of them, or a later datarax if the run was made by one"
             )
         for field, policy in _FIELD_OF_POLICY.items():
             value = getattr(self, field)

@@ -193,7 +193,9 @@ def make_directory(path: str | os.PathLike[str]) -> None:
         os.mkdir(path)
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise NotADirectoryError(
-            errno.ENOTDIR, "it is a link or a file in the place of a directory", os.fspath(path)
+            errno.ENOTDIR,
+            "a link or a file is in the place of a directory: put that back, or move this away",
+            os.fspath(path),
         )
 
 

@@ -132,14 +132,14 @@ class RunProgress:
     def _append(self, report: Mapping[str, Any]) -> None:
         if self._file is None or self._path is None:
             return
-        if not is_same_file(self._file.fileno(), self._path):
-            self._lose_file("it was deleted, moved or replaced")
-            return
         try:
             # One unbuffered write: a kill leaves whole lines, and what could not be written is not tried again.
             self._file.write((json.dumps(report) + "\n").encode())
         except OSError as error:
             self._lose_file(str(error.strerror))
+        else:
+            if not is_same_file(self._file.fileno(), self._path):
+                self._lose_file("it was deleted, moved or replaced")
 
     def _lose_file(self, why: str) -> None:
         file, self._file = self._file, None

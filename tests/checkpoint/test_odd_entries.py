@@ -165,6 +165,22 @@ def test_with_files_in_the_places_of_all_directories_a_run_goes_on(tmp_path):
     ]
 
 
+def test_a_link_in_the_place_of_the_starts_is_refused_with_a_way_out(tmp_path):
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        checkpointer.save(1, data=Counter().at(1))
+    (tmp_path / "run" / "starts").rename(tmp_path / "moved")
+    (tmp_path / "run" / "starts").symlink_to(tmp_path / "moved")
+    with (
+        pytest.raises(InputError, match=r"put that back, or move this away \(.*/run/starts\)"),
+        Checkpointer(tmp_path / "run"),
+    ):
+        pass
+    (tmp_path / "run" / "starts").unlink()
+    (tmp_path / "moved").rename(tmp_path / "run" / "starts")
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        assert checkpointer.start == 2
+
+
 @pytest.mark.parametrize("harm", [b"", b"{}", None])
 def test_a_damaged_identity_or_config_is_written_again_and_that_is_said_once(tmp_path, harm):
     identity = {"train": {"seed": 5}}

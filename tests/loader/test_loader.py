@@ -470,3 +470,9 @@ def test_another_batch_size_continues_at_the_same_row_and_keeps_counting_steps()
 
 def test_an_endless_loader_is_true():
     assert make(num_epochs=None)
+
+
+def test_more_epochs_than_can_be_counted_are_refused_by_the_name_of_the_key():
+    config = DataLoaderConfig(batch_size=4, num_epochs=2**62)
+    with pytest.raises(ConfigError, match=r"loader\.num_epochs is 4611686018427387904"):
+        DataLoader(config, MemorySource(MemoryConfig(), {"x": np.arange(8)}))

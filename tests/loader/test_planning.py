@@ -5,11 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from datarax import DataLoader, DataLoaderConfig, MemoryConfig, MemorySource
-from datarax.core.errors import ConfigError
 
 PROGRAM = """
 from tests.support.simulated import check_all, force_devices
@@ -31,9 +27,3 @@ def test_the_rows_of_all_4096_processes_together_are_the_global_batch():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_more_epochs_than_can_be_counted_are_refused_by_the_name_of_the_key():
-    config = DataLoaderConfig(batch_size=4, num_epochs=2**62)
-    with pytest.raises(ConfigError, match=r"loader\.num_epochs is 4611686018427387904"):
-        assert DataLoader(config, MemorySource(MemoryConfig(), {"x": np.arange(8)})).num_steps
