@@ -20,6 +20,7 @@ MANIFEST_NAME = "manifest.json"
 DATA_ITEM = "data"
 MODEL_ITEM = "model"
 RECORD_NAME = "record.json"
+STATE_NAME = "state.json"
 STEPS_NAME = "steps.bin"
 PROCESSES_NAME = "processes.json"
 COMMIT_MARK_NAME = "commit_success.txt"
@@ -30,6 +31,7 @@ _WILDCARDS = "*?[\\"
 _MOST_BYTES = {
     MANIFEST_NAME: 1 << 28,
     RECORD_NAME: 1 << 16,
+    STATE_NAME: 1 << 28,
     STEPS_NAME: 1 << 30,
     PROCESSES_NAME: 1 << 28,
     "identity": 1 << 26,

@@ -27,6 +27,7 @@ from datarax.checkpoint.layout import (
     MODEL_ITEM,
     PROCESSES_NAME,
     RECORD_NAME,
+    STATE_NAME,
     STEPS_NAME,
     RunLayout,
     local_directory,
@@ -39,6 +40,7 @@ from datarax.checkpoint.record import (
     Record,
     process_parts,
     read_history,
+    read_states,
     unpack_steps,
 )
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
@@ -181,19 +183,25 @@ class Snapshot:
         return {name: self.state(name, process_index) for name in self.record.loaders}
 
     def state(self, name: str, process_index: int = 0) -> dict[str, Any]:
-        """The decoded state of one data module, of one process where each has its own.
+        """The state of one data module, of one process where each has its own; `recorded_state` of the module reads it.
 
         Raises:
             SnapshotDamagedError: if there is none, a file has changed, or it cannot be decoded.
         """
         loader = self.record.loaders.get(name)
         of_process = loader is not None and loader.scope == "process"
-        with self._reading(PROCESSES_NAME if of_process else RECORD_NAME):
+        elsewhere = loader is not None and loader.state is None
+        file = PROCESSES_NAME if of_process else STATE_NAME if elsewhere else RECORD_NAME
+        with self._reading(file):
             if of_process:
-                encoded = self.process_parts()[str(process_index)].get(name)
+                state = self.process_parts()[str(process_index)].get(name)
+            elif elsewhere:
+                state = read_states(self._bytes(STATE_NAME)).get(name)
             else:
-                encoded = None if loader is None else loader.state
-            if not isinstance(state := decode(encoded), dict):
+                state = None if loader is None else loader.state
+            if loader is None or not loader.plain:
+                state = decode(state)
+            if not isinstance(state, dict):
                 raise ValueError(f"holds no state of {name!r}")
             return state
 

@@ -327,8 +327,8 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
         """What the user of this pipeline should know before a run, one sentence each."""
         return list(self._feed.warnings)
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that can change an element, as a tree of named values; the same on all processes."""
+    def identity(self, *, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Everything that can change an element, as a tree of named values; the same on all processes. See `Stream.identity`."""
         return copy.deepcopy(self._feed.identity)
 
     # Lifecycle
