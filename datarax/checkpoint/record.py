@@ -21,11 +21,14 @@ from datarax.core.tree import canonical_json, reader_of
 from datarax.store.files import parse_json
 
 SNAPSHOT_FORMAT = 2
-"""Raise this when the meaning of a field of `record.json`, `state.json`, `steps.bin`, `processes.json` or `history/` changes, or
-of a mark in encoded states; add a reader to each table below, and golden snapshots with `make golden`."""
+"""Raise this when the meaning of a field of `record.json`, `state.json`, `steps.bin`, `processes.json` or `history/` changes,
+or of a mark in encoded states; add a reader to each table below, and golden snapshots with `make golden`."""
 
 RECORD_LIMIT_BYTES = 4096
 """A record never grows with the position, the dataset or the number of processes; this is where it would show."""
+
+STATE_LIMIT_BYTES = 1 << 20
+"""Of the states of all modules together: statistics fit, data and index lists do not."""
 
 
 def _is_digest(tree: Mapping[str, Any]) -> bool:
@@ -116,32 +119,37 @@ class Record:
     """The format of the file that this was read from, and of those that it names: `steps.bin` and the earlier history."""
 
     def to_files(self) -> dict[str, bytes]:
-        """`record.json`, canonical JSON of at most `RECORD_LIMIT_BYTES`, and `state.json` where the states are too large for it.
+        """`record.json`, at most `RECORD_LIMIT_BYTES` of canonical JSON, and `state.json` if states are too large for it.
 
         Raises:
-            SaveError: if it is larger without the states, naming what is large.
+            SaveError: if one of them is larger than allowed, naming what is large.
         """
         data = self._to_bytes()
         if len(data) <= RECORD_LIMIT_BYTES:
             return {RECORD_NAME: data}
         states = {name: loader.state for name, loader in self.loaders.items() if loader.state is not None}
         without = {name: replace(loader, state=None) for name, loader in self.loaders.items()}
-        data = replace(self, loaders=without)._to_bytes()
-        if len(data) > RECORD_LIMIT_BYTES:
-            raise SaveError(self._too_large(len(data)))
-        return {RECORD_NAME: data, STATE_NAME: canonical_json({"format": SNAPSHOT_FORMAT, "states": states})}
+        files = {
+            RECORD_NAME: replace(self, loaders=without)._to_bytes(),
+            STATE_NAME: canonical_json({"format": SNAPSHOT_FORMAT, "states": states}),
+        }
+        parts = {f"the state of {name!r}": len(canonical_json(state)) for name, state in states.items()}
+        parts["the history"] = len(canonical_json([vars(entry) for entry in self.history]))
+        worst = max(parts, key=lambda part: parts[part])
+        for (name, content), most in zip(files.items(), (RECORD_LIMIT_BYTES, STATE_LIMIT_BYTES), strict=True):
+            if len(content) > most:
+                raise SaveError(
+                    f"{name} of step {self.step} would have {len(content)} bytes, allowed are {most}; the largest part is "
+                    f"{worst} with {parts[worst]} bytes. A module whose state is large belongs in the process part: leave its "
+                    'state_scope at "process", and keep data and index lists out of its state'
+                )
+        return files
 
     def _to_bytes(self) -> bytes:
         tree = {name: value for name, value in vars(self).items() if name != "format"}
         tree["history"] = [vars(entry) for entry in self.history]
         tree["loaders"] = {name: _loader_tree(loader) for name, loader in self.loaders.items()}
         return canonical_json({**tree, "format": SNAPSHOT_FORMAT})
-
-    def _too_large(self, size: int) -> str:
-        return (
-            f"the record of step {self.step} would have {size} bytes without any state, allowed are {RECORD_LIMIT_BYTES}; it "
-            f"holds {len(self.loaders)} data modules and {len(self.history)} entries of the history: shorter names help"
-        )
 
     @staticmethod
     def from_bytes(data: bytes) -> Record:

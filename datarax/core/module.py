@@ -267,7 +267,7 @@ class DataraxModule(nnx.Module):
     def recorded_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state that was recorded by any version, in the form that `set_state` takes today.
 
-        For whoever has compared identities himself, as a restore does: what a record says of them is not repeated in its states.
+        For whoever has compared identities already, as a restore does: what a record says of them, its states do not repeat.
 
         Raises:
             ValueError: if it is none.

@@ -328,7 +328,7 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
         return list(self._feed.warnings)
 
     def identity(self, *, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Everything that can change an element, as a tree of named values; the same on all processes. See `Stream.identity`."""
+        """Everything that can change an element, as a tree; the same on all processes: see `Stream.identity`."""
         return copy.deepcopy(self._feed.identity)
 
     # Lifecycle
