@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from datarax.audit.diff import diff_runs
 from datarax.checkpoint import Snapshot
 from datarax.checkpoint.snapshot import item_steps
-from datarax.diff import diff_runs
 
 StepDigests = dict[tuple[str, int], tuple[int, int | None]]
 """(loader, step) -> digest of its record keys, and of its bytes if that was kept."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from datarax.inspection import committed_steps
+from datarax.checkpoint import list_steps
 
 _MARK = "DATARAX_CHAOS_START"
 _POLL_SECONDS = 0.003
@@ -196,7 +196,7 @@ class Start:
 
 def newest(run: Path) -> int:
     """The newest committed step of a run; 0 if there is none."""
-    return max(committed_steps(run), default=0)
+    return max(list_steps(run), default=0)
 
 
 def _unfinished(run: Path) -> set[tuple[str, int]]:

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import datarax
+from datarax.audit.diff import diff_runs
 from datarax.checkpoint import SaveConfig, list_steps
-from datarax.diff import diff_runs
 from tests.training.test_session import Mixed, session
 
 PACKAGE = Path(datarax.__file__).parent

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from datarax.audit.diff import diff_runs
 from datarax.checkpoint import SaveConfig, Snapshot, list_steps
 from datarax.cli.main import main
 from datarax.core.errors import ConfigError, InputError, MismatchError, SnapshotDamagedError
-from datarax.diff import diff_runs
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.sources import MemoryConfig, MemorySource
 from datarax.training import LogConfig, Outcome, ResumeConfig, TrainingSession, load_task
