@@ -26,6 +26,7 @@ from datarax.sources import (
     TensorStoreConfig,
     load_manifest,
 )
+from datarax.sources.build import is_dataset
 from datarax.sources.build_config import BuildTable
 from datarax.sources.build_inputs import find_inputs
 from datarax.sources.files import recorded_files, with_first_indices
@@ -43,7 +44,7 @@ def opened_source(rehearsal: Rehearsal) -> Finding:
     described = config.source.config()
     if isinstance(described, ArrayRecordConfig) and described.build is not None:
         directory = str(described.files)
-        if not os.path.exists(directory):
+        if not is_dataset(directory):
             return _not_built(directory, described.build)
     notes: list[str] = []
     described.check_prepared(notes.append)
@@ -60,17 +61,26 @@ def opened_source(rehearsal: Rehearsal) -> Finding:
 
 
 def _not_built(directory: str, build: BuildTable) -> Finding:
-    details = []
+    """What a launch does before it opens the data: it builds them, if it can."""
+    place = directory
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
     try:
-        details.append(
-            f"they are made from {len(find_inputs(tuple(build.inputs))):,} input files, which are there"
-        )
+        inputs = find_inputs(tuple(build.inputs))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"this user (uid {os.getuid()}) cannot write to {place}")
     except InputError as error:
-        details.append(f"and cannot be built: {error}")
-    return failure(
-        f"{directory} is not built yet: process 0 of a launch would build it while all others wait",
-        f"build it before, with {build.command(directory)}",
-        details=details,
+        return failure(
+            f"{directory} is not built yet, and cannot be: {error}",
+            "correct [source.build], or source.files if the data are elsewhere",
+        )
+    return Finding(
+        found=f"{directory} is not built yet: a launch builds it first, from {len(inputs):,} input files, which are there",
+        details=[
+            f"process 0 builds, the others wait; to build before the launch: {build.command(directory)}"
+        ],
+        numbers={"inputs": len(inputs)},
+        usable=False,
     )
 
 
@@ -104,11 +114,13 @@ def loader(rehearsal: Rehearsal) -> Finding:
     return Finding(found=shown, value=made, details=made.order.warnings())
 
 
-def files(rehearsal: Rehearsal) -> Finding:
+def files(rehearsal: Rehearsal) -> Finding | None:
     """The files that the next steps need: there, readable, and as large as recorded."""
     config, snapshot = rehearsal.config, rehearsal.snapshot
     if config.source.kind != "array_record":
         return _directories(config)
+    if rehearsal.is_yet_to_come("source"):
+        return rehearsal.blocked("source")
     expected = _expected(config, rehearsal.values.get("source"), _recorded_source(rehearsal))
     if expected is None:
         return skipped(

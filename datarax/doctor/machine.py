@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Sequence
 
 import jax
@@ -18,7 +17,7 @@ from datarax.multihost import fitting_row_shards
 from datarax.run_config import BaseRunConfig, MeshSection, RunConfig, build_mesh, mesh_sizes
 from datarax.run_config.build import named_code
 from datarax.training import load_task
-from datarax.trust import load_attribute
+from datarax.trust import load_attribute, only_in_working_directory
 
 _MOST_DEVICES = 4096
 _SHOWN = 16
@@ -39,29 +38,14 @@ def imports(rehearsal: Rehearsal) -> Finding:
             details=problems,
         )
     found = ", ".join(dict.fromkeys(use for _, use in named)) or "the config names no code"
-    here = sorted({module for module in map(_module, named) if _only_from_here(module)})
+    modules = {use.partition(":")[0].partition(".")[0] for _, use in named}
+    here = sorted(filter(only_in_working_directory, modules))
     if here:
         return warning(
             f"{', '.join(here)} can be imported only because it lies in the working directory {os.getcwd()}",
             "install it, or start every process of the launch in this directory, on a disk that all of them see",
         )
     return Finding(found=found, numbers={"names": len(named)})
-
-
-def _module(named: tuple[str, str]) -> str:
-    return named[1].partition(":")[0].partition(".")[0]
-
-
-def _only_from_here(module: str) -> bool:
-    """Whether it was found through "", which stands for the working directory, and through nothing else."""
-    found = sys.modules.get(module)
-    file = None if found is None else found.__file__
-    if file is None:
-        return False
-    place = os.path.dirname(os.path.abspath(file))
-    if os.path.basename(file) == "__init__.py":
-        place = os.path.dirname(place)
-    return place == os.getcwd() and place not in map(os.path.abspath, filter(None, sys.path))
 
 
 def fitting_devices(config: BaseRunConfig, batch_size: int | None) -> list[int]:

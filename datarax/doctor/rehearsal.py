@@ -47,8 +47,8 @@ class Finding:
     """The same as data, for programs."""
     value: Any = None
     """For the steps that depend on this one; not part of a report."""
-    usable: bool = False
-    """Whether those may go on with `value` although this one failed."""
+    usable: bool | None = None
+    """Whether those may go on with `value`; None: if this one neither failed nor was skipped."""
     name: str = ""
     """Of the step."""
 
@@ -159,9 +159,15 @@ class Rehearsal:
         for name in needs:
             verdict = self._unusable.get(name)
             if verdict is not None:
-                how = "failed" if verdict is Verdict.FAIL else "was skipped"
+                how = {Verdict.FAIL: "failed", Verdict.SKIPPED: "was skipped"}.get(
+                    verdict, "is not there yet"
+                )
                 return skipped(f"needs {name!r}, which {how}", f"see {name!r} first")
         return None
+
+    def is_yet_to_come(self, name: str) -> bool:
+        """Whether a launch makes the value of this step itself, so that only a rehearsal has to do without."""
+        return self._unusable.get(name) is Verdict.OK
 
     def make(self, steps: Sequence[Step]) -> None:
         """Makes these steps, one after the other."""
@@ -174,7 +180,8 @@ class Rehearsal:
             self.seconds[step.name] = time.perf_counter() - started
             if finding is None:
                 continue
-            if finding.verdict in (Verdict.FAIL, Verdict.SKIPPED) and not finding.usable:
+            as_a_rule = finding.verdict not in (Verdict.FAIL, Verdict.SKIPPED)
+            if not (as_a_rule if finding.usable is None else finding.usable):
                 self._unusable[step.name] = finding.verdict
             self.values[step.name] = finding.value
             more = len(finding.details) - _SHOWN_DETAILS

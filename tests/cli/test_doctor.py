@@ -1,6 +1,7 @@
 """The rehearsal before a launch: each thing that ends launches is found by name, hides no other, and nothing is left behind."""
 
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -201,6 +202,48 @@ def test_a_transform_that_only_the_working_directory_has_is_a_warning(
         sys.modules.pop("only_here", None)
 
 
+class _Editable:
+    """Finds a package as `pip install -e` has it found: not through the path, but where it is written down to lie."""
+
+    def __init__(self, name, directory):
+        self.name, self.directory = name, directory
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        return importlib.util.spec_from_file_location(name, self.directory / name / "__init__.py")
+
+
+def test_a_package_that_is_installed_from_the_clone_where_one_stands_is_installed(
+    finished, tmp_path, monkeypatch, doctor
+):
+    package = tmp_path / "of_a_clone"
+    package.mkdir()
+    (package / "__init__.py").write_text("from tests.support.tiny import to_rows\n")
+    monkeypatch.chdir(tmp_path)
+    ask = [finished / "config.toml", tmp_path / "run", *sets("transforms.0.use=of_a_clone:to_rows")]
+    try:
+        assert doctor(*ask)["imports"]["verdict"] == "warning", "it is only there"
+        monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, _Editable("of_a_clone", tmp_path)])
+        assert doctor(*ask)["imports"]["verdict"] == "ok"
+    finally:
+        sys.modules.pop("of_a_clone", None)
+
+
+def test_the_quickstart_of_a_fresh_clone_may_be_launched_without_a_warning(tmp_path, monkeypatch, doctor):
+    clone = Path(__file__).parents[2]
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(
+        sys, "path", [entry for entry in sys.path if entry and Path(entry).resolve() != clone]
+    )
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, _Editable("datarax", clone)])
+    places = sets(f"run.directory={tmp_path / 'runs'}", f"source.files={tmp_path / 'data'}")
+    answer = doctor("configs/quickstart.toml", *places)
+    assert answer.code == 0
+    assert answer.named("fail", "warning") == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_transform_that_raises_is_found_with_step_and_record(finished, tmp_path, doctor):
     failing = sets("transforms.1.use=tests.support.tiny:add_failing_noise")
     answer = doctor(finished / "config.toml", tmp_path / "run", *failing)
@@ -303,13 +346,17 @@ def test_a_run_that_has_all_its_steps_or_more_is_told(steps, verdict, finished, 
 # Data.
 
 
-def test_data_that_are_not_built_are_not_built_here_and_the_command_that_does_is_right(tmp_path, doctor):
+def test_before_the_first_build_a_launch_may_begin_and_the_command_that_builds_is_right(tmp_path, doctor):
     config = write_config(tmp_path)
     before = everything(tmp_path)
     answer = doctor(config)
-    assert answer.failed == ["source"]
+    assert answer.code == 0
+    assert answer.named("fail", "warning") == []
+    assert answer.named("skipped") == ["manifest", "loader", "identity", "steps", "files", "batches"]
+    assert "a launch builds it first, from 1 input files" in answer["source"]["found"]
+    assert answer["loader"]["found"] == "needs 'source', which is not there yet"
     assert everything(tmp_path) == before
-    command = answer["source"]["do"].partition("with ")[2]
+    command = answer["source"]["details"][0].partition("before the launch: ")[2]
     words = shlex.split(command)
     assert words[:2] == ["datarax", "build"]
     assert main(words[1:]) == 0
@@ -317,6 +364,41 @@ def test_data_that_are_not_built_are_not_built_here_and_the_command_that_does_is
     built = everything(tmp_path / "data")
     assert main(["run", str(config)]) == 0
     assert everything(tmp_path / "data") == built, "run takes what was built so, and builds nothing anew"
+
+
+def test_an_empty_directory_for_the_data_is_one_that_a_launch_builds_into(tmp_path, doctor):
+    config = write_config(tmp_path)
+    (tmp_path / "data").mkdir()
+    answer = doctor(config)
+    assert answer.named("fail", "warning") == []
+    assert "is not built yet" in answer["source"]["found"]
+    assert main(["run", str(config)]) == 0
+
+
+def test_data_that_a_launch_could_not_build_are_a_failure(tmp_path, monkeypatch, doctor):
+    config = write_config(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path) and real(path, mode))
+    answer = doctor(config, tmp_path / "elsewhere" / "run")
+    assert answer.failed == ["source"]
+    assert f"cannot write to {tmp_path}" in answer["source"]["found"]
+    monkeypatch.setattr(os, "access", real)
+    (tmp_path / "text.txt").unlink()
+    answer = doctor(config)
+    assert answer.failed == ["source"]
+    assert (
+        f"is not built yet, and cannot be: input file {tmp_path / 'text.txt'} does not exist"
+        in (answer["source"]["found"])
+    )
+
+
+def test_data_that_were_removed_and_would_be_built_again_are_not_missing_files(finished, tmp_path, doctor):
+    config = write_config(tmp_path)
+    answer = doctor(config, finished / "run", *MORE)
+    assert answer.named("fail", "warning") == []
+    assert "in all but the source" in answer["identity"]["found"]
+    assert answer["files"]["verdict"] == "skipped"
 
 
 def test_a_missing_file_is_named_with_the_first_step_that_needs_it(moved, doctor):
