@@ -59,6 +59,7 @@ ALLOWED = {
         "store",
         "order",
         "sources",
+        "transforms",
         "checkpoint",
         "training",
         "multihost",

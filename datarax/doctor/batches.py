@@ -6,16 +6,23 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from datarax.doctor.rehearsal import Finding, Rehearsal, failure
+from datarax.core.errors import InputError
+from datarax.doctor.rehearsal import Finding, Rehearsal, failure, skipped
 from datarax.run_config import RunConfig
+from datarax.run_config.build import transform_settings
+from datarax.transforms.load import load_transforms
+from datarax.transforms.steadiness import unsteady_transforms
 
 _MOST_SECONDS = 3.0
 _MOST_BATCHES = 100
+# Of one step, run four times.
+_MOST_RECORDS = 256
 # Grain may have hundreds of elements ready by the time that it gives the first.
 _MOST_ELEMENTS = 10_000
 
@@ -74,6 +81,48 @@ def first_batches(rehearsal: Rehearsal) -> Finding | None:
             "bytes_per_second": batch_bytes / seconds,
             "seconds_for_the_steps_left": None if left is None else left * seconds,
         },
+        value=at,
+    )
+
+
+def steady_transforms(rehearsal: Rehearsal) -> Finding:
+    """Whether each transform gives the same bytes for the next records every time."""
+    stream, step = rehearsal.stream, rehearsal.values["batches"]
+    if step is None:
+        return Finding(found="no step is left")
+    names = [each.name for each in stream.recipe.transforms]
+    if not names:
+        return Finding(found="none")
+    keys, order, source = stream.record_keys(step), stream.order, stream.source
+    keys = keys[keys.source >= 0][:_MOST_RECORDS]
+    rebuild = partial(load_transforms, transform_settings(rehearsal.config))
+    numbers: dict[str, Any] = {"step": step, "records": len(keys), "transforms": names}
+    try:
+        found = unsteady_transforms(
+            stream.recipe.transforms,
+            source.read(keys.index),
+            lambda transform: order.row_seeds(transform.name, keys),
+            lambda i: f"{source.name}:{keys.index[i]} (epoch {keys.epoch[i]})",
+            rebuild=rebuild,
+        )
+    except InputError as error:
+        return skipped(
+            f"the same bytes again and in another order; nothing could be compared in a fresh process: {error}",
+            "nothing, or correct what is said there: transforms and records must reach another process",
+        )
+    if found:
+        guilty = ", ".join(dict.fromkeys(each.transform for each in found))
+        return failure(
+            f"{guilty}: other bytes for the same records",
+            "make it a function of the record, its parameters and the randomness that it is given alone: no default "
+            "argument, cache or global that it changes, no clock, no order of a set",
+            details=[str(each) for each in found],
+            numbers={**numbers, "unsteady": [vars(each) for each in found]},
+        )
+    return Finding(
+        found=f"{', '.join(names)}: the same bytes for {len(keys):,} records of step {step:,}, run again, in another order, "
+        f"and in a fresh process",
+        numbers=numbers,
     )
 
 

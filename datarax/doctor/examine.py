@@ -69,6 +69,9 @@ _AFTER = (
     Step("cpu threads", run.cpu_threads, _MAKE_READABLE, ["directory"]),
     Step("batches", batches.first_batches, "see the notes"),
 )
+_TRANSFORMS = Step(
+    "transforms", batches.steady_transforms, "correct the transform that is named", ["loader", "batches"]
+)
 
 
 def examine(
@@ -107,7 +110,10 @@ def examine(
     report.directory = config.run.directory
     with ExitStack() as opened:
         rehearsal = Rehearsal(config, report, opened, num_steps=steps, num_devices=num_devices)
-        rehearsal.make([*_BEFORE, *(_GRAIN if isinstance(config, GrainRunConfig) else _SOURCE), *_AFTER])
+        if isinstance(config, GrainRunConfig):
+            rehearsal.make([*_BEFORE, *_GRAIN, *_AFTER])
+        else:
+            rehearsal.make([*_BEFORE, *_SOURCE, *_AFTER, _TRANSFORMS])
     return report
 
 

@@ -17,6 +17,7 @@ import pytest
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.lock import RunLock
 from datarax.cli.main import main
+from datarax.transforms import steadiness
 from tests.checkpoint.modules import start_process
 from tests.checkpoint.test_lock import events
 from tests.support.runs import copy_run, finish_run, flipped, tree, write_config
@@ -24,7 +25,7 @@ from tests.support.runs import copy_run, finish_run, flipped, tree, write_config
 ALL = [
     *("config", "imports", "directory", "writing", "writer", "leftovers", "snapshot", "mesh", "processes"),
     *("source", "manifest", "loader", "identity", "restore", "steps", "files", "model", "space", "clock"),
-    *("saves", "versions", "cpu_threads", "batches"),
+    *("saves", "versions", "cpu_threads", "batches", "transforms"),
 ]
 
 
@@ -56,7 +57,19 @@ class Answer:
 
 
 @pytest.fixture
-def doctor(capsys):
+def fresh_process(monkeypatch):
+    """Where transforms are run once more: here, since an interpreter for each call of `doctor` would take most of the time."""
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            steadiness,
+            "_in_a_fresh_process",
+            lambda rebuild, records, seeds, limit: steadiness._digests_after(rebuild(), records, seeds),
+        )
+        yield patched
+
+
+@pytest.fixture
+def doctor(capsys, fresh_process):
     def ask(*arguments):
         capsys.readouterr()
         code = main(["doctor", *map(str, arguments), "--json"])
@@ -132,6 +145,15 @@ def test_the_rehearsal_measures_what_it_predicts(finished, doctor):
     assert numbers["batch_bytes"] == 16 * (32 + 4)
 
 
+def test_a_healthy_pipeline_passes_in_a_fresh_process_too(finished, fresh_process, doctor):
+    fresh_process.undo()
+    answer = doctor(finished / "config.toml", *MORE)
+    assert answer.named("ok") == ALL
+    assert answer["transforms"]["found"] == (
+        "decode, jitter: the same bytes for 16 records of step 12, run again, in another order, and in a fresh process"
+    )
+
+
 def test_a_run_that_is_not_there_yet_starts_at_step_0_and_is_not_made(finished, tmp_path, doctor):
     answer = doctor(finished / "config.toml", tmp_path / "new" / "run")
     assert answer.code == 0
@@ -177,7 +199,15 @@ def test_every_name_that_cannot_be_imported_is_told_and_the_rest_is_still_checke
     assert len(answer["imports"]["details"]) == 2
     assert "nowhere" in answer["imports"]["details"][1]
     assert "did you mean 'add_noise'" in answer["imports"]["details"][0]
-    assert answer.named("skipped") == ["loader", "identity", "restore", "steps", "model", "batches"]
+    assert answer.named("skipped") == [
+        "loader",
+        "identity",
+        "restore",
+        "steps",
+        "model",
+        "batches",
+        "transforms",
+    ]
     assert "'imports'" in answer["loader"]["found"]
     assert answer["files"]["verdict"] == answer["space"]["verdict"] == "ok"
 
@@ -200,6 +230,57 @@ def test_a_transform_that_only_the_working_directory_has_is_a_warning(
         assert answer["imports"]["verdict"] == "ok"
     finally:
         sys.modules.pop("only_here", None)
+
+
+UNSTEADY = """
+import itertools, time
+import numpy as np
+from tests.support.tiny import decode, jitter
+
+calls = itertools.count()
+
+def timed(batch, seeds):
+    return {**jitter(batch, seeds), "at": np.full(len(seeds), time.time())}
+
+def counted(batch, seeds, before=[0]):
+    before[0] += 1
+    return {**jitter(batch, seeds), "calls": np.full(len(seeds), before[0])}
+
+def of_a_set(batch, seeds):
+    words = np.frombuffer("".join({f"{i}-" for i in range(20)}).encode(), np.uint8)
+    return {**jitter(batch, seeds), "words": np.tile(words, (len(seeds), 1))}
+"""
+
+
+RUNS = [
+    "again on the same records",
+    "on the same records in another order",
+    "in a fresh process with another PYTHONHASHSEED",
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "comparisons"), [("timed", RUNS), ("counted", RUNS), ("of_a_set", RUNS[2:])]
+)
+def test_a_transform_with_a_memory_of_its_own_is_named_with_the_run_that_differed(
+    function, comparisons, finished, tmp_path, monkeypatch, fresh_process, doctor
+):
+    if function == "of_a_set":
+        fresh_process.undo()
+    (tmp_path / "unsteady_here.py").write_text(UNSTEADY)
+    monkeypatch.syspath_prepend(tmp_path)
+    table = f'{{ use = "unsteady_here:{function}", level = "batch", randomness = "seed" }}'
+    transforms = f'transforms=[{{ use = "tests.support.tiny:to_rows" }}, {table}]'
+    try:
+        answer = doctor(finished / "config.toml", tmp_path / "run", *sets(transforms, "task.parameters={}"))
+    finally:
+        sys.modules.pop("unsteady_here", None)
+    assert answer.failed == ["transforms"]
+    assert answer["transforms"]["found"] == f"{function}: other bytes for the same records"
+    assert [each["comparison"] for each in answer["transforms"]["numbers"]["unsteady"]] == comparisons
+    assert answer["transforms"]["details"][0].startswith(
+        f"transform '{function}', run {comparisons[0]}: 16 of 16"
+    )
 
 
 class _Editable:
@@ -286,7 +367,7 @@ def test_data_that_cannot_be_opened_do_not_hide_another_seed(moved, doctor):
     answer = doctor(config, *overrides, *sets("loader.seed=6"))
     assert answer.failed == ["source", "identity", "files"]
     assert answer["identity"]["details"] == ["train.seed: was 5, is 6", "do: set loader.seed = 5 again"]
-    assert answer.named("skipped") == ["manifest", "loader", "restore", "steps", "batches"]
+    assert answer.named("skipped") == ["manifest", "loader", "restore", "steps", "batches", "transforms"]
 
 
 def test_another_seed_is_refused_field_by_field(finished, doctor):
@@ -352,7 +433,15 @@ def test_before_the_first_build_a_launch_may_begin_and_the_command_that_builds_i
     answer = doctor(config)
     assert answer.code == 0
     assert answer.named("fail", "warning") == []
-    assert answer.named("skipped") == ["manifest", "loader", "identity", "steps", "files", "batches"]
+    assert answer.named("skipped") == [
+        "manifest",
+        "loader",
+        "identity",
+        "steps",
+        "files",
+        "batches",
+        "transforms",
+    ]
     assert "a launch builds it first, from 1 input files" in answer["source"]["found"]
     assert answer["loader"]["found"] == "needs 'source', which is not there yet"
     assert everything(tmp_path) == before
