@@ -754,7 +754,7 @@ def test_the_device_counts_that_fit_are_those_that_a_loader_accepts():
     code = """
 import jax
 from datarax.core.errors import ConfigError
-from datarax.doctor.machine import fitting_devices
+from datarax.audit.rehearse_place import fitting_devices
 from datarax.multihost import slots_of
 from datarax.run_config import batch_sharding, build_mesh, parse_config
 
