@@ -11,7 +11,7 @@ from datarax.cli.arguments import add_config, add_json, print_json
 from datarax.cli.import_path import append_working_directory
 
 if TYPE_CHECKING:
-    from datarax.doctor import Report
+    from datarax.audit.rehearsal import Rehearsal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints every check; exits 1 if one failed."""
     append_working_directory()
-    from datarax.doctor import examine
+    from datarax.audit.rehearse import rehearse
 
     # What the user's own code prints must not stand among the checks.
     with contextlib.redirect_stdout(sys.stderr):
-        report = examine(
+        report = rehearse(
             arguments.config,
             arguments.overrides,
             run_directory=arguments.run_directory,
@@ -57,13 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _show(report: Report) -> None:
-    from datarax.doctor import Verdict
+def _show(report: Rehearsal) -> None:
+    from datarax.audit.rehearsal import Verdict
 
-    width = max(len(check.name) for check in report.checks)
+    width = max(map(len, report.checks))
     indent = " " * (9 + width + 2)
-    for check in report.checks:
-        print(f"{check.verdict.value:<9}{check.name:<{width}}  {check.found}")
+    for name, check in report.checks.items():
+        print(f"{check.verdict.value:<9}{name:<{width}}  {check.found}")
         for line in check.details:
             print(f"{indent}{line}")
         if check.verdict in (Verdict.WARNING, Verdict.FAIL):

@@ -21,7 +21,7 @@ from datarax.run_config.config import BaseRunConfig, GrainRunConfig, MeshSection
 from datarax.sources import DataSource
 from datarax.sources.open import open_source
 from datarax.training import TrainingSession, load_task
-from datarax.transforms import Transform, load_transform
+from datarax.transforms.load import load_transforms
 from datarax.trust import load_attribute
 
 
@@ -110,7 +110,8 @@ def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> Dat
                 f"batch_stats_fn = {config.batch_stats_fn!r} is a {type(function).__name__}, not a function"
             )
         loader_config = dataclasses.replace(loader_config, batch_stats_fn=function)
-    return DataLoader(loader_config, source, transforms=_transforms(config), name="train", **placement)
+    transforms = load_transforms(transform_settings(config))
+    return DataLoader(loader_config, source, transforms=transforms, name="train", **placement)
 
 
 @contextlib.contextmanager
@@ -143,12 +144,9 @@ def open_loader(
         yield loader
 
 
-def _transforms(config: RunConfig) -> list[Transform]:
-    stages = []
-    for section in config.transforms:
-        given = {key: value for key, value in to_tree(section).items() if key not in ("use", "parameters")}
-        stages.append(load_transform(section.use, parameters=dict(section.parameters), **given))
-    return stages
+def transform_settings(config: RunConfig) -> list[dict[str, Any]]:
+    """What `load_transforms` makes the stages of a config from, here or in another process."""
+    return [{**to_tree(section), "parameters": dict(section.parameters)} for section in config.transforms]
 
 
 def build_grain_pipeline(
