@@ -17,8 +17,7 @@ LABELS = {
     "checkpoint/lock.py": "when a start began",
     "checkpoint/retention.py": "when snapshots were set aside",
     "checkpoint/saver.py": "when a snapshot was written",
-    "doctor/disk.py": "whether clocks agree",
-    "doctor/run.py": "how old a file is, which only its time of day tells",
+    "doctor/place.py": "whether clocks agree, and how old a file is",
     "sources/build.py": "a name that no other build has",
     "training/progress.py": "when a report was made",
 }

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
-from datarax.multihost import handler_address
+from datarax.multihost.startup import handler_address
 
 _URGENT = (signal.SIGINT, signal.SIGTERM)
 
