@@ -21,7 +21,7 @@ from datarax.run_config.config import BaseRunConfig, GrainRunConfig, MeshSection
 from datarax.sources import DataSource
 from datarax.sources.open import open_source
 from datarax.training import TrainingSession, load_task
-from datarax.transforms import Transform, load_transform
+from datarax.transforms import load_transform
 from datarax.trust import load_attribute
 
 
@@ -110,7 +110,11 @@ def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> Dat
                 f"batch_stats_fn = {config.batch_stats_fn!r} is a {type(function).__name__}, not a function"
             )
         loader_config = dataclasses.replace(loader_config, batch_stats_fn=function)
-    return DataLoader(loader_config, source, transforms=_transforms(config), name="train", **placement)
+    stages = []
+    for section in config.transforms:
+        given = {key: value for key, value in to_tree(section).items() if key not in ("use", "parameters")}
+        stages.append(load_transform(section.use, parameters=dict(section.parameters), **given))
+    return DataLoader(loader_config, source, transforms=stages, name="train", **placement)
 
 
 @contextlib.contextmanager
@@ -141,14 +145,6 @@ def open_loader(
         build_loader(config, source, **placement) as loader,
     ):
         yield loader
-
-
-def _transforms(config: RunConfig) -> list[Transform]:
-    stages = []
-    for section in config.transforms:
-        given = {key: value for key, value in to_tree(section).items() if key not in ("use", "parameters")}
-        stages.append(load_transform(section.use, parameters=dict(section.parameters), **given))
-    return stages
 
 
 def build_grain_pipeline(
@@ -185,16 +181,3 @@ def build_session(config: BaseRunConfig, loader: BatchStream, **output: Any) -> 
         config_text=config.to_toml(),
         **output,
     )
-
-
-__all__ = [
-    "apply_environment",
-    "batch_sharding",
-    "build_grain_pipeline",
-    "build_loader",
-    "build_mesh",
-    "build_session",
-    "mesh_sizes",
-    "named_code",
-    "open_loader",
-]
