@@ -17,7 +17,6 @@ from datarax.cli.output import sure_stream
 if TYPE_CHECKING:
     from datarax.multihost import Processes
     from datarax.run_config import AnyRunConfig
-    from datarax.training import TrainingSession
 
 # A dead process is noticed by its heartbeat long before.
 _A_BUILD_SECONDS = 7 * 24 * 3600
@@ -133,7 +132,7 @@ def _build_once(config: AnyRunConfig, processes: Processes) -> None:
     )
 
 
-def _prepared(config: AnyRunConfig, processes: Processes, opened: contextlib.ExitStack) -> TrainingSession:
+def _prepared(config: AnyRunConfig, processes: Processes, opened: contextlib.ExitStack) -> Any:
     """The session, with data and task; if one process cannot open its own, none goes on to wait for it."""
     from datarax.core.errors import exits_are_errors
     from datarax.run_config import (
@@ -145,7 +144,7 @@ def _prepared(config: AnyRunConfig, processes: Processes, opened: contextlib.Exi
         open_loader,
     )
 
-    sessions: list[TrainingSession] = []
+    sessions: list[Any] = []
 
     def tell(text: str) -> None:
         if processes.first:

@@ -18,8 +18,6 @@ from datarax.core.errors import PeerLostError
 from datarax.multihost.processes import Processes
 from datarax.multihost.startup import leave_at_once, notice_replaced
 
-_LISTEN_SECONDS = 0.5
-
 # How jaxlib says that others do not take part any more, in errors of whatever type; want of memory is a process's own.
 _BROKEN_COLLECTIVE = re.compile("(CANCELLED|UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED): ")
 
@@ -37,6 +35,8 @@ class Peers:
         self._newest_step = newest_step
         self._ended: Exception | None = None
         self._warned = False
+        # However many they are: together they ask the coordinator some hundred times a second at most.
+        self._listen_seconds = max(0.5, processes.count / 200)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -47,7 +47,7 @@ class Peers:
         over = threading.Event()
 
         def listen() -> None:
-            while not over.wait(_listen_seconds(self._processes)):
+            while not over.wait(self._listen_seconds):
                 who = self._processes.abandoned_by()
                 if who is not None and not over.is_set():
                     self._leave(f"it lost {who}")
@@ -98,16 +98,21 @@ class Peers:
             self._leave(f"it lost {who} ({str(error).splitlines()[0]})")
         processes.broken = True
         processes.abandon(processes.index, f"{type(error).__name__}: {error}")
-        _let_others_hear(processes)
+        self._let_others_hear()
 
     def _leave(self, why: str) -> NoReturn:
         newest, processes = self._newest_step(), self._processes
         what = "no snapshot was committed yet; run again to start over"
         if newest is not None:
             what = f"snapshot {newest} is committed; run the same command again to continue after it"
-        _let_others_hear(processes)
+        self._let_others_hear()
         text = f"process {processes.index} of {processes.count} stops: {why}. {what}"
         leave_at_once(74 if newest is None else 75, text)
+
+    def _let_others_hear(self) -> None:
+        """With process 0 ends the coordinator, and JAX aborts who is still there: they get the time to listen once more."""
+        if self._processes.first:
+            time.sleep(2 * self._listen_seconds + 1)
 
     def warn_of_lost_notice(self) -> None:
         """Says once that this process would not hear of a preemption any more, if that is so."""
@@ -120,17 +125,6 @@ class Peers:
             file=sys.stderr,
             flush=True,
         )
-
-
-def _listen_seconds(processes: Processes) -> float:
-    # However many they are: together they ask the coordinator some hundred times a second at most.
-    return max(_LISTEN_SECONDS, processes.count / 200)
-
-
-def _let_others_hear(processes: Processes) -> None:
-    """With process 0 ends the coordinator, and JAX aborts who is still there: they get the time to listen once more."""
-    if processes.first:
-        time.sleep(2 * _listen_seconds(processes) + 1)
 
 
 @contextlib.contextmanager

@@ -362,6 +362,7 @@ class TrainingSession:
     # Loop.
 
     def _loop(self, start: int, state: Any, signals: StopSignals, peers: Peers) -> Outcome:
+        """One step after the other, to the last one or to a signal; what is saved after step s holds the batches up to s."""
         checkpointer, progress = self._checkpointer, self._progress
         many = self._processes.count > 1
         ahead = MetricsAhead(stop=self._on_nonfinite == "stop", say=progress.say)
@@ -435,10 +436,11 @@ class TrainingSession:
         with self._blaming_task(f"step, at step {step}"):
             check_state(self._leaves, state)
         with deadline(seconds if in_time else None, too_late):
-            # First what is still on its way: it may be this very step, begun as an earlier failure was raised.
-            self._goes_well(checkpointer.wait)
-            while not self._goes_well(save) and insist:
-                continue
+            while True:
+                # First what is still on its way: it may be this very step, begun as an earlier failure was raised.
+                self._goes_well(checkpointer.wait)
+                if self._goes_well(save) or not insist:
+                    return
 
     def _goes_well(self, look_after: Callable[[], Sequence[int]]) -> bool:
         """Whether no save has failed, as far as can be seen; `look_after` returns the steps that are committed by now."""

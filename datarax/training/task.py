@@ -42,12 +42,10 @@ class Iterate:
 
     def init(self, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
         """No state."""
-        del config, mesh
         return None
 
     def step(self, state: Any, batch: Any) -> tuple[Any, Mapping[str, Any]]:
         """Drops the batch."""
-        del batch
         return state, {}
 
 
