@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from datarax.cli.arguments import add_config, add_json, print_json
+from datarax.cli.arguments import add_config, add_json, answer
 from datarax.cli.import_path import append_working_directory
 
 if TYPE_CHECKING:
@@ -50,23 +51,19 @@ def run(arguments: argparse.Namespace) -> int:
             steps=arguments.steps,
             num_devices=arguments.devices,
         )
-    if arguments.json:
-        print_json(report.to_tree())
-    else:
-        _show(report)
-    return 0 if report.ok else 1
+    return answer(arguments, report.to_tree(), _lines(report), ok=report.ok)
 
 
-def _show(report: Rehearsal) -> None:
+def _lines(report: Rehearsal) -> Iterator[str]:
     from datarax.audit.rehearsal import Verdict
+
 
     width = max(map(len, report.checks))
     indent = " " * (9 + width + 2)
     for name, check in report.checks.items():
-        print(f"{check.verdict.value:<9}{name:<{width}}  {check.found}")
-        for line in check.details:
-            print(f"{indent}{line}")
+        yield f"{check.verdict.value:<9}{name:<{width}}  {check.found}"
+        yield from (f"{indent}{line}" for line in check.details)
         if check.verdict in (Verdict.WARNING, Verdict.FAIL):
-            print(f"{indent}do: {check.do}")
+            yield f"{indent}do: {check.do}"
     counts = [f"{report.count(verdict)} {verdict.value}" for verdict in Verdict if report.count(verdict)]
-    print(f"{', '.join(counts)}: {'a launch may begin' if report.ok else 'do not launch yet'}")
+    yield f"{', '.join(counts)}: {'a launch may begin' if report.ok else 'do not launch yet'}"

@@ -37,12 +37,9 @@ def build_mesh(config: BaseRunConfig, processes: Processes | None = None) -> jax
     Raises:
         ConfigError: if its axes do not fit the number of devices.
     """
-    section = config.mesh
-    if section is None:
-        if (processes or Processes()).count == 1:
-            return None
-        section = MeshSection()
-    sizes = mesh_sizes(section, jax.device_count())
+    if config.mesh is None and (processes or Processes()).count == 1:
+        return None
+    sizes = mesh_sizes(config.mesh or MeshSection(), jax.device_count())
     kinds = (jax.sharding.AxisType.Auto,) * len(
         sizes
     )  # the compiler splits the model's work, as most tasks expect
@@ -77,18 +74,16 @@ def batch_sharding(
 
 def named_code(config: BaseRunConfig) -> list[tuple[str, str]]:
     """The key of everything that a config calls by name, and what stands there."""
-    named = []
+    named: dict[str, str | None] = {}
     if isinstance(config, GrainRunConfig):
-        named.append(("grain_pipeline.use", config.grain_pipeline.use))
+        named["grain_pipeline.use"] = config.grain_pipeline.use
     if isinstance(config, RunConfig):
-        if "use" in config.source.settings:
-            named.append(("source.use", config.source.settings["use"]))
-        named += [(f"transforms.{i}.use", section.use) for i, section in enumerate(config.transforms)]
-        if config.batch_stats_fn is not None:
-            named.append(("batch_stats_fn", config.batch_stats_fn))
+        named["source.use"] = config.source.settings.get("use")
+        named |= {f"transforms.{i}.use": section.use for i, section in enumerate(config.transforms)}
+        named["batch_stats_fn"] = config.batch_stats_fn
     if config.task is not None:
-        named.append(("task.use", config.task.use))
-    return named
+        named["task.use"] = config.task.use
+    return [(key, use) for key, use in named.items() if use is not None]
 
 
 def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> DataLoader:
@@ -183,16 +178,3 @@ def build_session(config: BaseRunConfig, loader: BatchStream, **output: Any) -> 
         config_text=config.to_toml(),
         **output,
     )
-
-
-__all__ = [
-    "apply_environment",
-    "batch_sharding",
-    "build_grain_pipeline",
-    "build_loader",
-    "build_mesh",
-    "build_session",
-    "mesh_sizes",
-    "named_code",
-    "open_loader",
-]
