@@ -291,8 +291,11 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
     """
 
     state_scope: ClassVar[str] = "process"
+    """Each process has its own shard, and a state of it."""
     addressable: ClassVar[bool] = False
+    """Only Grain knows which records an element holds."""
     free_state: ClassVar[frozenset[str]] = frozenset({"grain_state", "shards"})
+    """What only this pipeline can check."""
 
     def __init__(
         self,
