@@ -45,6 +45,7 @@ Make = Callable[[], Any]
 """Makes a new module, at its beginning."""
 END = object()
 """What `next_of` gives at the end of a stream."""
+_NOTHING = object()
 
 
 @contextmanager
@@ -181,67 +182,38 @@ def difference(expected: Any, found: Any) -> str | None:
     Trees are elements of a stream or states: dicts, lists, tuples, arrays, PyTrees, plain values. NaN equals NaN of the same
     bits; 0.0 and -0.0 differ.
     """
-    nodes, found_nodes = dict(_nodes(expected)), dict(_nodes(found))
-    for path in [*nodes, *found_nodes]:
-        node, other = nodes.get(path, _NOTHING), found_nodes.get(path, _NOTHING)
-        if (node.told, node.value) != (other.told, other.value):
-            if node.told == other.told and node.array is not None and other.array is not None:
-                return _first_value(path, node.array, other.array)
-            return f"{path or 'the whole'}: expected {node.told}, got {other.told}"
-    return None
+    if expected is END or found is END:
+        told, found_told = ("the end" if each is END else "an element" for each in (expected, found))
+        return None if expected is found else f"the whole: expected {told}, got {found_told}"
+    (leaves, form), (found_leaves, found_form) = _flat(expected), _flat(found)
+    for path in [*leaves, *found_leaves]:
+        leaf, other = leaves.get(path, _NOTHING), found_leaves.get(path, _NOTHING)
+        (told, value), (found_told, found_value) = _spelled(leaf), _spelled(other)
+        if told == found_told and value == found_value:
+            continue
+        if told == found_told and isinstance(leaf, ARRAYS) and isinstance(value, bytes):
+            return _first_value(path, plain_array(leaf), plain_array(other))
+        return f"{path or 'the whole'}: expected {told}, got {found_told}"
+    return None if form == found_form else f"the whole: expected {form}, got {found_form}"
 
 
-@dataclass(frozen=True)
-class _Node:
-    told: str
-    value: Any = None
-    array: np.ndarray | None = None
+def _flat(tree: Any) -> tuple[dict[str, Any], Any]:
+    """Path -> leaf, and the structure."""
+    pairs, form = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: node is None)
+    return {jax.tree_util.keystr(keys, simple=True, separator="."): leaf for keys, leaf in pairs}, form
 
 
-_NOTHING = _Node("nothing")
-
-
-def _nodes(tree: Any, path: str = "") -> Iterator[tuple[str, _Node]]:
-    """Each node of a tree by its path, before what lies in it."""
-    below: Iterator[tuple[str, Any]] = iter(())
-    if tree is END:
-        yield path, _Node("the end of the stream")
-    elif isinstance(tree, ARRAYS):
-        array = plain_array(tree)
-        kind = "jax.Array" if isinstance(tree, jax.Array) else type(tree).__name__
-        told = f"{kind} of dtype {tree.dtype} and shape {list(tree.shape)}"
-        if array.dtype.hasobject:
-            yield path, _Node(told)
-            below = ((f"{path}[{i}]", each) for i, each in enumerate(array.ravel().tolist()))
-        else:
-            yield path, _Node(told, array.tobytes(), array)
-    elif isinstance(tree, dict):
-        yield path, _Node(type(tree).__name__, type(tree))
-        below = ((_joined(path, key), value) for key, value in tree.items())
-    elif isinstance(tree, (list, tuple)):
-        yield path, _Node(f"{type(tree).__name__} of {len(tree)} items", type(tree))
-        below = ((f"{path}[{i}]", each) for i, each in enumerate(tree))
-    else:
-        leaves, structure = jax.tree.flatten(tree)
-        if tree is None or (len(leaves) == 1 and leaves[0] is tree):
-            text = repr(tree)
-            text = text if len(text) <= 60 else f"{text[:57]}..."
-            value = struct.pack(">d", tree) if isinstance(tree, float) else tree
-            yield (
-                path,
-                _Node("None" if tree is None else f"{type(tree).__name__} {text}", (type(tree), value)),
-            )
-        else:
-            yield path, _Node(str(structure), structure)
-            below = ((f"{path}[{i}]", each) for i, each in enumerate(leaves))
-    for at, each in below:
-        yield from _nodes(each, at)
-
-
-def _joined(path: str, key: Any) -> str:
-    if not isinstance(key, str):
-        return f"{path}[{key!r}]"
-    return f"{path}.{key}" if path else key
+def _spelled(leaf: Any) -> tuple[str, Any]:
+    """A leaf as it stands in messages, and what must be equal as well: of an array its bytes."""
+    if leaf is _NOTHING:
+        return "nothing", None
+    if isinstance(leaf, ARRAYS):
+        array = plain_array(leaf)
+        kind = "jax.Array" if isinstance(leaf, jax.Array) else type(leaf).__name__
+        told = f"{kind} of dtype {leaf.dtype} and shape {list(leaf.shape)}"
+        return told, array.tolist() if array.dtype.hasobject else array.tobytes()
+    text = repr(leaf) if len(repr(leaf)) <= 60 else f"{repr(leaf)[:57]}..."
+    return f"{type(leaf).__name__} {text}", struct.pack(">d", leaf) if isinstance(leaf, float) else leaf
 
 
 def _first_value(path: str, a: np.ndarray, b: np.ndarray) -> str:

@@ -72,10 +72,10 @@ FAULTS = {
         "got ndarray of dtype float64",
     ),
     streams.StaysExhausted: (
-        "into a module that was at element 8, in memory: element 1 differs at the whole: expected dict, got the end of",
+        "into a module that was at element 8, in memory: element 1 differs at the whole: expected an element, got the end",
     ),
     streams.EndsOnce: (
-        "a fresh module: element 10 differs at the whole: expected the end of the stream, got dict; what came is element 0",
+        "a fresh module: element 10 differs at the whole: expected the end, got an element; what came is element 0",
     ),
     streams.RestoresWhenAsked: (
         "restored before element 1 into a fresh module, through JSON: element 1 differs",
@@ -102,9 +102,9 @@ FAULTS = {
     ),
     streams.ForgetsAStepDigest: (
         f"restored before element 0 {FRESH}",
-        "the digests of single steps differ at [0]: expected tuple of 2 items, got nothing",
+        "the digests of single steps differ at 0.0: expected int 0, got nothing",
     ),
-    streams.WrongStepDigests: ("the digests of single steps differ at [0][0]: expected int 0, got int 1",),
+    streams.WrongStepDigests: ("the digests of single steps differ at 0.0: expected int 0, got int 1",),
     streams.OtherIdentityAtEachStart: ("from a snapshot on disk: the restore was refused", "number: was "),
 }
 

@@ -53,11 +53,11 @@ def outcomes(tmp_path_factory):
 FAULTS = {
     "TestSortsWhatItReads": (
         "records_come_in_the_order_asked_for_repeats_included",
-        "read([6, 6, 0, 5, 1, 0, 6, 2, 3]) differs at [0]: expected str 'line 6', got str 'line 0'",
+        "read([6, 6, 0, 5, 1, 0, 6, 2, 3]) differs at 0: expected str 'line 6', got str 'line 0'",
     ),
     "TestReadsOnFromTheLast": (
         "records_come_in_the_order_asked_for_repeats_included",
-        "differs at [0]: expected str 'line 6'",
+        "differs at 0: expected str 'line 6'",
     ),
     "TestSharesACursor": (
         "four_threads_read_the_same_as_one",
