@@ -52,8 +52,10 @@ ALLOWED = {
         *("core", "store", "trust", "order", "sources", "transforms", "loader", "grain_pipeline", "checkpoint"),
         *("multihost", "training", "run_config"),
     },
-    "chaos": {"core", "checkpoint", "training", "run_config", "audit"},
-    "testing": {"core", "order", "sources", "transforms", "loader", "checkpoint", "multihost"},
+    "testing": {
+        *("core", "order", "sources", "transforms", "loader", "checkpoint", "multihost"),
+        *("run_config", "audit"),
+    },
     "grain_pipeline": {"core", "trust", "order", "sources", "transforms", "loader"},
     "examples": {"transforms"},
     "cli": {
@@ -67,7 +69,7 @@ ALLOWED = {
             "audit",
             "checkpoint",
         ),
-        *("multihost", "chaos"),
+        *("multihost", "testing"),
     },
     "__main__": {"cli"},
     "__init__": {
@@ -96,13 +98,14 @@ HOMES = {
 
 # Statements that a room may have (benchmarks/statements.py). They fall; whoever must raise one says why in docs/design.
 BUDGETS = {
-    "core": 880,
+    "core": 902,
     "order": 885,
     "sources": 1598,
-    "loader": 893,
-    "grain_pipeline": 639,
+    "loader": 983,
+    "grain_pipeline": 621,
     "training": 610,
     "run_config": 213,
+    "testing": 1014,
 }
 
 
@@ -208,7 +211,60 @@ def test_the_public_names_of_each_package_exist_and_are_documented(package):
             assert thing.__doc__, name
 
 
-def test_importing_datarax_does_not_import_the_test_kit():
+# Rooms in which public names without a docstring are left; each goes from here with the change that mends it.
+NOT_YET_DOCUMENTED = {
+    *(
+        "__init__",
+        "audit",
+        "checkpoint",
+        "core",
+        "doctor",
+        "loader",
+        "multihost",
+        "order",
+        "run_config",
+        "sources",
+    ),
+    *("transforms", "verify"),
+}
+
+
+def undocumented(body, where=""):
+    """The public names of a module or class that have no docstring: of a value that is the text below it."""
+    for node, below in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names, text = [node.name], ast.get_docstring(node)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and "TypeVar(" not in ast.unparse(node):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        else:
+            continue
+        for name in names:
+            if not name.startswith("_") and not text:
+                yield f"{where}{name}"
+            if isinstance(node, ast.ClassDef) and not name.startswith("_"):
+                yield from undocumented(node.body, f"{where}{name}.")
+
+
+@pytest.mark.parametrize("room", sorted({part(path) for path in modules()}))
+def test_no_public_name_is_without_a_docstring(room):
+    missing = {}
     for path in modules():
-        if part(path) != "testing":
-            assert "testing" not in imported(path)[1], path
+        if part(path) == room:
+            tree = ast.parse(path.read_text())
+            names = [*([] if ast.get_docstring(tree) else ["the module"]), *undocumented(tree.body)]
+            missing |= {str(path.relative_to(PACKAGE)): names} if names else {}
+    assert not missing or room in NOT_YET_DOCUMENTED
+
+
+def test_only_its_command_and_nothing_else_imports_the_test_kit():
+    kit = {str(path.relative_to(PACKAGE)) for path in modules() if "testing" in imported(path)[1]}
+    assert {name for name in kit if not name.startswith("testing/")} == {"cli/chaos.py"}
+    top = ast.parse((PACKAGE / "cli" / "chaos.py").read_text()).body  # nor that, before it runs
+    assert not [each for each in top if isinstance(each, ast.ImportFrom) and "testing" in str(each.module)]
+
+
+def test_pytest_is_imported_where_its_laws_are_and_nowhere_else():
+    laws = {str(path.relative_to(PACKAGE)) for path in modules() if "pytest" in imported(path)[0]}
+    assert laws == {"testing/__init__.py", "testing/sources.py"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -11,7 +10,6 @@ import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ from datarax.cli.arguments import add_config, add_json, print_json
 from datarax.cli.launch import LAUNCHER_VARIABLE, OWN_COMMAND
 
 if TYPE_CHECKING:
-    from datarax.chaos import ChaosReport, Trial
+    from datarax.testing.kills import ChaosReport, Trial
 
 _HEAD = ("trial", "kill", "where", "code", "snapshot", "result")
 _SHOWN_PER_TRIAL = 5
@@ -61,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     environment = {**os.environ, LAUNCHER_VARIABLE: str(os.getpid())}
     # Snapshots are read here while the runs have the accelerators.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    from datarax.chaos import Stopped, UndisturbedRunError, run_chaos
     from datarax.run_config import load_any_config
+    from datarax.testing.kills import Campaign, Stopped, UndisturbedRunError
 
     overrides = [*arguments.overrides]
     if arguments.steps is not None:
@@ -72,47 +70,46 @@ def run(arguments: argparse.Namespace) -> int:
     command += [word for override in overrides for word in ("--set", override)]
     if arguments.processes != 1:
         command += ["--processes", str(arguments.processes)]
-    with _StopSignals() as signals, _place(arguments.directory) as place:
+    kept = False
+    with _StopSignals() as signals:
+        place = _new_directory(arguments.directory)
+        campaign = Campaign(
+            config=config,
+            command=command,
+            place=place,
+            environment=environment,
+            kills=arguments.kills,
+            seed=arguments.seed,
+            processes=arguments.processes,
+            max_seconds=arguments.max_seconds,
+            keep=arguments.keep,
+            say=_say,
+            stopping=lambda: signals.received != 0,
+        )
         try:
-            report = run_chaos(
-                config,
-                command=command,
-                place=place.directory,
-                environment=environment,
-                kills=arguments.kills,
-                seed=arguments.seed,
-                processes=arguments.processes,
-                max_seconds=arguments.max_seconds,
-                keep=arguments.keep,
-                say=_say,
-                stopping=lambda: signals.received != 0,
-            )
+            report = campaign.run()
+            kept = arguments.keep or not report.ok
         except Stopped:
-            place.kept = arguments.keep
+            kept = arguments.keep
             _say("datarax: interrupted; all processes were ended")
             return 128 + signals.received
         except UndisturbedRunError as error:
             # A run that did not begin has written nothing to look at.
-            place.kept = arguments.keep or error.exit_code != 2
-            if place.kept:
-                error.add_note(f"what it wrote is kept in {place.directory}")
+            kept = arguments.keep or error.exit_code != 2
+            if kept:
+                error.add_note(f"what it wrote is kept in {place}")
             raise
-        place.kept = arguments.keep or not report.ok
+        finally:
+            if not kept:
+                shutil.rmtree(place, ignore_errors=True)
     if arguments.json:
-        print_json(_tree(report, kept=place.kept))
+        print_json(_tree(report, kept=kept))
     else:
-        _show(report, kept=place.kept)
+        _show(report, kept=kept)
     return 0 if report.ok else 1
 
 
-class _Place:
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.kept = directory, False
-
-
-@contextlib.contextmanager
-def _place(parent: str | None) -> Iterator[_Place]:
-    """A new directory, removed at the end unless it is to be kept."""
+def _new_directory(parent: str | None) -> Path:
     from datarax.core.errors import InputError
     from datarax.store.files import check_path
 
@@ -122,12 +119,7 @@ def _place(parent: str | None) -> Iterator[_Place]:
             os.makedirs(parent, exist_ok=True)
         except OSError as error:
             raise InputError(f"--directory {parent} cannot be made: {error.strerror}") from error
-    place = _Place(Path(tempfile.mkdtemp(prefix="datarax-chaos-", dir=parent)).resolve())
-    try:
-        yield place
-    finally:
-        if not place.kept:
-            shutil.rmtree(place.directory, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix="datarax-chaos-", dir=parent)).resolve()
 
 
 class _StopSignals:

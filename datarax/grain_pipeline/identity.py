@@ -102,12 +102,10 @@ def _sample(node: Node, name: str, owner: str, declared: bool) -> str | None:
     whole = isinstance(source, np.ndarray) and source.nbytes <= _WHOLE_BYTES
     in_memory = isinstance(source, (list, tuple, np.ndarray))
     positions = sample_positions(len(source), _WHOLE_RECORDS if in_memory else _NUM_SAMPLED_RECORDS)
-
-    def read() -> str:
-        return records_digest([source] if whole else (source[i] for i in positions))
-
     try:
-        first, second = read(), read()
+        first, second = (
+            records_digest([source] if whole else (source[i] for i in positions)) for _ in range(2)
+        )
     except TypeError as error:
         if declared:
             return None

@@ -38,15 +38,31 @@ _MAY_RETURN_TO_ZERO = "next_index_in_buffer"
 """A flat map whose parent has ended forgets where it was in a buffer that it will never fill again."""
 
 
-def opened(pipeline: Any, node: Node) -> Any:
-    """A fresh iterator at the beginning."""
+def opened(pipeline: Any, node: Node, state: Any = None) -> Any:
+    """A fresh iterator, at the beginning or where a state says.
+
+    Args:
+        pipeline: what the user built.
+        node: the same, as read.
+        state: as `state_of` gave it, and it stays as it is; None for the beginning.
+
+    Raises:
+        ValueError: if the state does not fit this pipeline, or if Grain gives back another one.
+        OSError: if what Grain reads to take up its place cannot be read.
+    """
     if _has_processes(node):
         from absl import flags
 
         # Else Grain raises UnparsedFlagAccessError in a script that does not run under absl's `app.run`.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-    return iter(_with_guards(pipeline))
+    iterator = iter(_with_guards(pipeline))
+    if state is not None:
+        with contextlib.ExitStack() as undo:
+            undo.callback(close, iterator)
+            _restore(iterator, node, state)
+            undo.pop_all()
+    return iterator
 
 
 # A StopIteration of a user's function passes for the end, wherever Grain asks for one element after the other, and a mask gets
@@ -161,46 +177,28 @@ def state_of(iterator: Any) -> Any:
     return {key: value for key, value in json.loads(state).items() if key not in _DESCRIPTIONS}
 
 
-def restored(pipeline: Any, node: Node, state: Any) -> Any:
-    """A fresh iterator that goes on from `state`, which stays as it is.
-
-    Args:
-        pipeline: what the user built.
-        node: the same, as read.
-        state: as `state_of` gave it.
-
-    Raises:
-        ValueError: if the state does not fit this pipeline, or if Grain gives back another one.
-        OSError: if what Grain reads to take up its place cannot be read.
-    """
+def _restore(iterator: Any, node: Node, state: Any) -> None:
     is_known = all(stage.known for _, stage in all_stages(node))
-    with contextlib.ExitStack() as undo:
-        iterator = opened(pipeline, node)
-        undo.callback(close, iterator)
-        start = state_of(iterator)
-        wrong = difference(start, state, form_only=True) if is_known else None
-        if wrong is not None:
-            raise ValueError(wrong)
-        try:
-            given = for_grain(state, start if _has_processes(node) else None)
-            own = iterator.get_state()
-            if isinstance(own, bytes):
-                # With a flat map among the operations there are none.
-                given |= {key: value for key, value in json.loads(own).items() if key in _DESCRIPTIONS}
-                given = json.dumps(given).encode()
-            iterator.set_state(given)
-            found = state_of(iterator)
-        except OSError:
-            raise  # the disk's fault, not the state's
-        except Exception as error:
-            raise ValueError(
-                f"grain_state: Grain cannot restore it: {type(error).__name__}: {error}"
-            ) from error
-        changed = difference(state, found) if is_known else None
-        if changed is not None:
-            raise ValueError(f"Grain gives another state back than was set: {changed}")
-        undo.pop_all()
-    return iterator
+    start = state_of(iterator)
+    wrong = difference(start, state, form_only=True) if is_known else None
+    if wrong is not None:
+        raise ValueError(wrong)
+    try:
+        given = for_grain(state, start if _has_processes(node) else None)
+        own = iterator.get_state()
+        if isinstance(own, bytes):
+            # With a flat map among the operations there are none.
+            given |= {key: value for key, value in json.loads(own).items() if key in _DESCRIPTIONS}
+            given = json.dumps(given).encode()
+        iterator.set_state(given)
+        found = state_of(iterator)
+    except OSError:
+        raise  # the disk's fault, not the state's
+    except Exception as error:
+        raise ValueError(f"grain_state: Grain cannot restore it: {type(error).__name__}: {error}") from error
+    changed = difference(state, found) if is_known else None
+    if changed is not None:
+        raise ValueError(f"Grain gives another state back than was set: {changed}")
 
 
 # States
@@ -250,19 +248,20 @@ def for_grain(state: Any, start: Any) -> Any:
     """
     if isinstance(state, dict):
         below = start if isinstance(start, dict) else {}
-        copied = {
-            key: for_grain(value, None if key == _WORKERS else below.get(key)) for key, value in state.items()
-        }
-        if _INDICES not in state:
-            return copied
-        if _WORKERS in below:
+        copied = Unshared(
+            {
+                key: for_grain(value, None if key == _WORKERS else below.get(key))
+                for key, value in state.items()
+            }
+        )
+        if _INDICES in state and _WORKERS in below:
             began = zip(below[_INDICES], below[_WORKERS], strict=True)
             places = zip(began, state[_INDICES], state[_WORKERS], copied[_WORKERS], strict=True)
             copied[_WORKERS] = [
                 {} if was_at == at and now is not None and difference(was, now) is None else own
                 for (was_at, was), at, now, own in places
             ]
-        return Unshared(copied)
+        return copied
     if isinstance(state, (list, tuple)):
         has_starts = isinstance(start, (list, tuple)) and len(start) == len(state)
         pairs = zip(state, start if has_starts else [None] * len(state), strict=True)

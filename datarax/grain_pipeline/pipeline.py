@@ -29,7 +29,7 @@ from datarax.grain_pipeline.identity import (
     stages_identity,
     warnings_of,
 )
-from datarax.grain_pipeline.iterators import close, is_end, opened, restored, state_of
+from datarax.grain_pipeline.iterators import close, is_end, opened, state_of
 from datarax.loader.recipe import HostRows
 from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken, in_turn
 from datarax.order import id64, key_hashes, row_hashes
@@ -84,14 +84,13 @@ class _Elements(Feed):
         self.name = name
         self.why_no_length = f"{owner} has no length that is known; say num_steps in its config"
         self.pipeline = pipeline
-        self.warnings = list(warnings_of(node))
         count = num_elements(node) if config.num_steps is None else config.num_steps
         self.num_steps = None if count == ENDLESS else count
         self.shards: dict[str, Shard] = {
             path: stage.shard for path, stage in all_stages(node) if stage.shard is not None
         }
         """Which shard each stage takes that takes one, by its path."""
-        self._node = node
+        self.node = node
         self._open: tuple[int, Any] | None = None
         """How many elements an iterator has given, and the iterator."""
         self._end: int | None = None
@@ -112,12 +111,7 @@ class _Elements(Feed):
             if self._open is None or self._open[0] != step:
                 # None yet, or Ctrl-C came between an element and its hand-over: it would be left out.
                 self.drop()
-                fresh = (
-                    opened(self.pipeline, self._node)
-                    if place.cursor is None
-                    else restored(self.pipeline, self._node, place.cursor)
-                )
-                self._open = step, fresh
+                self._open = step, opened(self.pipeline, self.node, place.cursor)
             iterator = self._open[1]
             element = next(iterator)
             state = state_of(iterator)
@@ -155,37 +149,37 @@ class _Elements(Feed):
 
     def at(self, state: Mapping[str, Any]) -> _Elements:
         idx, grain_state, given = state["idx"], state["grain_state"], state["shards"]
-        if state["digest_bytes"] is None:
-            raise ValueError("digest_bytes: expected an int, got None")
-        if state["position"] != idx:
-            raise ValueError(
-                f"position: {state['position']} is not idx ({idx}), the number of elements handed over"
-            )
-        if self.num_steps is not None and idx > self.num_steps:
-            raise ValueError(f"idx: {idx} elements were handed over, but this pipeline has {self.num_steps}")
-        if state["epoch"] is not None:
-            raise ValueError(f"epoch: a Grain pipeline has none, got {state['epoch']}")
-        if not isinstance(given, dict) or set(given) != set(self.shards):
-            raise ValueError(
+        rules = [
+            (state["digest_bytes"] is None, "digest_bytes: expected an int, got None"),
+            (
+                state["position"] != idx,
+                f"position: {state['position']} is not idx ({idx}), the number of elements handed over",
+            ),
+            (
+                self.num_steps is not None and idx > self.num_steps,
+                f"idx: {idx} elements were handed over, but this pipeline has {self.num_steps}",
+            ),
+            (state["epoch"] is not None, f"epoch: a Grain pipeline has none, got {state['epoch']}"),
+            (
+                not isinstance(given, dict) or set(given) != set(self.shards),
                 f"shards: this pipeline is sharded at {sorted(self.shards)}, the state says {given!r}; it belongs to another "
-                f"pipeline"
-            )
-        for path, (index, count) in self.shards.items():
-            was = given[path]
-            if was != (index, count):
-                is_shard = isinstance(was, tuple) and len(was) == 2
-                told = f"shard {was[0]} of {was[1]}" if is_shard else repr(was)
+                f"pipeline",
+            ),
+            (
+                type(grain_state) is not (dict if idx else type(None)),
+                f"grain_state: after {idx} elements it must be {'a dict' if idx else 'None'}, got {grain_state!r}",
+            ),
+        ]
+        for broken, told in rules:
+            if broken:
+                raise ValueError(told)
+        for path, shard in self.shards.items():
+            if given[path] != shard:
                 raise ValueError(
-                    f"shards.{path}: this is the state of {told}, but this process reads shard {index} of {count}; give each "
-                    f"process the state of its own shard"
+                    f"shards.{path}: this is the state of shard {given[path]!r} (index, count), but this process reads shard "
+                    f"{shard}; give each process the state of its own shard"
                 )
-        if (idx == 0) != (grain_state is None):
-            raise ValueError(
-                f"grain_state: after {idx} elements it must be {'a dict' if idx else 'None'}, got {grain_state!r}"
-            )
-        if idx and not isinstance(grain_state, dict):
-            raise ValueError(f"grain_state: expected a dict, got {grain_state!r}")
-        node, least = self._node, idx
+        node, least = self.node, idx
         while idx and node.kind in _OF_WHAT_THEY_TAKE and node.below is not None:
             if node.kind == "BatchIterDataset":  # the last batch may hold less than the others
                 least = (least - 1) * node.parameters["batch_size"] + 1
@@ -199,7 +193,7 @@ class _Elements(Feed):
             )
         made = self.reopened()
         if idx:
-            made._open = idx, restored(self.pipeline, self._node, grain_state)
+            made._open = idx, opened(self.pipeline, self.node, grain_state)
         return made
 
 
@@ -291,8 +285,11 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
     """
 
     state_scope: ClassVar[str] = "process"
+    """Each process has its own shard, and a state of it."""
     addressable: ClassVar[bool] = False
+    """Only Grain knows which records an element holds."""
     free_state: ClassVar[frozenset[str]] = frozenset({"grain_state", "shards"})
+    """What only this pipeline can check."""
 
     def __init__(
         self,
@@ -325,7 +322,7 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
 
     def warnings(self) -> list[str]:
         """What the user of this pipeline should know before a run, one sentence each."""
-        return list(self._feed.warnings)
+        return list(warnings_of(self._feed.node))
 
     def identity(self, *, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Everything that can change an element, as a tree; the same on all processes: see `Stream.identity`."""

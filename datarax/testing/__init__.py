@@ -1,42 +1,25 @@
 """The test kit: what holds a loader, a source or an iterator module of your own against the laws of resuming.
 
 `assert_resumes_everywhere` tests anything that iterates and has a state, and needs nothing but datarax.
-`SourceLaws` is a pytest class for a source of your own, and needs pytest. `docs/testing.md` shows both. Nothing in
-datarax imports this package. Names here load on first use.
+`SourceLaws` is a pytest class for a source of your own, needs pytest, and loads on first use. `docs/testing.md` shows both.
+`kills.py` is what `datarax chaos` does. Nothing else in datarax imports this package.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from datarax.testing.resume import assert_resumes_everywhere
+
 if TYPE_CHECKING:
-    from datarax.testing.resume import assert_resumes_everywhere as assert_resumes_everywhere
-    from datarax.testing.source_laws import SourceLaws as SourceLaws
+    from datarax.testing.sources import SourceLaws
 
-_HOMES = {"SourceLaws": "source_laws", "assert_resumes_everywhere": "resume"}
-
-__all__ = sorted(_HOMES)
+__all__ = ["SourceLaws", "assert_resumes_everywhere"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name != "SourceLaws":
         raise AttributeError(f"module 'datarax.testing' has no attribute {name!r}")
-    if name == "SourceLaws":
-        _prepare_pytest()
-    return getattr(importlib.import_module(f"datarax.testing.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
-
-
-def _prepare_pytest() -> None:
-    """Lets pytest show the values of a failed `assert` in the laws, which it does for a project's own tests only.
-
-    Raises:
-        ImportError: if pytest is not installed, saying how to install it.
-    """
     try:
         import pytest
     except ImportError as error:
@@ -44,4 +27,8 @@ def _prepare_pytest() -> None:
             "datarax.testing.SourceLaws needs pytest, which is not installed: pip install datarax[test] "
             "(assert_resumes_everywhere works without it)"
         ) from error
-    pytest.register_assert_rewrite("datarax.testing.source_laws")
+    # Else pytest shows the values of a failed `assert` for a project's own tests only.
+    pytest.register_assert_rewrite("datarax.testing.sources")
+    from datarax.testing.sources import SourceLaws
+
+    return SourceLaws

@@ -5,9 +5,11 @@ The processes are simulated: one loader each, in this process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,16 +17,16 @@ import numpy as np
 
 from datarax.checkpoint.protocols import is_addressable
 from datarax.loader import DataLoader
-from datarax.testing.difference import must_equal
-from datarax.testing.recording import END, Make, Recording, next_of, opened
+from datarax.testing.streams import END, Delivery, Make, delivered, next_of, opened
 
 MakePart = Callable[[np.ndarray], DataLoader]
+"""Makes the loader that reads only these rows of a batch, int64, sorted."""
 
 # A mean of means is rounded otherwise than the mean of all rows, so statistics agree only nearly.
 _ROUNDED = "_computed_stats"
 
 
-def check_parts(make: Make, make_part: MakePart, process_counts: Sequence[int], run: Recording) -> None:
+def check_parts(make: Make, make_part: MakePart, process_counts: Sequence[int], run: Delivery) -> None:
     """Runs the stream split over each number of processes, and goes on from the middle with another number.
 
     Raises:
@@ -41,71 +43,76 @@ def check_parts(make: Make, make_part: MakePart, process_counts: Sequence[int], 
         raise ValueError(
             f"none of process_counts {list(process_counts)} is at most the {len(rows)} rows of a batch"
         )
-    middle = len(run.elements) // 2
+    last = len(run.states) - 1
     for count, next_count in zip(counts, counts[1:] + counts[:1], strict=True):
-        for how, shares in _splits(rows, count):
+        splits = {"in ranges of rows": np.array_split(rows, count)}
+        if count > 1:
+            splits["in rows dealt out in turn"] = [rows[i::count] for i in range(count)]
+        for how, shares in splits.items():
             where = f"split over {count} processes {how}" if count > 1 else "read by one process"
-            state = _run_parts(make_part, shares, run, range(middle), None, where)
-            shares = next(_splits(rows, next_count))[1]
-            where += f", going on with {next_count} after {middle} batches"
-            _run_parts(make_part, shares, run, range(middle, len(run.elements)), state, where)
+            with _split(make_part, shares) as split:
+                half = delivered(split, range(last // 2), where, asks=False)
+            _exact(run).check(_exact(half), where)
+            where += f", going on with {next_count} after {last // 2} batches"
+            with _split(make_part, np.array_split(rows, next_count)) as split:
+                split.set_state(half.states[last // 2])
+                rest = delivered(split, range(last // 2, last), where, asks=False)
+            _exact(run).check(_exact(rest), where)
 
 
-def _splits(rows: np.ndarray, count: int) -> Iterator[tuple[str, list[np.ndarray]]]:
-    yield "in ranges of rows", np.array_split(rows, count)
-    if count > 1:
-        yield "in rows dealt out in turn", [rows[i::count] for i in range(count)]
+def _exact(delivery: Delivery) -> Delivery:
+    states = {
+        place: {name: value for name, value in state.items() if name != _ROUNDED}
+        for place, state in delivery.states.items()
+    }
+    return replace(delivery, states=states)
 
 
-def _run_parts(
-    make_part: MakePart,
-    shares: list[np.ndarray],
-    run: Recording,
-    places: range,
-    state: Any,
-    where: str,
-) -> dict[str, Any]:
-    """Runs one loader for each share over some of the batches; gives the state that they have together."""
+@contextmanager
+def _split(make_part: MakePart, shares: Sequence[np.ndarray]) -> Iterator[_Split]:
     with ExitStack() as stack:
         parts = [stack.enter_context(opened(partial(make_part, share))) for share in shares]
         for part, share in zip(parts, shares, strict=True):
-            _check_share(part, share)
-            if state is not None:
-                part.set_state(state)
-        for place in places:
-            run.check_element(place, _joined([next_of(part) for part in parts], shares), where)
-        if run.ended and places.stop == len(run.elements):
-            for part in parts:
-                run.check_element(places.stop, next_of(part), where)
-        contributions = [part.contribution() for part in parts]
-        together, digest = parts[0].combined(contributions)
-    after = f"{where}: after {places.stop} batches"
-    must_equal(
-        run.digests[places.stop], digest, f"{after} the digests do not add up to that of one process, at"
-    )
-    expected = run.states[places.stop]
-    must_equal(_exact(expected), _exact(together), f"{after} the joint state is not that of one process, at")
-    return together
+            if not is_addressable(part):
+                raise TypeError(f"make_part must return a DataLoader, got {type(part).__name__}")
+            if not np.array_equal(part.slots.rows, share):
+                raise AssertionError(
+                    f"make_part was asked for the rows {share} and gave a loader of {part.slots.rows}"
+                )
+        yield _Split(parts, shares)
 
 
-def _check_share(part: Any, share: np.ndarray) -> None:
-    if not is_addressable(part):
-        raise TypeError(f"make_part must return a DataLoader, got {type(part).__name__}")
-    if not np.array_equal(part.slots.rows, share):
-        raise AssertionError(
-            f"make_part was asked for the rows {share} and gave a loader of {part.slots.rows}"
+@dataclass(frozen=True)
+class _Split:
+    """Loaders that each read a share of the rows, as the one stream that they are together."""
+
+    parts: Sequence[Any]
+    shares: Sequence[np.ndarray]
+
+    def __next__(self) -> Any:
+        """The global batch: the rows of all parts, sorted by slot."""
+        batches = [next_of(part) for part in self.parts]
+        ended = [batch is END for batch in batches]
+        if all(ended):
+            raise StopIteration
+        if any(ended):
+            raise AssertionError(f"the parts {np.flatnonzero(ended).tolist()} end before the others")
+        order = np.argsort(np.concatenate(self.shares))
+        return jax.tree.map(
+            lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[order], *batches
         )
 
+    def get_state(self) -> dict[str, Any]:
+        return self._together()[0]
 
-def _joined(batches: list[Any], shares: list[np.ndarray]) -> Any:
-    """The global batch: the rows of all parts, sorted by slot."""
-    if any(batch is END for batch in batches):
-        return END
-    order = np.argsort(np.concatenate(shares))
-    return jax.tree.map(
-        lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[order], *batches
-    )
+    def set_state(self, state: dict[str, Any]) -> None:
+        for part in self.parts:
+            part.set_state(state)
 
+    @property
+    def digest(self) -> Any:
+        return SimpleNamespace(to_state=lambda: self._together()[1] or {})
 
-def _exact(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if name != _ROUNDED}
+    def _together(self) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+        contributions = [part.contribution() for part in self.parts]
+        return self.parts[0].combined(contributions)

@@ -1,7 +1,7 @@
 """`assert_resumes_everywhere`: from every place, into every module, through every medium, the stream goes on exactly.
 
-The order of the laws, and those of restoring. What a module does undisturbed is in `recording.py`, what its states must
-be in `states.py`, and splitting over processes in `parts.py`.
+The order of the laws, and those of restoring. What a delivery is lies in `streams.py`, what states must be in `states.py`, and
+splitting over processes in `parts.py`.
 """
 
 from __future__ import annotations
@@ -12,35 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from datarax.checkpoint import Checkpointer, SaveConfig
-from datarax.core.errors import DataraxError
 from datarax.core.module import CheckpointableIteratorModule, DataraxModule
+from datarax.core.tree import detached
 from datarax.multihost import Processes
-from datarax.testing.difference import detached, must_equal, overwrite
 from datarax.testing.parts import MakePart, check_parts
-from datarax.testing.recording import (
-    Make,
-    Recording,
-    digest_of,
-    next_of,
-    opened,
-    recorded,
-    step_digests_of,
-)
-from datarax.testing.states import check_sizes, damaged, through_json
-
-
-@dataclass(frozen=True)
-class _Medium:
-    """How a state gets from one module to another."""
-
-    name: str
-    carry: Callable[[Any], Any]
-    asks: bool
-    """Whether the restored module is asked for its state at once and before each element. Who asks may hide that a state
-    takes effect too late, so one medium does not."""
-
-
-_MEDIA = (_Medium("in memory", detached, True), _Medium("through JSON", through_json, False))
+from datarax.testing.states import check_states, damaged, through_json
+from datarax.testing.streams import Delivery, Make, delivered, must_equal, next_of, opened, overwrite
 
 
 def assert_resumes_everywhere(
@@ -77,13 +54,18 @@ def assert_resumes_everywhere(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    _check_fresh(make_loader)
-    run = recorded(make_loader, steps)
-    check_sizes(run.states, max_state_bytes)
-    for medium in _MEDIA:
-        _check_fresh_modules(make_loader, run, medium)
-        _check_module_gone_elsewhere(make_loader, run, medium)
-        _check_module_going_backwards(make_loader, run, medium)
+    with opened(make_loader) as first, opened(make_loader) as second:
+        if first is second:
+            raise AssertionError(
+                "make_loader gave the same module twice; it must make a new one at each call"
+            )
+    run = _undisturbed(make_loader, steps, max_state_bytes)
+    memory = _Medium("in memory", lambda module, place: module.set_state(detached(run.states[place])))
+    json = _Medium(
+        "through JSON", lambda module, place: module.set_state(through_json(run.states[place])), asks=False
+    )
+    for medium in (memory, json):
+        _check_restores(make_loader, run, medium, list(run.states))
     _check_states_are_values(make_loader, run)
     _check_damaged_states(make_loader, run)
     if snapshots:
@@ -92,206 +74,139 @@ def assert_resumes_everywhere(
         check_parts(make_loader, make_part, process_counts, run)
 
 
-def _check_fresh(make: Make) -> None:
-    with opened(make) as first, opened(make) as second:
-        if first is second:
-            raise AssertionError(
-                "make_loader gave the same module twice; it must make a new one at each call"
-            )
-
-
-# States are values.
-
-
-def _check_states_are_values(make: Make, run: Recording) -> None:
-    """Whoever changes a state that was handed out, or handed in, changes no module."""
-    with opened(make) as asked, opened(make) as told:
-        for place in run.places:
-            overwrite(asked.get_state())
-            shared = f"the state taken before element {place} shares something with the module: changing it changed"
-            _check_place(asked, run, place, shared)
-            given = detached(run.states[place])
-            _set_state(told, given, f"restoring the state before element {place}")
-            overwrite(given)
-            shared = f"set_state before element {place} keeps a part of its argument: changing that changed"
-            _check_place(told, run, place, shared)
-
-
-def _check_place(module: Any, run: Recording, place: int, claim: str) -> None:
-    must_equal(run.states[place], module.get_state(), f"{claim} the module's state, at")
-    if place < len(run.elements):
-        run.check_element(place, next_of(module), f"{claim} the stream")
+def _undisturbed(make: Make, steps: int, max_state_bytes: int) -> Delivery:
+    """What a module delivers that is asked for its state before each element, as one does that is not asked."""
+    with opened(make) as module:
+        first = delivered(module, range(steps), "a fresh module", asks=False)
+    first.check(first, "a fresh module")  # an end stays an end
+    places = range(int(min(steps, first.num_elements)))
+    with opened(make) as module:
+        plain = delivered(module, places, "another fresh module", asks=False)
+    first.check(plain, "two fresh modules give different streams")
+    with opened(make) as module:
+        check_states(module, len(places), max_state_bytes)
+    with opened(make) as module:
+        asked = delivered(module, places, "asked for its state before each element", asks=True)
+    plain.check(asked, "get_state changes the stream: asked for before each element, it gives another one")
+    return asked
 
 
 # Every state, restored everywhere.
 
 
-def _check_fresh_modules(make: Make, run: Recording, medium: _Medium) -> None:
-    for place in run.places:
-        with opened(make) as module:
-            where = f"restored before element {place} into a fresh module, {medium.name}"
-            _restore(module, run, place, medium, where)
-            _check_rest(module, run, place, where, medium.asks)
+@dataclass(frozen=True)
+class _Medium:
+    """How a state gets into a module."""
+
+    name: str
+    restore: Callable[[Any, int], object]
+    """Given the module and the place."""
+    asks: bool = True
+    """See `delivered`: one medium does not ask."""
 
 
-def _check_module_gone_elsewhere(make: Make, run: Recording, medium: _Medium) -> None:
-    with opened(make) as module:
-        for place in run.places:
+def _check_restores(make: Make, run: Delivery, medium: _Medium, places: Sequence[int]) -> None:
+    for place in places:
+        with opened(make) as fresh:
+            _check_restored(fresh, "a fresh module", run, medium, place)
+    with opened(make) as used:
+        for place in places:
             elsewhere = (5 * place + 3) % len(run.states)
-            where = f"restored before element {place} into a module that was at element {elsewhere}, {medium.name}"
-            _set_state(module, detached(run.states[elsewhere]), where)
-            next_of(module)
-            _restore(module, run, place, medium, where)
-            _check_rest(module, run, place, where, medium.asks)
+            used.set_state(detached(run.states[elsewhere]))
+            next_of(used)
+            _check_restored(used, f"a module that was at element {elsewhere}", run, medium, place)
+    with opened(make) as used:
+        for place in reversed(places):
+            _check_restored(used, "a module that had gone on to the end", run, medium, place)
 
 
-def _check_module_going_backwards(make: Make, run: Recording, medium: _Medium) -> None:
-    with opened(make) as module:
-        for place in reversed(run.places):
-            where = (
-                f"restored before element {place} into a module that had gone on to the end, {medium.name}"
-            )
-            _restore(module, run, place, medium, where)
-            _check_rest(module, run, place, where, medium.asks)
-
-
-def _restore(module: Any, run: Recording, place: int, medium: _Medium, where: str) -> None:
-    given = medium.carry(run.states[place])
-    _set_state(module, given, where)
-    must_equal(run.states[place], given, f"{where}: set_state changed the dict that it was given, at")
-
-
-def _set_state(module: Any, state: Any, where: str) -> None:
+def _check_restored(module: Any, kind: str, run: Delivery, medium: _Medium, place: int) -> None:
+    where = f"restored before element {place} into {kind}, {medium.name}"
     try:
-        module.set_state(state)
+        medium.restore(module, place)
     except Exception as error:
         raise AssertionError(
-            f"{where}: set_state refused a state that get_state of an equal module gave: {type(error).__name__}: "
+            f"{where}: the restore was refused, of a state that an equal module gave: {type(error).__name__}: "
             f"{error.__cause__ or error}"
         ) from error
+    places = range(place, len(run.states) - 1)
+    run.check(delivered(module, places, where, asks=medium.asks), where)
 
 
-def _check_rest(module: Any, run: Recording, place: int, where: str, asks: bool = True) -> None:
-    """Elements, states and digests from here to the end."""
-    last = len(run.elements)
-    for step in range(place, last):
-        if asks:
-            _check_state(module, run, step, where)
-        run.check_element(step, _next_noted(module, where), where)
-    _check_state(module, run, last, where)
-    if run.ended:
-        for _ in range(2):  # an end stays an end
-            run.check_element(last, _next_noted(module, where), where)
-    _check_step_digests(module, run, place, where)
+def _check_snapshots(make: Make, run: Delivery) -> None:
+    last = len(run.states) - 1
+    places = sorted({0, 1, last // 2, last} & set(run.states))
+    config = SaveConfig(every_seconds=None, keep_latest=None)
+    with tempfile.TemporaryDirectory(prefix="datarax-testing-") as directory:
+        with (
+            opened(make) as module,
+            Checkpointer(directory, config=config, processes=Processes()) as checkpointer,
+        ):
+            for place in run.states:
+                if place in places:
+                    checkpointer.save(place, data=module)
+                    checkpointer.wait()
+                claim = f"saved to disk in between: element {place} differs at"
+                must_equal(run.elements[place], next_of(module), claim)
+        reader = Checkpointer(directory, processes=Processes())
+        disk = _Medium("from a snapshot on disk", lambda module, place: reader.restore(place, data=module))
+        _check_restores(make, run, disk, places)
 
 
-def _next_noted(module: Any, where: str) -> Any:
-    try:
-        return next_of(module)
-    except Exception as error:
-        error.add_note(where)
-        raise
+# States are values.
 
 
-def _check_state(module: Any, run: Recording, place: int, where: str) -> None:
-    when = f"{where}: the state before element {place}"
-    must_equal(run.states[place], module.get_state(), f"{when} is not that of an undisturbed module, at")
-    must_equal(run.digests[place], digest_of(module), f"{when} goes with another digest than undisturbed, at")
+def _check_states_are_values(make: Make, run: Delivery) -> None:
+    """Whoever changes a state that was handed out, or handed in, changes no module."""
+    with opened(make) as asked, opened(make) as told:
+        for place, state in run.states.items():
+            overwrite(asked.get_state())
+            shared = f"the state taken before element {place} shares something with the module: changing it changed"
+            _check_place(asked, run, place, shared)
+            given = detached(state)
+            told.set_state(given)
+            changed = f"restored before element {place}: set_state changed the dict that it was given, at"
+            must_equal(state, given, changed)
+            overwrite(given)
+            shared = f"set_state before element {place} keeps a part of its argument: changing that changed"
+            _check_place(told, run, place, shared)
 
 
-def _check_step_digests(module: Any, run: Recording, place: int, where: str) -> None:
-    found = step_digests_of(module)
-    if run.step_digests is None or found is None:
-        return
-    first, keys, of_bytes, has_bytes = run.step_digests
-    found_first, found_keys, found_bytes, found_has_bytes = found
-    skipped = found_first - first
-    if not 0 <= skipped <= place or found_first + len(found_keys) != first + len(keys):
-        raise AssertionError(
-            f"{where}: take_step_digests says steps {found_first} to {found_first + len(found_keys) - 1}, but steps "
-            f"{first + place} to {first + len(keys) - 1} were delivered since"
-        )
-    for kind, whole, part in (("keys", keys, found_keys), ("bytes", of_bytes, found_bytes)):
-        claim = f"{where}: the digests of single steps differ in their {kind}, counted from step {found_first}, at"
-        must_equal(whole[skipped:], part, claim)
-    if len(found_keys):  # of no step anything may be said
-        must_equal(has_bytes, found_has_bytes, f"{where}: whether steps have byte digests differs, at")
+def _check_place(module: Any, run: Delivery, place: int, claim: str) -> None:
+    must_equal(run.states[place], module.get_state(), f"{claim} the module's state, at")
+    must_equal(run.elements[place], next_of(module), f"{claim} the stream, at")
 
 
 # Damaged states.
 
 
-def _check_damaged_states(make: Make, run: Recording) -> None:
+def _check_damaged_states(make: Make, run: Delivery) -> None:
     """A module after its first element, where fields have their kinds, refuses damaged states of another place."""
-    here, there = min(1, len(run.elements)), len(run.elements)
+    there = len(run.states) - 1
+    here = min(1, there)
+    good = run.states[there]
     with opened(make) as module:
+        free: frozenset[str] = frozenset()
+        if isinstance(module, DataraxModule):
+            free = module.free_state | CheckpointableIteratorModule.free_state
         for _ in range(here):
             next_of(module)
-        for what, state in damaged(run.states[there], run.states[here], _free_fields(module)):
-            _check_refused(module, what, state)
-            claim = f"set_state refused a state {what}, but changed the module"
-            must_equal(run.states[here], module.get_state(), f"{claim}, at")
-            must_equal(run.digests[here], digest_of(module), f"{claim}'s digest, at")
-        for step in range(here, there):
-            run.check_element(step, next_of(module), "after refused states")
-
-
-def _free_fields(module: Any) -> frozenset[str]:
-    """Fields that may hold anything: those that the module names, and what an iterator module within it shows."""
-    if not isinstance(module, DataraxModule):
-        return frozenset()
-    return module.free_state | CheckpointableIteratorModule.free_state
-
-
-def _check_refused(module: Any, what: str, state: Any) -> None:
-    try:
-        module.set_state(state)
-    except (TypeError, ValueError):
-        return
-    except Exception as error:
-        raise AssertionError(
-            f"set_state of a state {what} must raise TypeError or ValueError with a reason, and raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    raise AssertionError(f"set_state accepted a state {what}; what does not fit must be refused")
-
-
-# Snapshots on disk.
-
-
-def _check_snapshots(make: Make, run: Recording) -> None:
-    last = len(run.elements)
-    places = sorted({0, 1, last // 2, last} & set(run.places))
-    with tempfile.TemporaryDirectory(prefix="datarax-testing-") as directory:
-        _save(make, run, places, directory)
-        reader = Checkpointer(directory, processes=Processes())
-        with opened(make) as used:
-            for place in reversed(places):
-                with opened(make) as fresh:
-                    for module, kind in ((fresh, "fresh"), (used, "used")):
-                        where = (
-                            f"restored before element {place} into a {kind} module, from a snapshot on disk"
-                        )
-                        _restore_snapshot(reader, place, module, where)
-                        _check_rest(module, run, place, where)
-
-
-def _save(make: Make, run: Recording, places: Sequence[int], directory: str) -> None:
-    config = SaveConfig(every_seconds=None, keep_latest=None)
-    with (
-        opened(make) as module,
-        Checkpointer(directory, config=config, processes=Processes()) as checkpointer,
-    ):
-        for place in run.places:
-            if place in places:
-                checkpointer.save(place, data=module)
-                checkpointer.wait()
-            if place < len(run.elements):
-                run.check_element(place, next_of(module), "saved to disk in between")
-
-
-def _restore_snapshot(reader: Checkpointer, place: int, module: Any, where: str) -> None:
-    try:
-        reader.restore(place, data=module)
-    except DataraxError as error:
-        raise AssertionError(f"{where}: the restore was refused: {error}") from error
+        none: list[tuple[str, Any]] = [
+            ("None instead of a dict", None),
+            ("a list instead of a dict", list(good)),
+        ]
+        for what, state in [*none, *damaged(good, run.states[here], free)]:
+            try:
+                module.set_state(detached(state))
+            except (TypeError, ValueError):
+                claim = f"set_state refused a state {what}, but changed the module, at"
+                must_equal(run.states[here], module.get_state(), claim)
+                continue
+            except Exception as error:
+                raise AssertionError(
+                    f"set_state of a state {what} must raise TypeError or ValueError with a reason, and raised "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            raise AssertionError(f"set_state accepted a state {what}; what does not fit must be refused")
+        where = "after refused states"
+        run.check(delivered(module, range(here, there), where, asks=True), where)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from datarax.chaos import ChaosReport, Kill, PlannedKill, Trial, campaign, plan_kills, run_chaos
-from datarax.chaos.start import Start
 from datarax.cli import chaos as command
 from datarax.cli.main import main
 from datarax.core.errors import ConfigError
 from datarax.run_config import load_config
+from datarax.testing import kills
+from datarax.testing.kills import Campaign, ChaosReport, Kill, PlannedKill, Trial, plan_kills
+from datarax.testing.start import Start
 from tests.support.runs import tree, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -115,8 +116,8 @@ def test_a_run_that_cannot_be_continued_is_shown_with_its_code_and_its_last_line
 
 @pytest.mark.full
 def test_a_run_that_hangs_is_killed_and_said_to_hang(config, capsys, monkeypatch):
-    monkeypatch.setattr(campaign, "_LIMIT_FACTOR", 0.0)
-    monkeypatch.setattr(campaign, "_LIMIT_MORE_SECONDS", 1.0)
+    monkeypatch.setattr(kills, "_LIMIT_FACTOR", 0.0)
+    monkeypatch.setattr(kills, "_LIMIT_MORE_SECONDS", 1.0)
     marker = f"task.parameters.marker={config.parent / 'used'}"
     sets = [f"task.use={FORGETFUL}:once_task", marker, "task.parameters.hangs=true"]
     assert chaos(config, *ONE_KILL, sets=sets) == 1
@@ -128,7 +129,7 @@ def test_a_run_that_hangs_is_killed_and_said_to_hang(config, capsys, monkeypatch
 
 @pytest.mark.full
 def test_a_run_that_does_not_hear_a_signal_is_caught(config, capsys, monkeypatch):
-    monkeypatch.setattr(campaign, "_UNHEARD_SECONDS", 0.0)
+    monkeypatch.setattr(kills, "_UNHEARD_SECONDS", 0.0)
     # The first kill of seed 15 is a SIGTERM after a step about a quarter of the way.
     assert chaos(config, "--kills", "1", "--seed", "15", sets=[f"task.use={FORGETFUL}:deaf_task"]) == 1
     out = capsys.readouterr().out.replace("\n    ", " ")
@@ -146,13 +147,14 @@ def test_a_run_that_starts_over_although_a_snapshot_was_there_is_caught(config, 
         "shutil.rmtree(run, ignore_errors=True)\nsys.exit(main(sys.argv[1:]))\n"
     )
     place(config).mkdir()
-    report = run_chaos(
-        load_config(config),
+    campaign = Campaign(
+        config=load_config(config),
         command=[sys.executable, str(program), "run", str(config)],
         place=place(config),
         environment=os.environ,
         kills=1,
     )
+    report = campaign.run()
     (trial,) = report.trials
     newest = trial.kills[0].newest
     assert newest > 0

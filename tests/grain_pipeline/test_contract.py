@@ -80,7 +80,7 @@ def test_rows_are_counted_from_the_leading_axis():
         ({"epoch": 0}, "epoch: a Grain pipeline has none"),
         ({"digest_bytes": 1 << 63}, "structurally incompatible"),
         ({"grain_state": None}, "grain_state: after 1 elements it must be a dict"),
-        ({"grain_state": [1]}, "grain_state: expected a dict"),
+        ({"grain_state": [1]}, r"grain_state: after 1 elements it must be a dict, got \[1\]"),
         ({"grain_state": {}}, r"grain_state has other keys: missing=\['next_index'\]"),
         ({"grain_state": {"next_index": "1"}}, r"grain_state.next_index is of another kind: expected int"),
         ({"grain_state": {"next_index": True}}, r"grain_state.next_index is of another kind: expected int"),
@@ -120,7 +120,7 @@ def test_a_state_that_is_no_beginning_may_not_say_so():
 def test_the_state_of_another_shard_is_refused_by_name():
     parts = [wrap(grain.MapDataset.range(12)[i::2]) for i in range(2)]
     next(parts[0])
-    with pytest.raises(ValueError, match=r"state of shard 0 of 2, but this process reads shard 1 of 2"):
+    with pytest.raises(ValueError, match=r"state of shard \(0, 2\) .* but this process reads shard \(1, 2\)"):
         parts[1].set_state(parts[0].get_state())
 
 

@@ -178,7 +178,7 @@ def test_a_mask_is_not_lost_on_the_way_from_a_worker_process():
 def test_what_is_plain_comes_through_as_it_is(leaf):
     given = {"x": leaf, "y": [1]}
     pipeline = stream(1).map(lambda i: given)
-    assert next(iter(pipeline)) is next(opened(pipeline, wrap(pipeline, version=1)._feed._node)) is given
+    assert next(iter(pipeline)) is next(opened(pipeline, wrap(pipeline, version=1)._feed.node)) is given
 
 
 def test_keys_that_cannot_be_sorted_may_live_between_two_functions():

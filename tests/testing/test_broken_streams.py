@@ -10,7 +10,7 @@ FRESH = "into a fresh module, in memory"
 # What stands in the message, in turn.
 FAULTS = {
     streams.OtherAtEachStart: (
-        "two fresh modules give different streams; element 0 differs at number: expected int",
+        "two fresh modules give different streams: element 0 differs at number: expected int",
     ),
     streams.DisturbedByAsking: ("get_state changes the stream: asked for before each element",),
     streams.CountsAsking: (
@@ -26,7 +26,7 @@ FAULTS = {
     streams.EmptiesTheArgument: (
         "restored before element 0",
         "set_state changed the dict that it was given",
-        "'index' missing",
+        "at index: expected int 0, got nothing",
     ),
     streams.KeepsDeliveredIndices: (
         "the state grows with the position: delivered has 1 items after 1 element and 9 after 9",
@@ -72,10 +72,10 @@ FAULTS = {
         "got ndarray of dtype float64",
     ),
     streams.StaysExhausted: (
-        "into a module that was at element 8, in memory: the stream ended before element 1 of 9",
+        "into a module that was at element 8, in memory: element 1 differs at the whole: expected an element, got the end",
     ),
     streams.EndsOnce: (
-        f"{FRESH}: after element 8 the stream ends, but another element came; what came is element 0",
+        "a fresh module: element 10 differs at the whole: expected the end, got an element; what came is element 0",
     ),
     streams.RestoresWhenAsked: (
         "restored before element 1 into a fresh module, through JSON: element 1 differs",
@@ -83,7 +83,7 @@ FAULTS = {
     ),
     streams.RefusesItsOwn: (
         f"restored before element 9 {FRESH}",
-        "set_state refused a state that get_state of an equal module gave: ValueError: there is nothing left",
+        "the restore was refused, of a state that an equal module gave: ValueError: there is nothing left",
     ),
     streams.AcceptsAnything: ("set_state accepted a state without 'index'",),
     streams.AcceptsMore: ("set_state accepted a state with an extra key 'one_key_too_many'",),
@@ -102,11 +102,9 @@ FAULTS = {
     ),
     streams.ForgetsAStepDigest: (
         f"restored before element 0 {FRESH}",
-        "take_step_digests says steps 1 to 8, but steps 0 to 8 were delivered since",
+        "the digests of single steps differ at 0.0: expected int 0, got nothing",
     ),
-    streams.WrongStepDigests: (
-        "the digests of single steps differ in their keys, counted from step 0, at [0]",
-    ),
+    streams.WrongStepDigests: ("the digests of single steps differ at 0.0: expected int 0, got int 1",),
     streams.OtherIdentityAtEachStart: ("from a snapshot on disk: the restore was refused", "number: was "),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datarax.testing import SourceLaws
-from datarax.testing.altered import altered
+from datarax.testing.sources import altered
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -53,12 +53,11 @@ def outcomes(tmp_path_factory):
 FAULTS = {
     "TestSortsWhatItReads": (
         "records_come_in_the_order_asked_for_repeats_included",
-        "read([6, 6, 0, 5, 1, 0, 6, 2, 3]) gave at 0 another record than record 6: "
-        "the whole: expected str 'line 6', got str 'line 0'",
+        "read([6, 6, 0, 5, 1, 0, 6, 2, 3]) differs at 0: expected str 'line 6', got str 'line 0'",
     ),
     "TestReadsOnFromTheLast": (
         "records_come_in_the_order_asked_for_repeats_included",
-        "gave at 0 another record than record 6",
+        "differs at 0: expected str 'line 6'",
     ),
     "TestSharesACursor": (
         "four_threads_read_the_same_as_one",
@@ -66,8 +65,7 @@ FAULTS = {
     ),
     "TestCountsFromTheEnd": (
         "an_index_out_of_range_is_refused_by_name",
-        "index 7 must be refused by a message like 'index 7 is out of range for source 'lines' of 7 records', "
-        "got 'list index out of range'",
+        "Actual message: 'list index out of range'",
     ),
     "TestIdentityOfLengthAlone": (
         "another_byte_is_another_identity",

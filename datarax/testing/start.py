@@ -48,8 +48,9 @@ class Start:
         check: Callable[[], None],
     ) -> None:
         self._run, self._log, self._check = run, log, check
-        self._mark = str(log)
-        self._metrics = _Tail(run / "metrics.jsonl")
+        self._mark = f"{_MARK}={log}"
+        self._metrics = run / "metrics.jsonl"
+        self._metrics_read = self._metrics.stat().st_size if self._metrics.exists() else 0
         self._left_before = _unfinished(run)
         self.newest_before = newest(run)
         """The newest committed snapshot when this began; 0 if there was none."""
@@ -68,7 +69,7 @@ class Start:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**environment, _MARK: self._mark},
+                env={**environment, _MARK: str(log)},
                 start_new_session=True,  # Ctrl-C is not for it
             )
 
@@ -115,39 +116,34 @@ class Start:
             self._rest()
         return False
 
-    def wait_while_alive(self, seconds: float) -> None:
-        """Waits so long, or until the process has ended."""
+    def wait_while_alive(self, seconds: float) -> bool:
+        """Waits so long, or until the process has ended; whether it is alive."""
         end = self.seconds + seconds
-        self.wait_for(lambda: self.seconds >= end, math.inf)
+        return self.wait_for(lambda: self.seconds >= end, math.inf) and self.alive
 
     def signal(self, name: str, victim: int | None = None) -> bool:
         """Sends a signal to the process, or to one of those that it launched, if that is there; returns whether to that one."""
-        number = signal.Signals[name]
-        pid = self._launched(victim) if victim is not None else None
-        if pid is None:
-            self._process.send_signal(number)
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        return True
+        place = f"JAX_PROCESS_ID={victim}".encode()
+        launched = [] if victim is None else [pid for pid, words in self._others() if place in words]
+        if launched:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(launched[0], signal.Signals[name])
+        else:
+            self._process.send_signal(signal.Signals[name])
+        return bool(launched)
 
     def wait(self, limit_seconds: float) -> int | None:
         """The exit code (negative: ended by that signal) when all of it is gone; None if it hung and was ended."""
         self.wait_for(lambda: False, limit_seconds)
-        if self.alive:
-            self.end()
-            self._look()
-            return None
         # Those that lost their launcher save and stop; the next start must not meet them.
         end = time.monotonic() + limit_seconds
-        while self._others():
-            if time.monotonic() > end:
-                self.end()
-                self._look()
-                return None
+        while not self.alive and self._others() and time.monotonic() < end:
             self._rest()
+        hangs = self.alive or bool(self._others())
+        if hangs:
+            self.end()
         self._look()
-        return self._process.returncode
+        return None if hangs else self._process.returncode
 
     def end(self) -> None:
         """Kills whatever is left."""
@@ -156,11 +152,11 @@ class Start:
         self._process.wait()
         for _ in range(_END_TRIES):
             left = self._others()
-            if not left:
-                return
-            for pid in left:
+            for pid, _ in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            if not left:
+                return
             time.sleep(_POLL_SECONDS)
 
     def last_lines(self, count: int) -> list[str]:
@@ -168,29 +164,32 @@ class Start:
         return self._log.read_text(errors="replace").splitlines()[-count:]
 
     def _look(self) -> None:
-        for step in self._metrics.steps():
-            if self.first_step is None:
-                self.first_step, self.seconds_to_first_step = step, self.seconds
-            self.last_step, self.seconds_to_last_step = step, self.seconds
+        """Notes the steps in the whole lines of metrics that came since the last look."""
+        lines: list[bytes] = []
+        with contextlib.suppress(FileNotFoundError), self._metrics.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._metrics_read:  # shorter, so another file
+                self._metrics_read = 0
+            file.seek(self._metrics_read)
+            lines = [line for line in file if line.endswith(b"\n")]
+        self._metrics_read += sum(map(len, lines))
+        for line in lines:
+            if line.startswith(b"{"):
+                self.last_step, self.seconds_to_last_step = json.loads(line)["step"], self.seconds
+                if self.first_step is None:
+                    self.first_step, self.seconds_to_first_step = self.last_step, self.seconds
 
     def _rest(self) -> None:
         self._check()
         time.sleep(_POLL_SECONDS)
 
-    def _launched(self, index: int) -> int | None:
-        place = f"JAX_PROCESS_ID={index}".encode()
-        return next((pid for pid, words in self._marked().items() if place in words), None)
-
-    def _others(self) -> list[int]:
-        return [pid for pid in self._marked() if pid != self._process.pid]
-
-    def _marked(self) -> dict[int, list[bytes]]:
-        mark, found = f"{_MARK}={self._mark}".encode(), {}
+    def _others(self) -> list[tuple[int, list[bytes]]]:
+        """The other processes that carry the mark, and their environments."""
+        found = []
         for entry in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):  # another user's, or gone meanwhile
                 words = entry.read_bytes().split(b"\0")
-                if mark in words:
-                    found[int(entry.parent.name)] = words
+                if self._mark.encode() in words and entry.parent.name != str(self._process.pid):
+                    found.append((int(entry.parent.name), words))
         return found
 
 
@@ -208,29 +207,3 @@ def _unfinished(run: Path) -> set[tuple[str, int]]:
             if dot and number.isdigit():
                 found.add((entry.name, entry.inode()))
     return found
-
-
-class _Tail:
-    """The steps in the lines that are appended to a JSONL file from now on."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-        self.steps()
-
-    def steps(self) -> list[int]:
-        """Those of whole lines that came since the last call; a file that has become shorter is another one."""
-        try:
-            size = self._path.stat().st_size
-            if size == self._offset:
-                return []
-            if size < self._offset:
-                self._offset = 0
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [json.loads(line)["step"] for line in whole.splitlines() if line.startswith(b"{")]
