@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datarax.checkpoint import SaveConfig, Snapshot, list_steps
-from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout, place_of, refuse_wildcards
 from datarax.checkpoint.lock import is_held_on_this_machine, read_holder
+from datarax.checkpoint.orbax import TEMPORARY_SUFFIX
 from datarax.checkpoint.retention import temporary_steps
 from datarax.doctor.rehearsal import Finding, Rehearsal, failure, warning
 from datarax.store.files import sync, write_new
