@@ -40,7 +40,7 @@ from datarax.core.errors import (
 from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
 from datarax.training.contract import STEPS_AHEAD, Pace, TaskContract, state_and_metrics
 from datarax.training.finiteness import FiniteMetrics, NonFiniteError
-from datarax.training.moved_files import check_moved_files
+from datarax.training.moved_files import FileWatch
 from datarax.training.peers import Peers, deadline, warn_of_replaced_notice
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
@@ -226,6 +226,11 @@ class TrainingSession:
                 f"warning: {names} has a handler already, which stays: this run will not save and stop on it"
             )
         self._save_failures, self.task_failed = 0, False
+        watch = None
+        if is_addressable(self._loader):
+            check_unlisted_files(self._loader.source, self._directory, self._processes, self._say)
+            if self._resume.check_moved_files:
+                watch = FileWatch(self._loader.source, self._directory, self._say)
         checkpointer = Checkpointer(
             self._directory,
             config=self._save_config,
@@ -236,15 +241,11 @@ class TrainingSession:
             provenance=provenance(self._processes.count),
             processes=self._processes,
         )
-        if is_addressable(self._loader):
-            check_unlisted_files(self._loader.source, self._directory, self._processes, self._say)
         if is_addressable(self._loader) and not isinstance(self._task, Iterate):
             self._loader.keep_byte_digests()
         # A failure is told to the others before the checkpointer waits for its save, which needs them.
         with checkpointer, peers.ending():
             self._check_slots()
-            if self._resume.check_moved_files and is_addressable(self._loader):
-                check_moved_files(self._loader.source, checkpointer, self._processes, self._say)
             if checkpointer.agreed_to_stop():
                 self._say(f"stopped by {signals.name}; nothing was running yet, run again to continue")
                 return Outcome(checkpointer.latest_step() or 0, False, None)
@@ -257,7 +258,10 @@ class TrainingSession:
                 every_seconds=self._log.every_seconds,
                 stream=self._stream,
             ) as progress:
-                return self._loop(checkpointer, progress, signals, start, state)
+                outcome = self._loop(checkpointer, progress, signals, start, state)
+            if watch is not None and watch.stamps():
+                checkpointer.record_file_stamps(watch.stamps())
+            return outcome
 
     def _check_slots(self) -> None:
         """All processes together must deliver the global batch, each slot of it counted once."""
