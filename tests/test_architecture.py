@@ -100,10 +100,10 @@ HOMES = {
 BUDGETS = {
     "core": 902,
     "order": 885,
-    "sources": 1598,
+    "sources": 1700,
     "loader": 983,
     "grain_pipeline": 621,
-    "training": 610,
+    "training": 620,
     "run_config": 213,
     "testing": 1014,
 }

@@ -17,9 +17,9 @@ import jax
 
 from datarax.audit.rehearsal import Finding, Rehearsal, failure, warning
 from datarax.checkpoint import list_steps
-from datarax.checkpoint.orbax import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import RunLayout, place_of, refuse_wildcards
 from datarax.checkpoint.lock import is_held_on_this_machine, read_holder
+from datarax.checkpoint.orbax import TEMPORARY_SUFFIX
 from datarax.checkpoint.retention import temporary_steps
 from datarax.core.errors import ConfigError
 from datarax.multihost import fitting_row_shards

@@ -320,7 +320,7 @@ class Checkpointer:
         return newest_file_stamps(self._layout)
 
     def record_file_stamps(self, sources: Mapping[str, Any]) -> None:
-        """Keep with this start what the data files look like; process 0 does.
+        """Keep with this start what the data files look like that were opened so far; process 0 does.
 
         Args:
             sources: name of each source -> its stamp, with canonical JSON.

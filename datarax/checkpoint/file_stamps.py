@@ -59,8 +59,18 @@ def _read(layout: RunLayout, number: int) -> FileStamps:
     return FileStamps(number, stamps)
 
 
+def first_start_ns(layout: RunLayout) -> int | None:
+    """When the run was first started, in ns since 1970; 0 if nobody can say, None if it never was."""
+    try:
+        numbers = numbers_in(layout.store, "starts", ".json")
+        tree = parse_json(layout.read(layout.starts / f"{min(numbers)}.json")) if numbers else None
+        return None if tree is None else int(tree["unix_seconds"] * 10**9)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def record_file_stamps(layout: RunLayout, start: int, sources: Mapping[str, Any]) -> None:
-    """Writes `starts/<start>.files.json`, unless the newest one there says the same.
+    """Writes `starts/<start>.files.json`, again where this start wrote one; not if the newest one there says the same.
 
     Raises:
         OSError: if it cannot be written.

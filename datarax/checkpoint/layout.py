@@ -39,7 +39,7 @@ _MOST_BYTES = {
     "identity": 1 << 26,
     "history": 1 << 26,
     "configs": 1 << 24,
-    "starts": 1 << 20,
+    "starts": 1 << 28,
     "lock": 1 << 16,
 }
 """What a file of this name, or in a directory of this name, may hold: far more than any was ever written with."""

@@ -57,7 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _lines(report: Rehearsal) -> Iterator[str]:
     from datarax.audit.rehearsal import Verdict
 
-
     width = max(map(len, report.checks))
     indent = " " * (9 + width + 2)
     for name, check in report.checks.items():

@@ -42,7 +42,7 @@ from datarax.multihost import Processes, check_agreement, check_slots, current
 from datarax.multihost.peers import Peers, deadline
 from datarax.multihost.signals import StopSignals
 from datarax.training.metrics import STEPS_AHEAD, MetricsAhead, NonFiniteError
-from datarax.training.moved_files import check_moved_files
+from datarax.training.moved_files import FileWatch
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
 from datarax.training.recorded import LOADER_NAME, check_position
@@ -223,6 +223,11 @@ class TrainingSession:
             progress.say(
                 f"warning: {names} has a handler already, which stays: this run will not save and stop on it"
             )
+        watch = None
+        if is_addressable(self._loader):
+            check_unlisted_files(self._loader.source, self._directory, self._processes, progress.say)
+            if self._resume.check_moved_files:
+                watch = FileWatch(self._loader.source, self._directory, progress.say)
         self._checkpointer = checkpointer = Checkpointer(
             self._directory,
             config=self._save_config,
@@ -233,16 +238,12 @@ class TrainingSession:
             provenance=provenance(self._processes.count),
             processes=self._processes,
         )
-        if is_addressable(self._loader):
-            check_unlisted_files(self._loader.source, self._directory, self._processes, progress.say)
-            if not isinstance(self._task, Iterate):
-                self._loader.keep_byte_digests()
+        if is_addressable(self._loader) and not isinstance(self._task, Iterate):
+            self._loader.keep_byte_digests()
         # A failure is told to the others before the checkpointer waits for its save, which needs them.
         with checkpointer, peers.ending():
             if is_addressable(self._loader):
                 self._check_slots(self._loader)
-                if self._resume.check_moved_files:
-                    check_moved_files(self._loader.source, checkpointer, self._processes, progress.say)
             if checkpointer.agreed_to_stop():
                 progress.say(f"stopped by {signals.name}; nothing was running yet, run again to continue")
                 return Outcome(checkpointer.latest_step() or 0, False, None)
@@ -253,7 +254,10 @@ class TrainingSession:
                 total=self._total,
                 metrics=self._loader.metrics,
             )
-            return self._loop(start, state, signals, peers)
+            outcome = self._loop(start, state, signals, peers)
+            if watch is not None and watch.stamps():
+                checkpointer.record_file_stamps(watch.stamps())
+            return outcome
 
     def _check_slots(self, loader: AddressableStream) -> None:
         """All processes together must deliver the global batch, each slot of it counted once."""
