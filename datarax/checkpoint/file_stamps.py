@@ -63,7 +63,7 @@ def first_start_ns(layout: RunLayout) -> int | None:
     """When the run was first started, in ns since 1970; 0 if nobody can say, None if it never was."""
     try:
         numbers = numbers_in(layout.store, "starts", ".json")
-        tree = parse_json(layout.read(layout.starts / f"{min(numbers)}.json")) if numbers else None
+        tree = parse_json(layout.read(f"starts/{min(numbers)}.json")) if numbers else None
         return None if tree is None else int(tree["unix_seconds"] * 10**9)
     except (OSError, ValueError, KeyError, TypeError):
         return 0
@@ -79,4 +79,4 @@ def record_file_stamps(layout: RunLayout, start: int, sources: Mapping[str, Any]
     if newest is not None and canonical_json(newest.sources) == canonical_json(sources):
         return
     text = canonical_json({"sources": sources}) + b"\n"
-    layout.store.write(f"starts/{start}{_SUFFIX}", text, if_absent=True)
+    layout.store.write(f"starts/{start}{_SUFFIX}", text)
