@@ -234,8 +234,8 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
         If all are checked, so are the side files with those hashes: they must be good on the day they are needed.
         """
-        recorded = self._recorded.items()
-        checked = [each.problem() for name, each in recorded if names is None or name in names]
+        recorded, known = self._recorded.items(), dict[str, np.ndarray]()
+        checked = [each.problem(known) for name, each in recorded if names is None or name in names]
         if names is None:
             for directory, manifest in {each.directory: each.manifest for _, each in recorded}.items():
                 try:
@@ -246,12 +246,12 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:
         """Compares these records with the hashes beside the manifest."""
-        wanted, found = np.unique(indices), dict[int, str]()
+        wanted, found, known = np.unique(indices), dict[int, str](), dict[str, np.ndarray]()
         file_of = np.searchsorted(self._ends, wanted, side="right")
         for number in np.unique(file_of) if self._recorded else ():
             file = self._listed[number]
             positions = wanted[file_of == number] - file.first_index
             with contextlib.suppress(InputError):  # the hashes are damaged, which `check_content` says
-                for position, what in self._recorded[file.name].changed(positions.tolist()):
+                for position, what in self._recorded[file.name].changed(positions.tolist(), known):
                     found[file.first_index + position] = f"{file.name}: {what}"
         return found

@@ -213,8 +213,12 @@ class RecordedFile:
         """Absolute path of the file."""
         return os.path.join(self.directory, self.entry.name)
 
-    def problem(self) -> str | None:
-        """What the file has that its manifest does not say, with the records in question; None if all is well."""
+    def problem(self, known: dict[str, np.ndarray]) -> str | None:
+        """What the file has that its manifest does not say, with the records in question; None if all is well.
+
+        Args:
+            known: directory -> the record hashes that were read there already; gets those that are read.
+        """
         try:
             size = os.path.getsize(self.path)
             if size != self.entry.size:
@@ -222,9 +226,11 @@ class RecordedFile:
             if file_sha256(self.path) == self.entry.sha256:
                 return None
             num_records = open_reader(self.path).num_records()
-            changed = [f"it has {num_records} records, the manifest says {self.entry.num_records}"]
-            if num_records == self.entry.num_records:
-                changed = [what for _, what in self.changed(range(num_records))]
+            changed = (
+                [what for _, what in self.changed(range(num_records), known)]
+                if num_records == self.entry.num_records
+                else [f"it has {num_records} records, the manifest says {self.entry.num_records}"]
+            )
         except (InputError, ReadError) as error:
             changed = [str(error)]
         except OSError as error:
@@ -235,14 +241,20 @@ class RecordedFile:
         ]
         return f"{self.path} is not what the manifest says (SHA-256 differs); {', '.join([*named, *more])}"
 
-    def changed(self, positions: Iterable[int]) -> Iterator[tuple[int, str]]:
+    def changed(self, positions: Iterable[int], known: dict[str, np.ndarray]) -> Iterator[tuple[int, str]]:
         """The positions in the file at which a record is not what its hash says, each with a sentence that says so.
+
+        Args:
+            positions: which records of the file.
+            known: as `problem` takes it: the side file of a dataset is read once, not for each of its data files.
 
         Raises:
             InputError: if the side file with the hashes is missing, or is not the one that the manifest names.
         """
         first = sum(file.num_records for file in self.manifest.files if file.name < self.entry.name)
-        hashes = load_record_hashes(self.manifest, self.directory)[first : first + self.entry.num_records]
+        if self.directory not in known:
+            known[self.directory] = load_record_hashes(self.manifest, self.directory)
+        hashes = known[self.directory][first : first + self.entry.num_records]
         file = ArrayRecordFiles([self.path], [self.entry.num_records], max_open_files=1)
         for position in positions:  # one by one: a record that cannot be read must not hide the next
             try:
