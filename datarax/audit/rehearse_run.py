@@ -89,7 +89,8 @@ def identity(rehearsal: Rehearsal) -> Finding | None:
         same = f"{digest(now)[:16]}…, that of the snapshot of step {snapshot.step:,}"
         return _compared(rehearsal, snapshot, snapshot.identity, now, same)
     was = dict(snapshot.identity[LOADER_NAME])
-    name, recorded = config.source.name, was.pop("sources")
+    name = config.source.name
+    recorded = was.pop("sources")
     if name not in recorded:
         return failure(
             f"the run reads source {', '.join(recorded)}, the config {name!r}",
@@ -106,8 +107,10 @@ def identity(rehearsal: Rehearsal) -> Finding | None:
 def _compared(
     rehearsal: Rehearsal, snapshot: Snapshot, was: Mapping[str, Any], now: Mapping[str, Any], same: str
 ) -> Finding:
-    policy, found = rehearsal.config.resume.policy(), identity_differences(was, now)
-    refused, allowed = policy.select(found, Change.REFUSE), policy.select(found, Change.ACCEPT, Change.WARN)
+    policy = rehearsal.config.resume.policy()
+    found = identity_differences(was, now)
+    refused = policy.select(found, Change.REFUSE)
+    allowed = policy.select(found, Change.ACCEPT, Change.WARN)
     details = [line.strip() for line in difference_lines(refused, all_advice(refused, snapshot.identity))]
     details += [f"{each} (accepted by resume.{policy.list_of(each.path)})" for each in allowed]
     numbers = {"refused": list(map(str, refused)), "accepted": list(map(str, allowed))}
@@ -265,7 +268,8 @@ def _differing(recorded: Sequence[LeafSpec], abstract: Any) -> list[str]:
 
 def versions(rehearsal: Rehearsal) -> Finding:
     """With what the last start was made, against today: a note, for nothing of it is identity. Gives start and provenance."""
-    now, layout = provenance(), RunLayout(rehearsal.directory)
+    now = provenance()
+    layout = RunLayout(rehearsal.directory)
     for number in sorted(start_numbers(layout), reverse=True):
         try:
             then = dict(parse_json(layout.read(layout.starts / f"{number}.json"))["provenance"])

@@ -105,7 +105,7 @@ def unsteady_transforms(
             continue
         name = " → ".join(each.name for each in unit)
         for comparison, order in ((Comparison.AGAIN, 1), (Comparison.ORDER, -1)):
-            turned = {key: value[::order] for key, value in seeds.items()}
+            turned = {name: _in_order(own, order) for name, own in seeds.items()}
             try:
                 other = _row_digests(_run(unit, _in_order(given, order), n, turned, keys_text))
                 what = _first_difference(digests, other and other[::order], keys_text)
@@ -147,7 +147,14 @@ def _run(
 
 
 def _in_order(rows: Any, order: int) -> Any:
-    return rows[::order] if isinstance(rows, list) else jax.tree.map(lambda leaf: leaf[::order], rows)
+    """The rows from the first to the last, or back; arrays as they come from a source, without gaps."""
+    if isinstance(rows, list):
+        return rows[::order]
+
+    def ordered(leaf: Any) -> Any:
+        return np.ascontiguousarray(leaf[::order]) if isinstance(leaf, np.ndarray) else leaf[::order]
+
+    return jax.tree.map(ordered, rows)
 
 
 def _row_digests(rows: Any) -> list[bytes] | None:
