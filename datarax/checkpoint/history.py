@@ -23,6 +23,8 @@ class Lineage:
     entries: list[HistoryEntry] = field(default_factory=list)
     change: tuple[int, Mapping[str, int | None]] | None = None
     """`(from_step, positions)` of an identity change that no record holds yet."""
+    reason: str | None = None
+    """Of that change: see `HistoryEntry.reason`."""
 
     def advanced(
         self, identity: str, config: str | None, positions: Mapping[str, int | None]
@@ -42,10 +44,12 @@ class Lineage:
         from_step, at = self.change
         return [
             *self.entries,
-            HistoryEntry(from_step=from_step, identity=identity, config=config, positions=at),
+            HistoryEntry(
+                from_step=from_step, identity=identity, config=config, positions=at, reason=self.reason
+            ),
         ]
 
 
 def entries_to_bytes(entries: Sequence[HistoryEntry]) -> bytes:
     """What `history/<sha256>.json` holds; `record.read_history` reads it."""
-    return canonical_json([vars(entry) for entry in entries])
+    return canonical_json([entry.to_tree() for entry in entries])

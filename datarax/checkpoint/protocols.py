@@ -44,6 +44,24 @@ class Identified(Protocol):
 
 
 @runtime_checkable
+class IdentifiedByRules(Identified, Protocol):
+    """A module whose identity is made by rules that have versions."""
+
+    def identity_by(self, recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of today's identity that the rules of a recorded one make otherwise; {} if its rules are today's."""
+        ...
+
+
+@runtime_checkable
+class ShowsImpurities(Protocol):
+    """A module that knows where its functions keep something between their calls."""
+
+    def impurities(self) -> Sequence[str]:
+        """A sentence for each place, naming function and line."""
+        ...
+
+
+@runtime_checkable
 class KeepsStepDigests(Protocol):
     """A module that keeps one digest per step, so that a divergence has an exact step."""
 

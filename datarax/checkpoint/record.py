@@ -68,6 +68,12 @@ class HistoryEntry:
     """Digest of the resolved config, or None."""
     positions: Mapping[str, Natural | None] = field(default_factory=dict)
     """Position of each loader at `from_step`, in rows; None for a module without one."""
+    reason: str | None = None
+    """`identity version` if only the rules of the identity are others than before, not what it stands for."""
+
+    def to_tree(self) -> dict[str, Any]:
+        """As in `record.json`: without a reason where there is none."""
+        return {key: value for key, value in vars(self).items() if key != "reason" or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +122,7 @@ class Record:
                 "identity": self.identity,
                 "config": self.config,
                 "start": self.start,
-                "history": [vars(entry) for entry in self.history],
+                "history": [entry.to_tree() for entry in self.history],
                 "earlier_history": self.earlier_history,
                 "loaders": {name: _loader_tree(loader) for name, loader in self.loaders.items()},
             }
@@ -129,7 +135,7 @@ class Record:
         parts = {
             f"the state of {name!r}": canonical_json(loader.state) for name, loader in self.loaders.items()
         }
-        parts["the history"] = canonical_json([vars(entry) for entry in self.history])
+        parts["the history"] = canonical_json([entry.to_tree() for entry in self.history])
         worst = max(parts, key=lambda part: len(parts[part]))
         return (
             f"the record of step {self.step} would have {size} bytes, allowed are {RECORD_LIMIT_BYTES}; the largest part is "

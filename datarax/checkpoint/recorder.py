@@ -93,11 +93,12 @@ class Recorder:
             self._store_identity({})
 
     def continue_from(self, restored: Restored, modules: Modules) -> None:
-        """Later records continue the history of a snapshot; an allowed change of identity enters it."""
+        """Later records continue the history of a snapshot; an allowed change of identity enters it, and other rules do."""
         self._lineage = Lineage(list(restored.history))
-        if restored.identity_changed:
+        if restored.identity_changed or restored.unseen is not None:
             positions = {name: position_of(module.get_state()) for name, module in modules.items()}
             self._lineage.change = (restored.step, positions)
+            self._lineage.reason = None if restored.identity_changed else "identity version"
 
     def begin_anew(self) -> None:
         """Later records belong to no earlier one."""

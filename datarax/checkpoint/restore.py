@@ -39,6 +39,8 @@ class Restored:
     """Those of them that the policy wants a person to see."""
     unknown_fields: tuple[str, ...] = ()
     """A sentence for each field of the policy that neither identity has."""
+    unseen: tuple[str, ...] | None = None
+    """What today's rules of identity see and those of the record did not, by path; None if they are the same rules."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class _Compared:
     unknown_fields: Sequence[str] = ()
     now: Mapping[str, Any] | None = None
     """The present identity, if data was compared."""
+    unseen: Sequence[str] | None = None
+    """See `Restored.unseen`."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def restore_snapshot(
         identity_changed=tuple(done.compared.accepted),
         identity_warned=tuple(done.compared.warned),
         unknown_fields=tuple(done.compared.unknown_fields),
+        unseen=None if done.compared.unseen is None else tuple(done.compared.unseen),
     )
 
 
@@ -200,7 +205,8 @@ def _compare(
             refused.append(Difference(name, *shown))
     now = identities(modules) if identity is None else identity
     common = {name for name in now if name in recorded and name in modules}
-    was = snapshot.identity
+    compared = snapshot.comparable(now, modules)
+    was, now = compared.was, compared.now
     found = identity_differences({n: was.get(n) for n in common}, {n: now[n] for n in common})
     return _Compared(
         refused + policy.select(found, Change.REFUSE) + of_model,
@@ -208,6 +214,7 @@ def _compare(
         policy.select(found, Change.WARN),
         policy.unknown_fields(was, now),
         now,
+        compared.unseen,
     )
 
 

@@ -71,7 +71,8 @@ def identity(rehearsal: Rehearsal) -> Finding:
         found = f"{digest(now)[:16]}… (no snapshot to compare with)"
         return Finding(found=found, numbers={"digest": digest(now)})
     same = f"{digest(now)[:16]}…, that of the snapshot of step {snapshot.step:,}"
-    return _compared(rehearsal, snapshot, identity_differences(snapshot.identity, now), same)
+    both = snapshot.comparable(now, {LOADER_NAME: rehearsal.stream})
+    return _compared(rehearsal, snapshot, identity_differences(both.was, both.now), same)
 
 
 def identity_of_loader(rehearsal: Rehearsal) -> Finding:
@@ -79,9 +80,8 @@ def identity_of_loader(rehearsal: Rehearsal) -> Finding:
     config, snapshot = rehearsal.config, rehearsal.snapshot
     if rehearsal.stream is not None or snapshot is None:
         return rehearsal.blocked("loader") or identity(rehearsal)
-    was = dict(snapshot.identity[LOADER_NAME])
     name = config.source.name
-    recorded = was.pop("sources")
+    recorded = snapshot.identity[LOADER_NAME]["sources"]
     if name not in recorded:
         return failure(
             f"the run reads source {', '.join(recorded)}, the config {name!r}",
@@ -90,7 +90,8 @@ def identity_of_loader(rehearsal: Rehearsal) -> Finding:
         )
     stand_in = RangeSource(RangeConfig(name=name, stop=recorded[name]["num_records"]))
     with build_loader(config, stand_in) as loader:
-        now = {field: value for field, value in loader.identity().items() if field != "sources"}
+        both = snapshot.comparable({LOADER_NAME: loader.identity()}, {LOADER_NAME: loader})
+    was, now = ({**each[LOADER_NAME], "sources": None} for each in (both.was, both.now))
     same = f"that of the snapshot of step {snapshot.step:,} in all but the source, which cannot be opened"
     return _compared(rehearsal, snapshot, identity_differences({LOADER_NAME: was}, {LOADER_NAME: now}), same)
 

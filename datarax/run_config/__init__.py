@@ -15,6 +15,7 @@ from datarax.run_config.build import mesh_sizes as mesh_sizes
 from datarax.run_config.build import open_loader as open_loader
 from datarax.run_config.config import BaseRunConfig as BaseRunConfig
 from datarax.run_config.config import GrainRunConfig as GrainRunConfig
+from datarax.run_config.config import IdentitySection as IdentitySection
 from datarax.run_config.config import MeshSection as MeshSection
 from datarax.run_config.config import RunConfig as RunConfig
 from datarax.run_config.config import RunSection as RunSection
@@ -31,6 +32,7 @@ __all__ = [
     "AnyRunConfig",
     "BaseRunConfig",
     "GrainRunConfig",
+    "IdentitySection",
     "MeshSection",
     "RunConfig",
     "RunSection",

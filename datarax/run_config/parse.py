@@ -6,6 +6,7 @@ Relative paths become absolute: a kept config means the same from any working di
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,7 +155,13 @@ def _resolved(config: AnyRunConfig, *, checked: bool = False) -> AnyRunConfig:
     if isinstance(config, GrainRunConfig):
         return dataclasses.replace(config, run=run)
     source = config.source if checked else config.source.resolved()
-    return dataclasses.replace(config, run=run, source=source)
+    stages = [
+        dataclasses.replace(each, depends_on_files=[os.path.abspath(path) for path in each.depends_on_files])
+        if each.depends_on_files
+        else each
+        for each in config.transforms
+    ]
+    return dataclasses.replace(config, run=run, source=source, transforms=stages)
 
 
 __all__ = [

@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from datarax.checkpoint import Snapshot
-from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.order import changed_algorithms
-from datarax.store.files import parse_json
 from datarax.verify.replay import RecordedSteps, Replayed
 from datarax.verify.report import SnapshotReport
 from datarax.verify.rows import StepRows, real
@@ -38,7 +36,7 @@ def explain(
         if not report.differences:
             report.problems.append(
                 f"step {step}: the pipeline describes itself as it did then, so records that are not sampled, or code that "
-                f"is not part of the identity, have changed{_other_versions(directory, item)}"
+                f"is not part of the identity, have changed{_other_versions(item)}"
             )
         return
     report.records = StepRows(stream.source, stream.timeline).changed_records(step)
@@ -51,19 +49,13 @@ def explain(
             f"the order is not what it was{_changed_code()}"
         )
     elif len(result.wrong_bytes):
-        report.problems.append(
-            f"step {step}: {_unexplained(stream)}{_changed_code()}{_other_versions(directory, item)}"
-        )
+        report.problems.append(f"step {step}: {_unexplained(stream)}{_changed_code()}{_other_versions(item)}")
 
 
-def _other_versions(directory: Path, item: Snapshot) -> str:
+def _other_versions(item: Snapshot) -> str:
     """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
-    layout = RunLayout(directory)
-    try:
-        made_with = dict(parse_json(layout.read(layout.starts / f"{item.record.start}.json"))["provenance"])
-        now = {name: _version(name) for name in made_with}
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    made_with = item.made_with
+    now = {name: _version(name) for name in made_with}
     others = [
         f"{name} {made_with[name]} (now {version})"
         for name, version in now.items()

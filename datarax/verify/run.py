@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 from datarax.checkpoint import Snapshot, ledger_steps, list_steps
 from datarax.checkpoint.advice import all_advice
+from datarax.checkpoint.identity_reader import comparable
 from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.policy import identity_differences
 from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
@@ -214,27 +215,30 @@ class _Verification:
             report.problems.append(f"not replayed: its data cannot be read as they were: {error}")
             return
         identity = {LOADER_NAME: present}
-        found = identity_differences(recorded, identity) if recorded else []
+        both = comparable(recorded, identity, {LOADER_NAME: stream}, item.made_with)
+        found = identity_differences(both.was, both.now) if recorded else []
         if self._samples_left_out(stream):
             found = [each for each in found if not (each.path.endswith(".sample") and each.now is MISSING)]
         if self._recipes.without_code:
             found = [each for each in found if not f"{each.path}.".startswith(f"{LOADER_NAME}.pipeline.")]
         if self._recipes.stands_in(stream):
             found = [each for each in found if not each.path.startswith(f"{LOADER_NAME}.sources.")]
-        report.superseded = self._superseded(item, found, identity)
+        report.superseded = self._superseded(item, found, identity, stream)
         report.differences += [each for each in found if each not in report.superseded]
-        report.advice += all_advice(report.differences, recorded, identity)
+        report.advice += all_advice(report.differences, recorded, both.now)
         if interval is not None:
             self._replay(report, item, interval, streams)
 
     def _superseded(
-        self, item: Snapshot, found: Sequence[Difference], identity: Mapping[str, Any]
+        self, item: Snapshot, found: Sequence[Difference], identity: Mapping[str, Any], stream: BatchStream
     ) -> list[Difference]:
         """Differences that come from a change made on purpose at a later step: today's value is that of the newest snapshot."""
         newest = Snapshot.salvage(self._directory, self._newest_step)
         if not found or newest is None or newest.record.identity == item.record.identity:
             return []
-        other = identity_differences(recorded_identity(self._directory, newest.record, identity), identity)
+        recorded = recorded_identity(self._directory, newest.record, identity)
+        both = comparable(recorded, identity, {LOADER_NAME: stream}, newest.made_with)
+        other = identity_differences(both.was, both.now)
         still_other = {each.path for each in other}
         return [each for each in found if each.path not in still_other]
 

@@ -259,7 +259,7 @@ def _snapshot_facts(place: Path, snapshot: Snapshot) -> dict[str, Any]:
         "previous": record.previous,
         "start": record.start,
         "identity": snapshot.identity,
-        "history": [vars(entry) for entry in snapshot.history],
+        "history": [entry.to_tree() for entry in snapshot.history],
         "loaders": {
             name: {"scope": loader.scope, "digest": loader.digest} for name, loader in record.loaders.items()
         },

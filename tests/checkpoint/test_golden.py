@@ -40,6 +40,11 @@ from tests.support.runs import copy_run, tree
 
 # Of each `expected.json`, which lists all other files. Enter a line when `make golden` prints it; never change one.
 SHA256 = {
+    "v1-identity2-plain": "8e5935df76bda911fd76938dc2121a40d6e05516f49e2410ae56ae322ec4aecc",
+    "v1-identity2-no-model": "9a694b2d8700f37f98b190facbb262a340ae1315bf336e9fbe7367be327fb628",
+    "v1-identity2-changed": "8ae6a21048606b0c047af8cf066bd2b752c47929a4cb0fcbd065ebac3d5e88c1",
+    "v1-identity2-array-record": "d38beed1f6629000a5b9db985c0f9c25bb711d3c8ced6fbc9b3ea7463a0585a8",
+    "v1-identity2-processes": "f9660ce78e342dc3a0309da1204e2bc94d86a35ae2fa6d4e8e01d63824c97cbb",
     "v1-array-record": "163d67c3c5cfb6e83feae0781cd251b4888222265fd8cb3bd975606b3ec0e9e8",
     "v1-changed": "5bb2c9bd8b55a7627dce02cdb5c39d30e50299ecffaaddc6ce4a4972586c4be7",
     "v1-no-model": "7b1960613b986309ab4a7c9dd0ed473b10d943c5be3b4470dec82019b8d3533c",
