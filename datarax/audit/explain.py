@@ -23,7 +23,6 @@ from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addr
 from datarax.checkpoint.snapshot import item_steps
 from datarax.order import Timeline, changed_algorithms
 from datarax.sources import DataSource
-from datarax.store.files import parse_json
 
 _NAMED_RECORDS = 5
 _NAMED_FILES = 5
@@ -74,12 +73,8 @@ def _unexplained(stream: AddressableStream) -> str:
 
 def _other_versions(item: Snapshot) -> str:
     """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
-    try:
-        start = item.layout.read(item.layout.starts / f"{item.record.start}.json")
-        made_with = dict(parse_json(start)["provenance"])
-        now = {name: _version(name) for name in made_with}
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    made_with = item.made_with
+    now = {name: _version(name) for name in made_with}
     others = [
         f"{name} {made_with[name]} (now {version})"
         for name, version in now.items()

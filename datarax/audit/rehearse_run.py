@@ -87,10 +87,10 @@ def identity(rehearsal: Rehearsal) -> Finding | None:
     if stream is not None:
         now = {LOADER_NAME: stream.identity()}
         same = f"{digest(now)[:16]}…, that of the snapshot of step {snapshot.step:,}"
-        return _compared(rehearsal, snapshot, snapshot.identity, now, same)
-    was = dict(snapshot.identity[LOADER_NAME])
+        both = snapshot.comparable(now, {LOADER_NAME: stream})
+        return _compared(rehearsal, snapshot, both.was, both.now, same)
     name = config.source.name
-    recorded = was.pop("sources")
+    recorded = snapshot.identity[LOADER_NAME]["sources"]
     if name not in recorded:
         return failure(
             f"the run reads source {', '.join(recorded)}, the config {name!r}",
@@ -99,7 +99,8 @@ def identity(rehearsal: Rehearsal) -> Finding | None:
         )
     stand_in = RangeSource(RangeConfig(name=name, stop=recorded[name]["num_records"]))
     with build_loader(config, stand_in) as loader:
-        now = {field: value for field, value in loader.identity().items() if field != "sources"}
+        both = snapshot.comparable({LOADER_NAME: loader.identity()}, {LOADER_NAME: loader})
+    was, now = ({**each[LOADER_NAME], "sources": None} for each in (both.was, both.now))
     same = f"that of the snapshot of step {snapshot.step:,} in all but the source, which cannot be opened"
     return _compared(rehearsal, snapshot, {LOADER_NAME: was}, {LOADER_NAME: now}, same)
 

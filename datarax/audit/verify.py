@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from datarax.audit.replay import Replay
 from datarax.audit.report import INTERRUPTED, Interval, SnapshotReport, VerifyReport
 from datarax.checkpoint import Snapshot, ledger_steps, list_steps
 from datarax.checkpoint.advice import all_advice
+from datarax.checkpoint.identity_reader import comparable
 from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.policy import identity_differences
 from datarax.checkpoint.protocols import BatchStream, is_addressable
@@ -286,20 +288,21 @@ class _Verification:
         report.problems += self._records.contradictions(report.step, item.record, scope=scope)
         sampled = not self._fast
         try:
+            identity_of = stream.identity
             if self._fast and is_addressable(stream):
-                identity = {LOADER_NAME: stream.identity(sample=False)}
-            else:
-                identity = {LOADER_NAME: stream.identity()}
+                identity_of = partial(stream.identity, sample=False)
+            identity = {LOADER_NAME: identity_of()}
+            both = comparable(recorded, identity, {LOADER_NAME: identity_of}, item.made_with)
         except InputError as error:
             if not self._recipes.stored:
                 raise
             report.problems.append(f"not replayed: its data cannot be read as they were: {error}")
             return
-        found = identity_differences(recorded, identity) if recorded else []
+        found = identity_differences(both.was, both.now) if recorded else []
         found = [each for each in found if not self._is_left_out(each, stream, sampled=sampled)]
-        report.superseded = self._superseded(item, found, identity)
+        report.superseded = self._superseded(item, found, identity, identity_of)
         report.differences += [each for each in found if each not in report.superseded]
-        report.advice += all_advice(report.differences, recorded, identity)
+        report.advice += all_advice(report.differences, recorded, both.now)
         if interval is not None:
             self._replay(report, item, range(*interval), streams)
 
@@ -311,13 +314,19 @@ class _Verification:
         return no_sample or no_stages or (no_data and each.path.startswith(f"{LOADER_NAME}.sources."))
 
     def _superseded(
-        self, item: Snapshot, found: Sequence[Difference], identity: Mapping[str, Any]
+        self,
+        item: Snapshot,
+        found: Sequence[Difference],
+        identity: Mapping[str, Any],
+        identity_of: Callable[..., Mapping[str, Any]],
     ) -> list[Difference]:
         """Differences that come from a change made on purpose at a later step: today's value is that of the newest snapshot."""
         newest = Snapshot.salvage(self._directory, self._report.newest_step) if found else None
         if newest is None or newest.record.identity == item.record.identity:
             return []
-        other = identity_differences(self._records.identity(newest.record, identity), identity)
+        recorded = self._records.identity(newest.record, identity)
+        both = comparable(recorded, identity, {LOADER_NAME: identity_of}, newest.made_with)
+        other = identity_differences(both.was, both.now)
         still_other = {each.path for each in other}
         return [each for each in found if each.path not in still_other]
 

@@ -311,6 +311,11 @@ class Checkpointer:
             timeout_seconds=self.config.timeout_seconds,
         )
         self.notes += [*map(_warning, restored.identity_warned), *restored.unknown_fields]
+        if restored.unseen:
+            self.notes.append(
+                f"warning: snapshot {restored.step} was identified by earlier rules, which did not see "
+                f"{', '.join(restored.unseen)}: whether these are what they were is not known; from now on they count"
+            )
         self._continues_from = restored.step
         self._recorder.continue_from(restored, {} if data is None else named_modules(data))
         return restored

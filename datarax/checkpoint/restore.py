@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datarax.checkpoint.advice import all_advice
-from datarax.checkpoint.compose import Modules, identities, identities_as_recorded, named_modules
+from datarax.checkpoint.compose import Modules, identities, named_modules
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, sha256_hex
 from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
 from datarax.checkpoint.policy import Change, ChangePolicy, identity_differences
@@ -41,6 +41,8 @@ class Restored:
     """Those of them that the policy wants a person to see."""
     unknown_fields: tuple[str, ...] = ()
     """A sentence for each field of the policy that neither identity has."""
+    unseen: tuple[str, ...] | None = None
+    """What today's rules of identity see and those of the record did not, by path; None if they are the same rules."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,16 @@ class _Compared:
     warned: Sequence[Difference] = ()
     unknown_fields: Sequence[str] = ()
     now: Mapping[str, Any] | None = None
-    """The present identity, made by the versions that recorded the other, if data was compared."""
-    raised: bool = False
-    """Whether today's versions make another of the same."""
+    """The present identity, by the rules that made the recorded one, if data was compared."""
+    unseen: Sequence[str] | None = None
+    """See `Restored.unseen`."""
 
     @property
     def reason(self) -> str | None:
         """Why the identity is recorded anew, for the history."""
         changed = [difference.path for difference in self.accepted]
         reasons = [f"allowed: {', '.join(changed)}"] if changed else []
-        return "; ".join(reasons + ["identity version"] * self.raised) or None
+        return "; ".join(reasons + ["identity version"] * (self.unseen is not None)) or None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def restore_snapshot(
         reason=done.compared.reason,
         identity_warned=tuple(done.compared.warned),
         unknown_fields=tuple(done.compared.unknown_fields),
+        unseen=None if done.compared.unseen is None else tuple(done.compared.unseen),
     )
 
 
@@ -210,9 +213,9 @@ def _compare(
         if (name in recorded) != (name in modules):
             shown = (_Words("a data module") if name in side else MISSING for side in (recorded, modules))
             refused.append(Difference(name, *shown))
-    was = snapshot.identity
-    today = identities(modules) if identity is None else identity
-    now = {**today, **identities_as_recorded(modules, was)}
+    now = identities(modules) if identity is None else identity
+    compared = snapshot.comparable(now, modules)
+    was, now = compared.was, compared.now
     common = {name for name in now if name in recorded and name in modules}
     found = identity_differences({n: was.get(n) for n in common}, {n: now[n] for n in common})
     return _Compared(
@@ -221,7 +224,7 @@ def _compare(
         policy.select(found, Change.WARN),
         policy.unknown_fields(was, now),
         now,
-        any(now[name] != today[name] for name in common),
+        compared.unseen,
     )
 
 

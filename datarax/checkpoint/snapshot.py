@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from datarax.checkpoint.identity_reader import parse_identity
+from datarax.checkpoint.identity_reader import Comparable, comparable, parse_identity
 from datarax.checkpoint.layout import (
     DATA_ITEM,
     MANIFEST_NAME,
@@ -45,6 +45,7 @@ from datarax.checkpoint.record import (
 )
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 from datarax.core.tree import decode
+from datarax.store.files import parse_json
 
 PathLike = str | os.PathLike[str]
 T = TypeVar("T")
@@ -165,6 +166,24 @@ class Snapshot:
     def identity(self) -> Any:
         """The identity tree that the record names. See `read_identity`."""
         return read_identity(self.layout.directory, self.record.identity)
+
+    def comparable(self, now: Mapping[str, Any], modules: Mapping[str, Any]) -> Comparable:
+        """The identity that was recorded and today's, by the same rules: see `identity_reader.comparable`.
+
+        Raises:
+            SnapshotDamagedError: as `read_identity` does.
+        """
+        identities = {name: each.identity for name, each in modules.items() if hasattr(each, "state_format")}
+        return comparable(self.identity, now, identities, self.made_with)
+
+    @property
+    def made_with(self) -> Mapping[str, Any]:
+        """Versions and devices of the start that saved this; {} if that cannot be read."""
+        try:
+            start = self.layout.read(self.layout.starts / f"{self.record.start}.json")
+            return dict(parse_json(start)["provenance"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     def states(self, *, process_index: int = 0, process_count: int = 1) -> dict[str, Any]:
         """The decoded state of each data module.

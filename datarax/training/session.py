@@ -27,7 +27,7 @@ from datarax.checkpoint import (
     list_steps,
     make_global,
 )
-from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
+from datarax.checkpoint.protocols import AddressableStream, BatchStream, ShowsImpurities, is_addressable
 from datarax.core.config import Checked, at_least, check_fields
 from datarax.core.errors import (
     ConfigError,
@@ -279,6 +279,7 @@ class TrainingSession:
         # Process 0 says: what a shared file system shows may lag behind on the others.
         latest = self._processes.exchange("newest", checkpointer.latest_step, lambda parts: parts[0])
         step = from_step if from_step is not None else latest
+        self._check_memory(new=step is None)
         if step is None:
             delivered = self._loader.idx.get_value()
             if delivered:
@@ -339,6 +340,20 @@ class TrainingSession:
                 self._progress.say(str(error))
                 self._progress.say(f'resume.on_damage = "previous": going back to step {earlier}')
                 step = earlier
+
+    def _check_memory(self, *, new: bool) -> None:
+        """Whether functions keep something between their calls: a new run may not, and one that goes on says so."""
+        found = self._loader.impurities() if isinstance(self._loader, ShowsImpurities) else ()
+        if not found:
+            return
+        text = (
+            "what these functions give depends on what they gave before, so no resume can make it again: "
+            f"{'; '.join(found)}. Draw from the row's own seed (random_map_records, random_map_batch) and write to nothing "
+            f"outside; or declare it (impure = true), if batches may be others after a resume"
+        )
+        if new:
+            raise ConfigError(text)
+        self._progress.say(f"warning: {text}")
 
     def _check_fits(self, restored: Restored) -> None:
         """Whether the loader is where the snapshot says, and the run has steps for it; nothing was moved yet."""
