@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from datarax.cli.arguments import add_json, print_json
+from datarax.cli.import_path import append_working_directory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "kind", choices=["text", "jsonl", "manifest"], help="what the inputs hold; 'manifest' only records"
     )
     parser.add_argument(
-        "inputs", nargs="+", help="files, globs or directories; python-stdlib: the standard library's source"
+        "inputs",
+        nargs="+",
+        help="files, globs or directories; python-stdlib: the standard library's source; manifest: or a run config (.toml)",
     )
     parser.add_argument("--output", metavar="DIRECTORY", help="the dataset's directory (not for 'manifest')")
     parser.add_argument(
@@ -86,14 +89,23 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _record(arguments: argparse.Namespace) -> int:
-    from datarax.sources import write_manifest
-
-    facts = _facts(write_manifest(tuple(arguments.inputs)))
+    facts = _facts(_manifest_of(tuple(arguments.inputs)))
     if arguments.json:
         print_json(facts)
     else:
         print(f"recorded: {facts['records']:,} records in {facts['files']} files")
     return 0
+
+
+def _manifest_of(inputs: tuple[str, ...]) -> Any:
+    if len(inputs) > 1 or not inputs[0].endswith(".toml"):
+        from datarax.sources import write_manifest
+
+        return write_manifest(inputs)
+    append_working_directory()  # the config may name the user's code
+    from datarax.run_config import load_config
+
+    return load_config(inputs[0]).source.config().write_manifest()
 
 
 def _facts(manifest: Any) -> dict[str, Any]:

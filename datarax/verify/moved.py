@@ -34,7 +34,9 @@ def notes_of_moved_files(
         if not moved:
             continue
         since = _steps_before(directory, after.start)
-        ranges = [(f.first_index, f.first_index + f.num_records) for f in source.files() if f.name in moved]
+        files = source.files()
+        ranges = [(f.first_index, f.first_index + f.num_records) for f in files if f.name in moved]
+        ranges = ranges if files else [(0, len(source))]
         first = next(_reading(looked_at, since, ranges), None)
         read = (
             "none of these steps read them since"
