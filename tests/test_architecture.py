@@ -110,11 +110,11 @@ HOMES = {
 BUDGETS = {
     "core": 902,
     "order": 885,
-    "sources": 1700,
-    "loader": 983,
-    "grain_pipeline": 621,
-    "training": 620,
-    "run_config": 213,
+    "sources": 1900,
+    "loader": 1010,
+    "grain_pipeline": 640,
+    "training": 640,
+    "run_config": 220,
     "testing": 1014,
 }
 

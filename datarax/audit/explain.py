@@ -137,7 +137,9 @@ def notes_of_moved_files(
         items = ((step, Snapshot.salvage(directory, step)) for step in item_steps(directory))
         saved_before = (step for step, item in items if item is not None and item.record.start < after.start)
         since = max(saved_before, default=0)
-        ranges = [(f.first_index, f.first_index + f.num_records) for f in source.files() if f.name in moved]
+        files = source.files()
+        ranges = [(f.first_index, f.first_index + f.num_records) for f in files if f.name in moved]
+        ranges = ranges if files else [(0, len(source))]
         first = next(_reading(looked_at, since, ranges), None)
         read = (
             "none of these steps read them since"

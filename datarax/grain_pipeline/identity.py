@@ -18,7 +18,7 @@ from datarax.core.errors import ConfigError
 from datarax.grain_pipeline.graph import ENDLESS, Node, all_stages, named_stages
 from datarax.order.grain import num_repeated
 from datarax.sources.files import relative_names
-from datarax.sources.records import SAMPLE_VERSION, records_digest, sample_positions
+from datarax.sources.records import records_digest, sample_positions
 from datarax.transforms import IDENTITY_VERSION, function_identity, function_impurities, value_identity
 
 RULES_VERSION = IDENTITY_VERSION
@@ -69,7 +69,7 @@ def stages_identity(
             tree |= {
                 "type": type(stage.source).__qualname__,
                 "num_records": stage.length,
-                "sample_version": SAMPLE_VERSION,
+                "sample_version": 1,
                 # None where the records are pipelines of their own.
                 "sample": None if stage.branches else _sample(stage, name, owner, declared),
             }

@@ -320,7 +320,9 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             "order": self.order.identity(),
             "row_mask": config.remainder is Remainder.PAD,
             "seed": config.seed,
-            "sources": {source.name: dict(source.identity() if sample else source.outline())},
+            "sources": {
+                source.name: source.identity_by(_of(recorded, "sources", source.name), sample=sample)
+            },
             "pipeline": self._pipeline_by(recorded),
         }
         if config.precomputed_stats is not None:
@@ -328,8 +330,8 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         return identity
 
     def _pipeline_by(self, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
-        settings, pipeline = self._feed.settings, (recorded or {}).get("pipeline")
-        if not isinstance(pipeline, Mapping) or pipeline.get("version") != 1:
+        settings, pipeline = self._feed.settings, _of(recorded, "pipeline")
+        if pipeline is None or pipeline.get("version") != 1:
             return settings.pipeline
         return pipeline_identity(settings.transforms, version=1, packages=settings.packages)
 
@@ -444,6 +446,13 @@ def _unpickled(make: Callable[..., DataLoader], recipe: Recipe, state: Any) -> D
 
 def _not_known(steps: Any) -> Any:
     raise InputError(f"some batch of the steps {steps} was padded; which one is not known")
+
+
+def _of(tree: Any, *path: str) -> Mapping[str, Any] | None:
+    """What lies in a recorded tree, if that is a tree again."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree if isinstance(tree, Mapping) else None
 
 
 def _checked_step(step: int) -> int:
