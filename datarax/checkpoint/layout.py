@@ -39,6 +39,7 @@ _MOST_BYTES = {
     "configs": 1 << 24,
     "starts": 1 << 20,
     "lock": 1 << 16,
+    "parts": 1 << 28,
 }
 """What a file of this name, or in a directory of this name, may hold: far more than any was ever written with."""
 

@@ -61,6 +61,19 @@ class RunLock:
         """Let the next writer in. The file stays; its content says who was last."""
         self._lease.release()
 
+    def check_latest(self, consequence: str) -> None:
+        """See `check_there`.
+
+        Raises:
+            RunLockedError: also if a later start has taken over.
+        """
+        self.check_there()
+        if (later := self.superseded_by()) is not None:
+            raise RunLockedError(
+                f"start {later} has taken over the run {self._layout.directory} from this one (start {self.start}); "
+                f"{consequence}. See starts/{later}.json for who it is"
+            )
+
     def superseded_by(self) -> int | None:
         """The number of a later start, or None if this is the latest."""
         latest = max(self._numbers(), default=0)

@@ -90,10 +90,10 @@ def test_a_run_that_goes_while_a_save_is_on_its_way_is_not_committed(lose, tmp_p
     with Checkpointer(run) as checkpointer:
         seal = checkpointer._saver._seal
 
-        def lose_and_seal(temporary):
+        def lose_and_seal(temporary, parts):
             if lose in (_without_lock, *IN_STARTS):  # else Orbax itself has nowhere to go on
                 lose(run, moved)
-                seal(temporary)
+                seal(temporary, parts)
             else:
                 lose(run, moved)
                 checkpointer._lock.check_there()
@@ -114,7 +114,7 @@ def test_what_is_made_again_below_a_lost_run_goes_again_unless_a_later_start_has
     run, moved = tmp_path / "run", tmp_path / "moved"
     with Checkpointer(run) as checkpointer:
 
-        def lose_and_go_on(temporary):
+        def lose_and_go_on(temporary, parts):
             _moved(run, moved)
             run.joinpath(temporary, "model").mkdir(
                 parents=True
