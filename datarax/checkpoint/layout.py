@@ -70,10 +70,6 @@ class RunLayout:
         """The directory of a committed step."""
         return self.directory / str(step)
 
-    def manifest(self, step: int) -> Path:
-        """The manifest whose existence makes the step committed."""
-        return self.step(step) / MANIFEST_NAME
-
     def identity(self, sha256: str) -> Path:
         """The identity tree with this digest."""
         return self.directory / "identity" / f"{sha256}.json"
@@ -226,7 +222,7 @@ def numbers_in(store: Store, place: str, suffix: str = "") -> list[int]:
     Raises:
         OSError: if the directory is there and cannot be listed, or is none.
     """
-    names = (entry.name for entry in store.list(place))
+    names = [entry.key.removeprefix(f"{place}/") for entry in store.list(place)]
     stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
     return [int(stem) for stem in stems if is_step_name(stem) and int(stem) <= _MOST_COUNTED]
 

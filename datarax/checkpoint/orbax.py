@@ -89,6 +89,13 @@ class DataHandler(ocp.AsyncCheckpointHandler):
 ocp.args.register_with_handler(DataHandler, for_save=True)(DataSave)
 
 
+class _Quiet(logging.Filter):
+    """Keeps Orbax from logging the traceback of a failed save, which is raised as one clear error instead."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+
 class _Manager(ocp.CheckpointManager):
     """Orbax's manager, which asks for a notice of preemption only when the loop does.
 
@@ -141,7 +148,8 @@ class OrbaxWriter:
         self._polls = 0
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add(DATA_ITEM, DataSave, self._data)
-        _quiet.acquire()
+        self._quiet = _Quiet()
+        logging.getLogger("absl").addFilter(self._quiet)
         self._manager = _Manager(
             str(layout.directory),
             options=manager_options(
@@ -284,7 +292,7 @@ class OrbaxWriter:
             with contextlib.suppress(Exception):
                 self._manager.close()
         finally:
-            _quiet.release()
+            logging.getLogger("absl").removeFilter(self._quiet)
 
     def _after_failure(self) -> None:
         # When one file fails, Orbax's other threads go on writing, and would write into the directory of a second try too.
@@ -399,27 +407,3 @@ def _restore_args(spec: LeafSpec, sharding: jax.sharding.Sharding | None) -> ocp
     return ocp.ArrayRestoreArgs(
         restore_type=jax.Array, sharding=sharding, global_shape=spec.shape, strict=True
     )
-
-
-class _QuietOrbax(logging.Filter):
-    """Keeps Orbax from logging the traceback of a failed save, which is raised as one clear error instead."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._users = 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-    def acquire(self) -> None:
-        self._users += 1
-        if self._users == 1:
-            logging.getLogger("absl").addFilter(self)
-
-    def release(self) -> None:
-        self._users -= 1
-        if self._users == 0:
-            logging.getLogger("absl").removeFilter(self)
-
-
-_quiet = _QuietOrbax()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures.thread  # noqa: F401  its exit hook must be registered before ours
 import contextlib
+import errno
 import functools
 import os
 import sys
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from datarax.checkpoint.layout import DATA_ITEM, MANIFEST_NAME, MODEL_ITEM, RunLayout
+from datarax.checkpoint.layout import DATA_ITEM, MANIFEST_NAME, MODEL_ITEM, RunLayout, sha256_hex
 from datarax.checkpoint.lock import RunLock
 from datarax.checkpoint.manifest import FileEntry, Manifest, seal_item
 from datarax.checkpoint.model_item import LeafSpec
@@ -172,9 +173,10 @@ class Saver:
     def _abandon(self, job: SaveJob) -> bool:
         with contextlib.suppress(Exception):
             self._writer.wait()
-        if self._layout.manifest(job.step).is_file():
+        if self._layout.is_committed(job.step):
             return False
-        self._remove_remains(job.step)
+        with contextlib.suppress(OSError):
+            self._remove_remains(job.step)
         self._forget_job()
         return True
 
@@ -206,45 +208,44 @@ class Saver:
         return found
 
     def _remove_remains(self, step: int) -> None:
-        if self._lock is None or self._lock.superseded_by() is not None:
-            return
         try:
-            self._lock.check_there()
+            if self._lock is not None and self._lock.superseded_by() is None:
+                self._writer.remove_remains(step)
         except RunLostError:
             # TensorStore makes the directories again that it writes to. What a later start has made there is not ours.
             if not self._layout.lock.exists():
                 self._writer.remove_remains(step)
-                with contextlib.suppress(OSError):
-                    self._layout.directory.rmdir()
-        else:
-            self._writer.remove_remains(step)
+                self._layout.directory.rmdir()
 
-    def _seal_own(self, temporary: str) -> str | None:
+    def _seal_own(self, temporary: str) -> list[str]:
         """Hash what this process has written of the model, before Orbax joins what all have written.
 
         Returns:
-            The name of a file in `parts` with the sizes and digests; None for nothing.
+            The key of a file with the sizes and digests, for process 0, and the digest of that file; [] for nothing.
         """
         store, index = self._layout.store, self._processes.index
         items = [entry.key for entry in store.list(temporary) if entry.name.partition(".")[0] == MODEL_ITEM]
         own = f"{items[0]}/{PROCESS_PREFIX}{index}" if items else ""
         if self._processes.first or not items or store.stat(own) is None:
-            return None
+            return []
         sealed = seal_item(store, own, limit_bytes=self._config.model_digest_limit_bytes)
         sums = {f"{PROCESS_PREFIX}{index}/{name}": vars(entry) for name, entry in sealed.items()}
-        name = f"{index}-{uuid.uuid4().hex}.sums.json"
-        store.write(f"parts/{name}", canonical_json(sums), if_absent=True)
-        return name
+        key, content = f"parts/{index}-{uuid.uuid4().hex}.json", canonical_json(sums)
+        store.write(key, content, if_absent=True)
+        return [key, sha256_hex(content)]
 
-    def _seal(self, temporary: str, parts: Sequence[str | None]) -> None:
+    def _seal(self, temporary: str, parts: Sequence[Sequence[str]]) -> None:
         """Write the manifest into the finished temporary directory; Orbax renames it next."""
         job, store = self._job, self._layout.store
         assert job is not None
         if any(leaf.stored for leaf in job.leaves or ()):
             check_model_written(Path(store.path(f"{temporary}/{MODEL_ITEM}")))
         sums: dict[str, FileEntry] = {}
-        for key in (f"parts/{name}" for name in parts if name is not None):
-            sums |= {name: FileEntry(**entry) for name, entry in parse_json(self._layout.read(key)).items()}
+        for key, sha256 in filter(None, parts):
+            content = self._layout.read(key)
+            if sha256_hex(content) != sha256:
+                raise OSError(errno.EIO, "it does not hold what another process wrote", store.path(key))
+            sums |= {name: FileEntry(**entry) for name, entry in parse_json(content).items()}
             store.delete(key)
         limits = {DATA_ITEM: None, MODEL_ITEM: self._config.model_digest_limit_bytes}
         items = {
@@ -261,8 +262,12 @@ class Saver:
                 f"({self._config.model_digest_limit_bytes}); its files are recorded by size only"
             )
         store.write(f"{temporary}/{MANIFEST_NAME}", manifest.to_bytes(), if_absent=True)
-        if self._lock is not None:
-            self._lock.check_latest(f"the snapshot of step {job.step} was not committed")
+        later = None if self._lock is None else self._lock.superseded_by()
+        if later is not None and self._lock is not None:
+            raise RunLockedError(
+                f"start {later} has taken over the run {self._layout.directory} from this one (start {self._lock.start}); the "
+                f"snapshot of step {job.step} was not committed. See starts/{later}.json for who it is"
+            )
 
     def _make_durable(self, step: int) -> None:
         try:

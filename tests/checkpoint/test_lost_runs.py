@@ -96,7 +96,7 @@ def test_a_run_that_goes_while_a_save_is_on_its_way_is_not_committed(lose, tmp_p
                 seal(temporary, parts)
             else:
                 lose(run, moved)
-                checkpointer._lock.check_there()
+                checkpointer._lock.superseded_by()
 
         monkeypatch.setattr(checkpointer._saver._writer, "_before_commit", lose_and_seal)
         checkpointer.save(1, data=Counter().at(1))
@@ -121,7 +121,7 @@ def test_what_is_made_again_below_a_lost_run_goes_again_unless_a_later_start_has
             )  # as TensorStore does, which still writes there
             if is_taken:
                 (run / "lock").touch()
-            checkpointer._lock.check_there()
+            checkpointer._lock.superseded_by()
 
         monkeypatch.setattr(checkpointer._saver._writer, "_before_commit", lose_and_go_on)
         checkpointer.save(1, data=Counter().at(1))
