@@ -112,7 +112,7 @@ HOMES = {
 
 
 # Statements that a room may have (benchmarks/statements.py). They fall; whoever must raise one says why in docs/design.
-BUDGETS = {"core": 880, "order": 885, "sources": 1598, "loader": 893, "grain_pipeline": 621, "testing": 1014}
+BUDGETS = {"core": 880, "order": 885, "sources": 1598, "loader": 893, "grain_pipeline": 621, "testing": 1000}
 
 
 def modules():
