@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import future as ocp_future
 
 from datarax.checkpoint import Checkpointer, SaveConfig
-from datarax.checkpoint.handler import manager_options
+from datarax.checkpoint.orbax import manager_options
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.sources import RangeConfig, RangeSource
 

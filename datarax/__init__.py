@@ -25,33 +25,47 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from datarax.checkpoint import Checkpointer as Checkpointer
-    from datarax.checkpoint import SaveConfig as SaveConfig
-    from datarax.core.config import DataraxModuleConfig as DataraxModuleConfig
-    from datarax.core.errors import DataraxError as DataraxError
-    from datarax.core.module import CheckpointableIteratorModule as CheckpointableIteratorModule
-    from datarax.core.module import DataraxModule as DataraxModule
-    from datarax.grain_pipeline import GrainPipeline as GrainPipeline
-    from datarax.grain_pipeline import GrainPipelineConfig as GrainPipelineConfig
-    from datarax.loader import DataLoader as DataLoader
-    from datarax.loader import DataLoaderConfig as DataLoaderConfig
-    from datarax.order import OrderPolicy as OrderPolicy
-    from datarax.order import Remainder as Remainder
-    from datarax.sources import ArrayRecordConfig as ArrayRecordConfig
-    from datarax.sources import ArrayRecordSource as ArrayRecordSource
-    from datarax.sources import GrainConfig as GrainConfig
-    from datarax.sources import GrainSource as GrainSource
-    from datarax.sources import MemoryConfig as MemoryConfig
-    from datarax.sources import MemorySource as MemorySource
-    from datarax.sources import RangeConfig as RangeConfig
-    from datarax.sources import RangeSource as RangeSource
-    from datarax.sources import TensorStoreConfig as TensorStoreConfig
-    from datarax.sources import TensorStoreSource as TensorStoreSource
-    from datarax.training import TrainingSession as TrainingSession
-    from datarax.transforms import map_batch as map_batch
-    from datarax.transforms import map_records as map_records
-    from datarax.transforms import random_map_batch as random_map_batch
-    from datarax.transforms import random_map_records as random_map_records
+    from datarax.checkpoint import (
+        Checkpointer,
+        SaveConfig,
+    )
+    from datarax.core.config import DataraxModuleConfig
+    from datarax.core.errors import DataraxError
+    from datarax.core.module import (
+        CheckpointableIteratorModule,
+        DataraxModule,
+    )
+    from datarax.grain_pipeline import (
+        GrainPipeline,
+        GrainPipelineConfig,
+    )
+    from datarax.loader import (
+        DataLoader,
+        DataLoaderConfig,
+    )
+    from datarax.order import (
+        OrderPolicy,
+        Remainder,
+    )
+    from datarax.sources import (
+        ArrayRecordConfig,
+        ArrayRecordSource,
+        GrainConfig,
+        GrainSource,
+        MemoryConfig,
+        MemorySource,
+        RangeConfig,
+        RangeSource,
+        TensorStoreConfig,
+        TensorStoreSource,
+    )
+    from datarax.training import TrainingSession
+    from datarax.transforms import (
+        map_batch,
+        map_records,
+        random_map_batch,
+        random_map_records,
+    )
 
 __version__ = "0.1.0"
 
@@ -85,7 +99,35 @@ _HOMES = {
     "random_map_records": "transforms",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "ArrayRecordConfig",
+    "ArrayRecordSource",
+    "CheckpointableIteratorModule",
+    "Checkpointer",
+    "DataLoader",
+    "DataLoaderConfig",
+    "DataraxError",
+    "DataraxModule",
+    "DataraxModuleConfig",
+    "GrainConfig",
+    "GrainPipeline",
+    "GrainPipelineConfig",
+    "GrainSource",
+    "MemoryConfig",
+    "MemorySource",
+    "OrderPolicy",
+    "RangeConfig",
+    "RangeSource",
+    "Remainder",
+    "SaveConfig",
+    "TensorStoreConfig",
+    "TensorStoreSource",
+    "TrainingSession",
+    "map_batch",
+    "map_records",
+    "random_map_batch",
+    "random_map_records",
+]
 
 
 def __getattr__(name: str) -> "Any":

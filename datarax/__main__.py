@@ -5,7 +5,7 @@ off before anything else is imported: a `signal.py` that lies in a run directory
 (PYTHONPATH) stays.
 
 SIGINT gets its default action before anything large is imported: Python's own handler would raise KeyboardInterrupt, and in the
-import of a C extension that aborts the process. From here until a session begins (`training/signals.py`) a signal ends the
+import of a C extension that aborts the process. From here until a session begins (`multihost/signals.py`) a signal ends the
 process; whatever it was doing, the next start can go on from there.
 """
 

@@ -151,6 +151,18 @@ def _in_working_directory(top: str) -> str | None:
     return None if spec is None or spec.loader is None else _place(spec)
 
 
+def only_in_working_directory(top: str) -> bool:
+    """Whether a module is found in the working directory and nowhere else: another host may not have it.
+
+    All finders are asked: what was installed with `pip install -e` is often on no path, and its own finder knows where it lies.
+    """
+    if _in_working_directory(top) is None:
+        return False
+    elsewhere = [entry for entry in sys.path if entry]
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    return not any(finder.find_spec(top, elsewhere if finder is PathFinder else None) for finder in finders)
+
+
 def _place(spec: ModuleSpec) -> str:
     if spec.origin is not None:
         return spec.origin

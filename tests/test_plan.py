@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from datarax.audit.facts import rows_per_process
 from datarax.core.errors import ConfigError
-from datarax.plan import rows_per_process
 from datarax.run_config import MeshSection
 
 ROOT = Path(__file__).parents[1]

@@ -24,8 +24,8 @@ from datarax.audit.history import History
 from datarax.checkpoint import Snapshot
 from datarax.checkpoint.snapshot import item_steps
 from datarax.core.errors import InputError, MismatchError, SnapshotDamagedError, SnapshotNotFoundError
-from datarax.order import Rows, Segment
-from datarax.sources import SourceFile
+from datarax.order import Rows, Segment, Timeline
+from datarax.sources import DataSource, SourceFile
 from datarax.store.files import check_path, sync
 from datarax.training import LOADER_NAME
 
@@ -228,6 +228,37 @@ def _merged(ranges: Sequence[range]) -> list[range]:
     return merged
 
 
+# Of a replay
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of steps, by the timeline that held for them."""
+
+    source: DataSource
+    timeline: Timeline
+
+    def indices(self, steps: range) -> npt.NDArray[np.int64]:
+        """int64[steps, batch size]: the record in each row; -1 in padding. All at once, which is what orders are fast at."""
+        index = self.timeline.rows_at(np.arange(steps.start, steps.stop)).keys.index
+        return index.reshape(len(steps), -1)
+
+    def changed_records(self, step: int) -> list[str]:
+        """The records of a step that are not what the manifest says, with their rows."""
+        (indices,) = self.indices(range(step, step + 1))
+        changed = self.source.changed_among(real(indices))
+        return [
+            f"row {row} is {self.source.name}:{index} ({changed[index]})"
+            for row, index in enumerate(indices.tolist())
+            if index in changed
+        ]
+
+
+def real(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Without the rows that are padding."""
+    return indices[indices >= 0]
+
+
 # As text
 
 COLUMNS = ("step", "row", "source", "index", "epoch", "file", "index_in_file")
@@ -337,4 +368,14 @@ def _picked(names: Sequence[str], number: np.ndarray, show: Callable[[str | None
     return shown[place].tolist()
 
 
-__all__ = ["COLUMNS", "Style", "Summary", "new_file", "parse_interval", "rows_of", "write_table"]
+__all__ = [
+    "COLUMNS",
+    "StepRows",
+    "Style",
+    "Summary",
+    "new_file",
+    "parse_interval",
+    "real",
+    "rows_of",
+    "write_table",
+]

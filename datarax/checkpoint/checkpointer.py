@@ -18,9 +18,9 @@ from typing import Any
 
 from datarax.checkpoint.compose import Modules, named_modules
 from datarax.checkpoint.file_stamps import FileStamps, newest_file_stamps, record_file_stamps
-from datarax.checkpoint.handler import TEMPORARY_SUFFIX
 from datarax.checkpoint.layout import MOST_STEP, RunLayout, local_directory, refuse_wildcards
 from datarax.checkpoint.lock import RunLock
+from datarax.checkpoint.orbax import TEMPORARY_SUFFIX
 from datarax.checkpoint.policy import ChangePolicy
 from datarax.checkpoint.protocols import KeepsStepDigests, Stateful
 from datarax.checkpoint.recorder import Fixed, Recorder
@@ -144,7 +144,7 @@ class Checkpointer:
             return {"facts": facts}
         layout = self._layout
         try:
-            layout.directory.mkdir(parents=True, exist_ok=True)
+            layout.store.make()
             self._lock = RunLock(layout, self._provenance)
             self.notes += clean_up(layout, TEMPORARY_SUFFIX, start=self._lock.start)
             self._recorder.store_texts()
@@ -167,13 +167,13 @@ class Checkpointer:
 
     def _check_shared(self) -> None:
         """Whether this process sees in its directory what process 0 has just written there."""
-        mark = self._layout.starts / f"{self._start}.json"
+        mark = f"starts/{self._start}.json"
         deadline = time.monotonic() + _SHARED_SECONDS  # a network file system may take a moment
-        while not mark.exists():
+        while self._layout.store.stat(mark) is None:
             if time.monotonic() > deadline:
                 raise InputError(
-                    f"the run directory {self._layout.directory} is another one here than on process 0, whose {mark.name} in "
-                    f"starts/ is not to be seen; all processes need one shared directory"
+                    f"the run directory {self._layout.directory} is another one here than on process 0, whose "
+                    f"{self._start}.json in starts/ is not to be seen; all processes need one shared directory"
                 )
             time.sleep(0.05)
 
@@ -320,7 +320,7 @@ class Checkpointer:
         return newest_file_stamps(self._layout)
 
     def record_file_stamps(self, sources: Mapping[str, Any]) -> None:
-        """Keep with this start what the data files look like; process 0 does.
+        """Keep with this start what the data files look like that were opened so far; process 0 does.
 
         Args:
             sources: name of each source -> its stamp, with canonical JSON.
@@ -392,11 +392,10 @@ class Checkpointer:
             Snapshot.open(layout.directory, step)
         newer = [s for s in layout.numbered() if step is None or s > step]
         moved = [s for s in layout.committed() if s in newer]
-        ledger = RunLayout(layout.directory / "ledger").numbered()
-        paths = [layout.step(s) for s in reversed(newer)]
-        paths += [layout.ledger(s) for s in reversed(ledger) if step is None or s > step]
+        ledger = [s for s in layout.numbered("ledger") if step is None or s > step]
+        keys = [*(str(s) for s in reversed(newer)), *(f"ledger/{s}" for s in reversed(ledger))]
         try:
-            set_aside(layout, paths, start=self.start, reason=f"rolled back to step {step}")
+            set_aside(layout, keys, start=self.start, reason=f"rolled back to step {step}")
         except OSError as error:
             raise SaveError(f"the steps after {step} could not be set aside: {reason(error)}") from error
         return moved
@@ -527,11 +526,13 @@ class Checkpointer:
 
     def _make_room(self, step: int) -> bool:
         """Move a numbered directory that never was a step out of the way of one that will be; whether there was one."""
-        path = self._layout.step(step)
-        if not os.path.lexists(path):
+        store = self._layout.store
+        if store.stat(str(step)) is None:
             return False
-        place = set_aside(self._layout, [path], start=self.start, reason="it had no manifest")
-        self.notes.append(f"{path} had no manifest and stood in the way of a save; it is now in {place}")
+        place = set_aside(self._layout, [str(step)], start=self.start, reason="it had no manifest")
+        self.notes.append(
+            f"{store.path(str(step))} had no manifest and stood in the way of a save; it is now in {store.path(place)}"
+        )
         return True
 
 

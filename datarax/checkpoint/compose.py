@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeGuard, cast
 
 import numpy as np
 
 from datarax.checkpoint.layout import PROCESSES_NAME, STEPS_NAME, sha256_hex
 from datarax.checkpoint.protocols import (
+    BatchStream,
     Identified,
     KeepsDigest,
     KeepsStepDigests,
@@ -49,6 +50,15 @@ def named_modules(data: Stateful | Modules) -> dict[str, Stateful]:
 def identities(modules: Modules) -> dict[str, Any]:
     """The identity tree of each module; of a module that offers none, its class."""
     return {name: _identity(module) for name, module in modules.items()}
+
+
+def identities_as_recorded(modules: Modules, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Today's identity of each stream that is recorded, made by the versions that made the recorded one."""
+    return {
+        name: module.identity(recorded=recorded[name])
+        for name, module in modules.items()
+        if _is_plain(module) and name in recorded
+    }
 
 
 def _identity(module: Stateful) -> Any:
@@ -135,13 +145,20 @@ def fix_data(modules: Modules, *, alone: bool) -> FixedData:
             contributions[name] = module.contribution()
             encoded = None
         else:
-            encoded = encode(state, name)
+            encoded = _recorded(module, state, name)
         if isinstance(module, KeepsStepDigests):
             first, keys, values, has_bytes = module.take_step_digests()
             steps = StepRange(first_step=first, count=len(keys), has_bytes=has_bytes, offset=offset)
             blocks.append((keys, values))
             offset += len(keys)
-        loaders[name] = LoaderRecord(scope=scope, state=encoded, digest=_digest(module), steps=steps)
+        loaders[name] = LoaderRecord(
+            scope=scope,
+            state=encoded,
+            plain=_is_plain(module),
+            digest=_digest(module),
+            steps=steps,
+            lanes=None,
+        )
     return FixedData(loaders, contributions, pack_steps(blocks), positions)
 
 
@@ -175,7 +192,7 @@ def merge_data(modules: Modules, own: FixedData, others: Iterable[bytes]) -> Mer
                 total, digest = module.combined([share["contribution"] for share in each])
             except ValueError as error:
                 raise DisagreementError(f"the state of the data {name!r}: {error}") from error
-            one = replace(one, state=encode(total, name), digest=digest)
+            one = replace(one, state=_recorded(module, total, name), digest=digest)
         if one.steps is not None:
             one = replace(one, steps=replace(one.steps, has_bytes=all(share["has_bytes"] for share in each)))
         loaders[name] = one
@@ -185,6 +202,17 @@ def merge_data(modules: Modules, own: FixedData, others: Iterable[bytes]) -> Mer
     if single[0]:
         files[PROCESSES_NAME] = pack_processes(single, len(shares))
     return MergedData(loaders, files)
+
+
+def _is_plain(module: Any) -> TypeGuard[BatchStream]:
+    return hasattr(module, "state_format")
+
+
+def _recorded(module: Stateful, state: Mapping[str, Any], name: str) -> Any:
+    """What a record holds of a state: of a plain one all but its identity and part, for the record is about all rows."""
+    if _is_plain(module):
+        return {key: value for key, value in state.items() if key not in ("identity", "part")}
+    return encode(state, name)
 
 
 def _scope(module: Stateful) -> Literal["global", "process"]:

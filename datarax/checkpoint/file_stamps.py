@@ -13,7 +13,7 @@ from typing import Any
 
 from datarax.checkpoint.layout import RunLayout, numbers_in
 from datarax.core.tree import canonical_json
-from datarax.store.files import parse_json, sync, write_new
+from datarax.store.files import parse_json
 
 _SUFFIX = ".files.json"
 
@@ -44,14 +44,14 @@ def all_file_stamps(layout: RunLayout) -> list[FileStamps]:
 
 def _recorded(layout: RunLayout) -> list[int]:
     try:
-        return sorted(numbers_in(layout.starts, _SUFFIX))
+        return sorted(numbers_in(layout.store, "starts", _SUFFIX))
     except OSError:
         return []
 
 
 def _read(layout: RunLayout, number: int) -> FileStamps:
     try:
-        sources = parse_json(layout.read(layout.starts / f"{number}{_SUFFIX}"))["sources"]
+        sources = parse_json(layout.read(f"starts/{number}{_SUFFIX}"))["sources"]
         canonical_json(sources)  # what cannot be written was not written by us, and could not be compared
         stamps = {name: stamp for name, stamp in sources.items() if isinstance(stamp.get("files"), dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -59,8 +59,18 @@ def _read(layout: RunLayout, number: int) -> FileStamps:
     return FileStamps(number, stamps)
 
 
+def first_start_ns(layout: RunLayout) -> int | None:
+    """When the run was first started, in ns since 1970; 0 if nobody can say, None if it never was."""
+    try:
+        numbers = numbers_in(layout.store, "starts", ".json")
+        tree = parse_json(layout.read(f"starts/{min(numbers)}.json")) if numbers else None
+        return None if tree is None else int(tree["unix_seconds"] * 10**9)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def record_file_stamps(layout: RunLayout, start: int, sources: Mapping[str, Any]) -> None:
-    """Writes `starts/<start>.files.json`, unless the newest one there says the same.
+    """Writes `starts/<start>.files.json`, again where this start wrote one; not if the newest one there says the same.
 
     Raises:
         OSError: if it cannot be written.
@@ -68,5 +78,5 @@ def record_file_stamps(layout: RunLayout, start: int, sources: Mapping[str, Any]
     newest = newest_file_stamps(layout)
     if newest is not None and canonical_json(newest.sources) == canonical_json(sources):
         return
-    write_new(layout.starts / f"{start}{_SUFFIX}", canonical_json({"sources": sources}) + b"\n")
-    sync(layout.starts)
+    text = canonical_json({"sources": sources}) + b"\n"
+    layout.store.write(f"starts/{start}{_SUFFIX}", text)

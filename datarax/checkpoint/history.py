@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from datarax.checkpoint.record import HistoryEntry
 from datarax.core.tree import canonical_json
@@ -21,8 +22,8 @@ class Lineage:
     """The history that the next record of this writer gets."""
 
     entries: list[HistoryEntry] = field(default_factory=list)
-    change: tuple[int, Mapping[str, int | None]] | None = None
-    """`(from_step, positions)` of an identity change that no record holds yet."""
+    change: Mapping[str, Any] | None = None
+    """`from_step`, `positions` and `reason` of a change of the identity that no record holds yet."""
 
     def advanced(
         self, identity: str, config: str | None, positions: Mapping[str, int | None]
@@ -36,14 +37,10 @@ class Lineage:
         """
         if not self.entries:
             begin = {name: None if position is None else 0 for name, position in positions.items()}
-            return [HistoryEntry(from_step=0, identity=identity, config=config, positions=begin)]
+            return [HistoryEntry(from_step=0, identity=identity, config=config, positions=begin, reason=None)]
         if self.change is None:
             return list(self.entries)
-        from_step, at = self.change
-        return [
-            *self.entries,
-            HistoryEntry(from_step=from_step, identity=identity, config=config, positions=at),
-        ]
+        return [*self.entries, HistoryEntry(identity=identity, config=config, **self.change)]
 
 
 def entries_to_bytes(entries: Sequence[HistoryEntry]) -> bytes:

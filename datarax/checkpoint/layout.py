@@ -1,6 +1,6 @@
-"""Where everything of a run lies on disk.
+"""Where everything of a run lies: the store that holds it, and the paths in it.
 
-`checkpoints/README.md` describes each file. Knows paths and bytes, not what the bytes mean.
+`checkpoints/README.md` describes each file. Knows keys, paths and bytes, not what the bytes mean.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from datarax.core.errors import ConfigError, InputError, ReadError
-from datarax.store.files import check_path, make_directory, open_file, read_file, sync, write_whole
+from datarax.store import LocalStore, Store
+from datarax.store.files import check_path
 
 MANIFEST_NAME = "manifest.json"
 DATA_ITEM = "data"
 MODEL_ITEM = "model"
 RECORD_NAME = "record.json"
+STATE_NAME = "state.json"
 STEPS_NAME = "steps.bin"
 PROCESSES_NAME = "processes.json"
 COMMIT_MARK_NAME = "commit_success.txt"
@@ -30,12 +33,13 @@ _WILDCARDS = "*?[\\"
 _MOST_BYTES = {
     MANIFEST_NAME: 1 << 28,
     RECORD_NAME: 1 << 16,
+    STATE_NAME: 1 << 28,
     STEPS_NAME: 1 << 30,
     PROCESSES_NAME: 1 << 28,
     "identity": 1 << 26,
     "history": 1 << 26,
     "configs": 1 << 24,
-    "starts": 1 << 20,
+    "starts": 1 << 28,
     "lock": 1 << 16,
 }
 """What a file of this name, or in a directory of this name, may hold: far more than any was ever written with."""
@@ -53,10 +57,15 @@ _MOST_COUNTED = 10**15 - 1
 
 @dataclass(frozen=True)
 class RunLayout:
-    """The paths of one run directory."""
+    """One run directory."""
 
     directory: Path
     """Absolute path of the run."""
+
+    @cached_property
+    def store(self) -> Store:
+        """What all our files of the run are read from and written to."""
+        return LocalStore(self.directory)
 
     def step(self, step: int) -> Path:
         """The directory of a committed step."""
@@ -78,10 +87,6 @@ class RunLayout:
         """The resolved run config with this digest."""
         return self.directory / "configs" / f"{sha256}.toml"
 
-    def ledger(self, step: int) -> Path:
-        """The data item of a step that retention deleted."""
-        return self.directory / "ledger" / str(step)
-
     @property
     def lock(self) -> Path:
         """The file that the one writer holds locked."""
@@ -102,27 +107,25 @@ class RunLayout:
         """What other processes hand to process 0 for the snapshot that is being saved; never part of one."""
         return self.directory / "parts"
 
-    @property
-    def set_aside(self) -> Path:
-        """Steps that a rollback took out of the run without deleting them."""
-        return self.directory / "set_aside"
+    def key(self, path: Path) -> str:
+        """The key of a path of the run in its store."""
+        return path.relative_to(self.directory).as_posix()
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: Path | str) -> bytes:
         """All of a file of the run.
 
         Raises:
             OSError: if it cannot be read, lies outside of the run behind a link, is no file, or is larger than any such file.
         """
-        most = _MOST_BYTES.get(path.name) or _MOST_BYTES[path.relative_to(self.directory).parts[0]]
-        return read_file(path, most, root=self.directory)
+        key = path if isinstance(path, str) else self.key(path)
+        place, _, name = key.rpartition("/")
+        most = _MOST_BYTES.get(name) or _MOST_BYTES[place.partition("/")[0] or name]
+        return self.store.read(key, most)
 
     def has(self, path: Path) -> bool:
         """Whether there is such a file of the run: neither a link nor reached through one."""
-        try:
-            os.close(open_file(path, root=self.directory))
-        except OSError:
-            return False
-        return True
+        entry = self.store.stat(self.key(path))
+        return entry is not None and entry.kind == "file"
 
     def write_addressed(self, path: Path, data: bytes) -> bool:
         """Write a file named by its content, unless it is there already and whole; durable with its directory.
@@ -133,37 +136,33 @@ class RunLayout:
         with contextlib.suppress(OSError):  # what is there and cannot be read is written again
             if self.read(path) == data:
                 return False
-        make_directory(path.parent)
-        write_whole(path, data)
-        sync(self.directory)
+        self.store.write(self.key(path), data)
         return True
 
-    def numbered(self) -> list[int]:
+    def numbered(self, place: str = "") -> list[int]:
         """All directories named as a step, committed or not, ascending.
+
+        Args:
+            place: where, in the run: "" or "ledger".
 
         Raises:
             InputError: if something else is there than a directory, or nothing can be under such a name.
             ReadError: if the run is there and cannot be listed.
         """
         try:
-            entries = list(os.scandir(self.directory))
-        except FileNotFoundError:
-            return []
+            entries = self.store.list(place)
         except OSError as error:
             kind = InputError if error.errno in _NO_DIRECTORY else ReadError
             raise kind(f"the run directory {self.directory} cannot be listed: {error.strerror}") from error
-        return sorted(
-            int(e.name) for e in entries if is_step_name(e.name) and e.is_dir(follow_symlinks=False)
-        )
+        return sorted(int(e.name) for e in entries if e.kind == "directory" and is_step_name(e.name))
 
     def committed(self) -> list[int]:
         """All committed steps, ascending: numbered directories that hold a manifest."""
-        return [step for step in self.numbered() if os.path.lexists(self.manifest(step))]
+        return [step for step in self.numbered() if self.is_committed(step)]
 
     def is_committed(self, step: int) -> bool:
         """Whether `committed` has this step; the other ones are not looked at."""
-        directory = self.step(step)
-        return directory.is_dir() and not directory.is_symlink() and os.path.lexists(self.manifest(step))
+        return self.store.stat(f"{step}/{MANIFEST_NAME}") is not None
 
 
 def local_directory(directory: str | os.PathLike[str]) -> Path:
@@ -222,31 +221,28 @@ def is_step_name(name: str) -> bool:
     return _STEP_NAME.fullmatch(name) is not None and int(name) <= MOST_STEP
 
 
-def numbers_in(directory: Path, suffix: str = "") -> list[int]:
-    """The numbers, in no order, by which starts or places are named in a directory; other names are passed over.
+def numbers_in(store: Store, place: str, suffix: str = "") -> list[int]:
+    """The numbers by which starts or places are named in a directory; other names are passed over.
 
     Raises:
-        OSError: if the directory is there and cannot be listed.
+        OSError: if the directory is there and cannot be listed, or is none.
     """
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return []
+    names = (entry.name for entry in store.list(place))
     stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
     return [int(stem) for stem in stems if is_step_name(stem) and int(stem) <= _MOST_COUNTED]
 
 
-def next_number(directory: Path, suffix: str = "") -> int:
+def next_number(store: Store, place: str, suffix: str = "") -> int:
     """The number after all in a directory, 1 for the first; see `numbers_in`.
 
     Raises:
         InputError: if there is none.
     """
-    last = max(numbers_in(directory, suffix), default=0)
+    last = max(numbers_in(store, place, suffix), default=0)
     if last >= _MOST_COUNTED:
         raise InputError(
-            f"{directory / f'{last}{suffix}'} has the last number that is counted, and no run has come so far: somebody has "
-            f"put it there; move it out of {directory} and go on"
+            f"{store.path(f'{place}/{last}{suffix}')} has the last number that is counted, and no run has come so far: "
+            f"somebody has put it there; move it out of {store.path(place)} and go on"
         )
     return last + 1
 

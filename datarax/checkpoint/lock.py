@@ -8,10 +8,10 @@ first: a writer that finds a higher number than its own commits nothing more.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import time
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from typing import Any
 from datarax.checkpoint.layout import RunLayout, next_number, numbers_in
 from datarax.core.errors import InputError, RunLockedError, RunLostError
 from datarax.core.tree import canonical_json
-from datarax.store.files import is_same_file, make_directory, parse_json, sync, take_lock, write_new
+from datarax.store.files import parse_json
 
 _SUFFIX = ".json"
-_open_locks: weakref.WeakSet[RunLock] = weakref.WeakSet()
 
 
 class RunLock:
@@ -42,24 +41,25 @@ class RunLock:
 
     def __init__(self, layout: RunLayout, provenance: Mapping[str, Any] | None = None) -> None:
         self._layout = layout
-        self._descriptor: int | None = _locked_descriptor(layout.lock)
-        _open_locks.add(self)
+        try:
+            self._lease = layout.store.lease("lock")
+        except BlockingIOError:
+            raise RunLockedError(_held_text(layout.lock)) from None
+        except OSError as error:
+            raise InputError(
+                f"cannot lock {layout.lock}: {error.strerror}; the run must lie where you may write, on a file system with "
+                "flock"
+            ) from error
         try:
             self.start = self._take_start(provenance or {})
-            self._write_holder()
+            self._lease.write(canonical_json(self._holder(self.start)) + b"\n")
         except BaseException:
             self.release()
             raise
 
     def release(self) -> None:
         """Let the next writer in. The file stays; its content says who was last."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def forget_in_child(self) -> None:
-        """Close the descriptor in a forked child, which would otherwise keep the lock after its parent's death."""
-        self.release()
+        self._lease.release()
 
     def superseded_by(self) -> int | None:
         """The number of a later start, or None if this is the latest."""
@@ -73,8 +73,8 @@ class RunLock:
             RunLostError: if the directory, its lock or the file of this start is gone, or is not the one that was locked.
         """
         run, numbers = self._layout.directory, self._numbers()
-        is_locked = self._descriptor is not None and is_same_file(self._descriptor, self._layout.lock)
-        if max(numbers, default=0) <= self.start and not (is_locked and self.start in numbers):
+        is_there = self.start in numbers and self._lease.is_held()
+        if max(numbers, default=0) <= self.start and not is_there:
             raise RunLostError(
                 f"the run {run} is not the directory any more that start {self.start} has locked: it, or its lock or starts/, "
                 f"was deleted, moved or replaced while the run was going on. Nothing more is written there; the snapshots are "
@@ -83,20 +83,22 @@ class RunLock:
 
     def _numbers(self) -> list[int]:
         """The numbers of all starts; none if something else than a directory of the run lies in the place of theirs."""
-        with contextlib.suppress(NotADirectoryError):
-            if not self._layout.starts.is_symlink():
-                return start_numbers(self._layout)
-        return []
+        try:
+            return start_numbers(self._layout)
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                return []
+            raise
 
     def _take_start(self, provenance: Mapping[str, Any]) -> int:
-        make_directory(self._layout.starts)
+        store = self._layout.store
+        store.make("starts")
         while True:
-            number = next_number(self._layout.starts, _SUFFIX)
+            number = next_number(store, "starts", _SUFFIX)
             content = {**self._holder(number), "provenance": dict(provenance)}
             # A number taken in the meantime belongs to a writer that this file system's locks did not stop.
             with contextlib.suppress(FileExistsError):
-                write_new(self._layout.starts / f"{number}{_SUFFIX}", canonical_json(content) + b"\n")
-                sync(self._layout.starts)
+                store.write(f"starts/{number}{_SUFFIX}", canonical_json(content) + b"\n", if_absent=True)
                 return number
 
     def _holder(self, number: int) -> dict[str, Any]:
@@ -107,15 +109,10 @@ class RunLock:
             "unix_seconds": time.time(),
         }
 
-    def _write_holder(self) -> None:
-        assert self._descriptor is not None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, canonical_json(self._holder(self.start)) + b"\n", 0)
-
 
 def start_numbers(layout: RunLayout) -> list[int]:
     """The numbers of all starts of a run, in no order."""
-    return numbers_in(layout.starts, _SUFFIX)
+    return numbers_in(layout.store, "starts", _SUFFIX)
 
 
 def is_held_on_this_machine(path: Path) -> bool | None:
@@ -147,28 +144,9 @@ def read_holder(path: Path) -> Mapping[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _locked_descriptor(path: Path) -> int:
-    try:
-        return take_lock(path)
-    except BlockingIOError:
-        raise RunLockedError(_held_text(path)) from None
-    except OSError as error:
-        raise InputError(
-            f"cannot lock {path}: {error.strerror}; the run must lie where you may write, on a file system with flock"
-        ) from error
-
-
 def _held_text(path: Path) -> str:
     holder = read_holder(path)
     who = "another process"
     if holder:
         who = f"process {holder.get('pid')} on host {holder.get('host')} (start {holder.get('start')})"
     return f"the run {path.parent} is being written by {who}; wait for it to end, stop it, or use another directory"
-
-
-def _forget_all_in_child() -> None:
-    for lock in list(_open_locks):
-        lock.forget_in_child()
-
-
-os.register_at_fork(after_in_child=_forget_all_in_child)

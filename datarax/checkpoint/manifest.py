@@ -6,19 +6,21 @@ was written. It also keeps what Orbax does not: the kind, dtype and shape of eve
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datarax.checkpoint.model_item import LeafSpec
 from datarax.core.config import Natural, from_tree
 from datarax.core.tree import canonical_json, reader_of
-from datarax.store.files import open_file, parse_json, sync
+from datarax.store import Store
+from datarax.store.files import parse_json
+
+T = TypeVar("T")
 
 MANIFEST_FORMAT = 1
 """Raise this when the meaning of a field of `manifest.json` changes, add a reader to the table below, and golden snapshots
@@ -104,56 +106,76 @@ def _checksum(body: Any) -> str:
     return hashlib.sha256(canonical_json(body)).hexdigest()
 
 
-def seal_item(directory: Path, *, limit_bytes: int | None = None) -> dict[str, FileEntry]:
+def seal_item(store: Store, item: str, *, limit_bytes: int | None = None) -> dict[str, FileEntry]:
     """Make every file and directory of an item durable and measure the files.
 
     Orbax syncs none of the files that it writes itself, so a power cut after the commit could leave them empty.
 
     Args:
-        directory: the item.
+        store: of the run.
+        item: the key of the item's directory.
         limit_bytes: record only sizes if the files together are larger than this.
 
     Returns:
-        Path relative to `directory` (with `/`) -> file, in path order.
+        Path relative to the item (with `/`) -> file, in path order.
     """
-    paths, directories = _walk(directory)
-    sizes = [path.stat().st_size for path in paths]
-    hashed = limit_bytes is None or sum(sizes) <= limit_bytes
-    with ThreadPoolExecutor(_HASH_THREADS, "datarax-seal") as pool:
-        # A pool costs more than it brings for the few small files of a data item.
-        run = map if sum(sizes) < _BLOCK_BYTES and len(paths) < 8 else pool.map
-        digests: list[str | None] = list(run(_seal_file if hashed else sync, paths))
-    for path in reversed(directories):
-        sync(path)
-    names = [path.relative_to(directory).as_posix() for path in paths]
-    return {name: FileEntry(size, digest) for name, size, digest in zip(names, sizes, digests, strict=True)}
+    directories, files = _walk(store, item)
+    sizes = {key: _size(store, key) for key in files}
+    total = sum(sizes.values())
+    hashed = limit_bytes is None or total <= limit_bytes
+
+    def seal(key: str) -> str | None:
+        digest = store.sha256(key) if hashed else None
+        store.sync(key)
+        return digest
+
+    # A pool costs more than it brings for the few small files of a data item.
+    digests = _each(seal, files, alone=total < _BLOCK_BYTES and len(files) < 8)
+    for key in reversed(directories):
+        store.sync(key)
+    return {
+        key.removeprefix(f"{item}/"): FileEntry(sizes[key], digest)
+        for key, digest in zip(files, digests, strict=True)
+    }
 
 
 def check_item(
-    directory: Path, files: Mapping[str, FileEntry], *, share: tuple[int, int] = (0, 1), root: Path
+    store: Store, item: str, files: Mapping[str, FileEntry], *, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
     """Compare the files of an item with the manifest.
 
     Args:
-        directory: the item.
+        store: of the run.
+        item: the key of the item's directory.
         files: what the manifest lists.
         share: `(i, n)`: of the listed files only each n-th from the i-th on.
-        root: the run: what lies behind a link below it does not count.
 
     Returns:
         One sentence per file that is missing, changed or not listed, naming it relative to the step; [] if all match.
     """
-    with ThreadPoolExecutor(_HASH_THREADS, "datarax-check") as pool:
-        own = sorted(files.items())[share[0] :: share[1]]
-        jobs = [pool.submit(_check_file, directory, name, entry, root) for name, entry in own]
-        problems = [problem for job in jobs if (problem := job.result())]
-    if os.path.realpath(directory) != os.path.join(os.path.realpath(root), directory.relative_to(root)):
-        # What it leads to is not looked at: that may be the whole disk.
-        return [*problems, f"{directory.name}: it, or a directory on the way, is a link"]
-    listed = set(files)
-    found = [path.relative_to(directory).as_posix() for path in _walk(directory)[0]]
-    problems += [f"{directory.name}/{name}: is not in the manifest" for name in found if name not in listed]
-    return problems
+    shown = item.rpartition("/")[2]
+
+    def check(name: str) -> str | None:
+        problem = _file_problem(store, f"{item}/{name}", files[name])
+        return problem and f"{shown}/{name}: {problem}"
+
+    names = sorted(files)[share[0] :: share[1]]
+    problems = [problem for problem in _each(check, names) if problem]
+    try:
+        found = [key.removeprefix(f"{item}/") for key in _walk(store, item)[1]]
+    except NotADirectoryError:
+        # What a link leads to is not looked at: that may be the whole disk.
+        return [*problems, f"{shown}: it, or a directory on the way, is a link"]
+    except OSError as error:
+        return [*problems, f"{shown}: cannot be listed ({error.strerror})"]
+    return problems + [f"{shown}/{name}: is not in the manifest" for name in found if name not in files]
+
+
+def _each(do: Callable[[str], T], keys: Sequence[str], *, alone: bool = False) -> list[T]:
+    if alone:
+        return [do(key) for key in keys]
+    with ThreadPoolExecutor(_HASH_THREADS, "datarax-hash") as pool:
+        return list(pool.map(do, keys))
 
 
 def check_bytes(data: bytes, entry: FileEntry | None) -> str | None:
@@ -167,43 +189,34 @@ def check_bytes(data: bytes, entry: FileEntry | None) -> str | None:
     return None
 
 
-def _check_file(directory: Path, name: str, entry: FileEntry, root: Path) -> str | None:
-    path, shown = directory / name, f"{directory.name}/{name}"
+def _file_problem(store: Store, key: str, entry: FileEntry) -> str | None:
     try:
-        with open(open_file(path, root=root), "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry.size:
-                return f"{shown}: has {size} bytes, was written with {entry.size}"
-            if entry.sha256 is not None and _hash_file(file) != entry.sha256:
-                return f"{shown}: its content has changed since it was written (SHA-256 differs)"
+        size = _size(store, key)
+        if size != entry.size:
+            return f"has {size} bytes, was written with {entry.size}"
+        if entry.sha256 is not None and store.sha256(key) != entry.sha256:
+            return "its content has changed since it was written (SHA-256 differs)"
     except FileNotFoundError:
-        return f"{shown}: is missing"
+        return "is missing"
     except OSError as error:
-        return f"{shown}: cannot be read ({error.strerror})"
+        return f"cannot be read ({error.strerror})"
     return None
 
 
-def _walk(directory: Path) -> tuple[list[Path], list[Path]]:
-    files: list[Path] = []
-    directories: list[Path] = []
-    for parent, below, names in os.walk(directory):
-        directories.append(Path(parent))
-        files += [Path(parent, name) for name in names]
-        files += [Path(parent, name) for name in below if os.path.islink(os.path.join(parent, name))]
-    return sorted(files), directories
+def _size(store: Store, key: str) -> int:
+    entry = store.stat(key)
+    if entry is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), store.path(key))
+    if entry.kind != "file" or entry.size is None:
+        raise OSError(errno.EINVAL, "it, or a directory on the way, is a link or no file", store.path(key))
+    return entry.size
 
 
-def _seal_file(path: Path) -> str:
-    with open(path, "rb", buffering=0) as file:
-        digest = _hash_file(file)
-    sync(path)
-    return digest
-
-
-def _hash_file(file: io.FileIO) -> str:
-    # hashlib lets go of the interpreter lock for blocks of this size, so the pool hashes in parallel.
-    digest, block = hashlib.sha256(), bytearray(_BLOCK_BYTES)
-    view = memoryview(block)
-    while count := file.readinto(view):
-        digest.update(view[:count])
-    return digest.hexdigest()
+def _walk(store: Store, directory: str) -> tuple[list[str], list[str]]:
+    """All directories from this one on, and all else in them."""
+    directories: list[str] = [directory]
+    files: list[str] = []
+    for above in directories:
+        for entry in store.list(above):
+            (directories if entry.kind == "directory" else files).append(entry.key)
+    return directories, sorted(files)

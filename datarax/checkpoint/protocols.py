@@ -71,6 +71,19 @@ class KeepsDigest(Protocol):
 
 
 @runtime_checkable
+class ReadsRecords(Protocol):
+    """A module that takes states as records of any version hold them. Every `DataraxModule` does."""
+
+    def recorded_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state in the form that `set_state` takes, for whoever has compared identities.
+
+        Raises:
+            ValueError: if it is none of this module's.
+        """
+        ...
+
+
+@runtime_checkable
 class AnswersForItsPast(Protocol):
     """A module that can say which records earlier steps had, also those that another recipe made."""
 
@@ -109,13 +122,19 @@ class SumsOverProcesses(Protocol):
 
 
 @runtime_checkable
-class BatchStream(Stateful, Identified, KeepsStepDigests, KeepsDigest, Protocol):
+class BatchStream(Stateful, ReadsRecords, Identified, KeepsStepDigests, KeepsDigest, Protocol):
     """What a training session takes its batches from: a `DataLoader`, or a pipeline of another library in our envelope."""
 
     idx: Any
     """Variable: batches handed over, an int; also the step of the next batch."""
     metrics: Any
     """Counters (batches, rows, seconds waited) of what was handed over since it was opened."""
+    state_format: int
+    """Of `get_state()`, which has JSON and says of what identity it is."""
+
+    def identity(self, *, recorded: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """As in `Identified`; made by the versions of the rules that made `recorded`, where that is given."""
+        ...
 
     @property
     def num_steps(self) -> int | None:
@@ -152,7 +171,9 @@ class AddressableStream(BatchStream, Protocol):
         """`Slots`: the rows of a batch that are read here, and those that count here."""
         ...
 
-    def identity(self, *, sample: bool = True) -> Mapping[str, Any]:
+    def identity(
+        self, *, sample: bool = True, recorded: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
         """As in `Identified`; without `sample` no record is read."""
         ...
 

@@ -1,4 +1,4 @@
-"""What a snapshot says about the data: `record.json`, `steps.bin` and `processes.json`, as values and as bytes.
+"""What a snapshot says about the data: `record.json`, `state.json`, `steps.bin` and `processes.json`, as values and as bytes.
 
 Knows nothing of directories, Orbax and modules. `checkpoints/README.md` describes the fields. The tables at the end say
 which reader reads which format; a reader of an earlier one stays for ever and gives today's form.
@@ -14,17 +14,21 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from datarax.checkpoint.layout import RECORD_NAME, STATE_NAME
 from datarax.core.config import Limit, Natural, Positive, Sha256, from_tree
 from datarax.core.errors import ConfigError, SaveError
 from datarax.core.tree import canonical_json, reader_of
 from datarax.store.files import parse_json
 
-SNAPSHOT_FORMAT = 1
-"""Raise this when the meaning of a field of `record.json`, `steps.bin`, `processes.json` or `history/` changes, or of a mark
-in encoded states; add a reader to each table below, and golden snapshots with `make golden`."""
+SNAPSHOT_FORMAT = 2
+"""Raise this when the meaning of a field of `record.json`, `state.json`, `steps.bin`, `processes.json` or `history/` changes,
+or of a mark in encoded states; add a reader to each table below, and golden snapshots with `make golden`."""
 
 RECORD_LIMIT_BYTES = 4096
 """A record never grows with the position, the dataset or the number of processes; this is where it would show."""
+
+STATE_LIMIT_BYTES = 1 << 20
+"""Of the states of all modules together: statistics fit, data and index lists do not."""
 
 
 def _is_digest(tree: Mapping[str, Any]) -> bool:
@@ -68,6 +72,8 @@ class HistoryEntry:
     """Digest of the resolved config, or None."""
     positions: Mapping[str, Natural | None] = field(default_factory=dict)
     """Position of each loader at `from_step`, in rows; None for a module without one."""
+    reason: str | None
+    """Why another entry begins here, for people; None for the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +83,15 @@ class LoaderRecord:
     scope: Literal["global", "process"]
     """`global`: the state is in `state`. `process`: it is in `processes.json`, one part per process."""
     state: Any
-    """The encoded state, or None where `scope` is `process`."""
+    """The state, or None where it is in another file."""
+    plain: bool
+    """Whether the state is the module's own JSON, without its `identity`, which the record's says; else it is encoded."""
     digest: DigestTree | None = None
     """Digest of everything delivered, if the module keeps one."""
     steps: StepRange | None = None
     """Digests of single steps since the last committed snapshot, if the module keeps them."""
+    lanes: Any
+    """Which part of `lanes.bin` belongs to it: the cursors of a stream whose stages change the number of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,43 +109,47 @@ class Record:
     loaders: Mapping[str, LoaderRecord]
     earlier_history: Sha256 | None = None
     """Digest of the file with the entries before those in `history`; None if there are none."""
+    metrics: Mapping[str, float | int] | None
+    """Metrics of the step, by which snapshots may be ranked."""
+    edits: Any
+    """Changes of the recipe in mid-run: the digest of their chain, and the newest of them."""
+    bad_records: Any
+    """Records whose slots were masked: how many, and the digest of their list."""
     format: int = SNAPSHOT_FORMAT
     """The format of the file that this was read from, and of those that it names: `steps.bin` and the earlier history."""
 
-    def to_bytes(self) -> bytes:
-        """Canonical JSON, at most `RECORD_LIMIT_BYTES`.
+    def to_files(self) -> dict[str, bytes]:
+        """`record.json`, at most `RECORD_LIMIT_BYTES` of canonical JSON, and `state.json` if states are too large for it.
 
         Raises:
-            SaveError: if it is larger, naming what is large.
+            SaveError: if one of them is larger than allowed, naming what is large.
         """
-        data = canonical_json(
-            {
-                "format": SNAPSHOT_FORMAT,
-                "step": self.step,
-                "previous": self.previous,
-                "identity": self.identity,
-                "config": self.config,
-                "start": self.start,
-                "history": [vars(entry) for entry in self.history],
-                "earlier_history": self.earlier_history,
-                "loaders": {name: _loader_tree(loader) for name, loader in self.loaders.items()},
-            }
-        )
-        if len(data) > RECORD_LIMIT_BYTES:
-            raise SaveError(self._too_large(len(data)))
-        return data
-
-    def _too_large(self, size: int) -> str:
-        parts = {
-            f"the state of {name!r}": canonical_json(loader.state) for name, loader in self.loaders.items()
+        data = self._to_bytes()
+        if len(data) <= RECORD_LIMIT_BYTES:
+            return {RECORD_NAME: data}
+        states = {name: loader.state for name, loader in self.loaders.items() if loader.state is not None}
+        without = {name: replace(loader, state=None) for name, loader in self.loaders.items()}
+        files = {
+            RECORD_NAME: replace(self, loaders=without)._to_bytes(),
+            STATE_NAME: canonical_json({"format": SNAPSHOT_FORMAT, "states": states}),
         }
-        parts["the history"] = canonical_json([vars(entry) for entry in self.history])
-        worst = max(parts, key=lambda part: len(parts[part]))
-        return (
-            f"the record of step {self.step} would have {size} bytes, allowed are {RECORD_LIMIT_BYTES}; the largest part is "
-            f"{worst} with {len(parts[worst])} bytes. A module whose state is large belongs in the process part: leave its "
-            'state_scope at "process", and keep data and index lists out of its state'
-        )
+        parts = {f"the state of {name!r}": len(canonical_json(state)) for name, state in states.items()}
+        parts["the history"] = len(canonical_json([vars(entry) for entry in self.history]))
+        worst = max(parts, key=lambda part: parts[part])
+        for (name, content), most in zip(files.items(), (RECORD_LIMIT_BYTES, STATE_LIMIT_BYTES), strict=True):
+            if len(content) > most:
+                raise SaveError(
+                    f"{name} of step {self.step} would have {len(content)} bytes, allowed are {most}; the largest part is "
+                    f"{worst} with {parts[worst]} bytes. A module whose state is large belongs in the process part: leave its "
+                    'state_scope at "process", and keep data and index lists out of its state'
+                )
+        return files
+
+    def _to_bytes(self) -> bytes:
+        tree = {name: value for name, value in vars(self).items() if name != "format"}
+        tree["history"] = [vars(entry) for entry in self.history]
+        tree["loaders"] = {name: _loader_tree(loader) for name, loader in self.loaders.items()}
+        return canonical_json({**tree, "format": SNAPSHOT_FORMAT})
 
     @staticmethod
     def from_bytes(data: bytes) -> Record:
@@ -180,11 +194,33 @@ def _read(tree: dict[str, Any], reader: Callable[[dict[str, Any]], Record]) -> R
         raise ValueError(f"it has other fields than format {tree['format']}: {error}") from error
 
 
+def _record_v2(tree: dict[str, Any]) -> Record:
+    record = from_tree(Record, tree)
+    later = {"edits": record.edits, "bad_records": record.bad_records}
+    later.update({f"lanes of {name!r}": loader.lanes for name, loader in record.loaders.items()})
+    for what, said in later.items():
+        if said is not None:
+            raise ValueError(
+                f"it holds {what}, which this version cannot follow; use the version that wrote it"
+            )
+    return record
+
+
 def _record_v1(tree: dict[str, Any]) -> Record:
-    return from_tree(Record, tree)
+    new = {
+        "history": [{**entry, "reason": None} for entry in tree["history"]],
+        "loaders": {
+            name: {**loader, "plain": False, "lanes": None} for name, loader in tree["loaders"].items()
+        },
+    }
+    return _record_v2({**tree, **new, "metrics": None, "edits": None, "bad_records": None})
 
 
 def _history_v1(entries: Any) -> list[HistoryEntry]:
+    return _history_v2([{**entry, "reason": None} for entry in entries])
+
+
+def _history_v2(entries: Any) -> list[HistoryEntry]:
     return [from_tree(HistoryEntry, entry) for entry in entries]
 
 
@@ -285,7 +321,24 @@ def _processes_v1(tree: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     return said.parts
 
 
-_RECORD_READERS: dict[int, Callable[[dict[str, Any]], Record]] = {1: _record_v1}
-_HISTORY_READERS: dict[int, Callable[[Any], list[HistoryEntry]]] = {1: _history_v1}
-_STEPS_READERS = {1: _steps_v1}
-_PROCESSES_READERS = {1: _processes_v1}
+def read_states(data: bytes) -> Mapping[str, Any]:
+    """What `state.json` holds: module name -> its state, as in `LoaderRecord.state`.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    tree = _object(data)
+    return reader_of(tree.get("format"), _STATES_READERS)(tree)
+
+
+def _states_v2(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(states := tree.get("states"), dict):
+        raise ValueError("it holds no states")
+    return states
+
+
+_RECORD_READERS: dict[int, Callable[[dict[str, Any]], Record]] = {1: _record_v1, 2: _record_v2}
+_HISTORY_READERS: dict[int, Callable[[Any], list[HistoryEntry]]] = {1: _history_v1, 2: _history_v2}
+_STATES_READERS: dict[int, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {2: _states_v2}
+_STEPS_READERS = {1: _steps_v1, 2: _steps_v1}
+_PROCESSES_READERS = {1: _processes_v1, 2: _processes_v1}

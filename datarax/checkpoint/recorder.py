@@ -18,7 +18,7 @@ import numpy as np
 from datarax.checkpoint.compose import FixedData, Modules, fix_data, identities, merge_data, position_of
 from datarax.checkpoint.global_arrays import make_global
 from datarax.checkpoint.history import INLINE_ENTRIES, Lineage, entries_to_bytes
-from datarax.checkpoint.layout import RECORD_NAME, RunLayout, sha256_hex
+from datarax.checkpoint.layout import RunLayout, sha256_hex
 from datarax.checkpoint.model_item import LeafSpec, flatten_model, held_alone
 from datarax.checkpoint.record import Record
 from datarax.checkpoint.restore import Restored
@@ -95,9 +95,13 @@ class Recorder:
     def continue_from(self, restored: Restored, modules: Modules) -> None:
         """Later records continue the history of a snapshot; an allowed change of identity enters it."""
         self._lineage = Lineage(list(restored.history))
-        if restored.identity_changed:
+        if restored.reason is not None:
             positions = {name: position_of(module.get_state()) for name, module in modules.items()}
-            self._lineage.change = (restored.step, positions)
+            self._lineage.change = {
+                "from_step": restored.step,
+                "positions": positions,
+                "reason": restored.reason,
+            }
 
     def begin_anew(self) -> None:
         """Later records belong to no earlier one."""
@@ -211,8 +215,11 @@ class Recorder:
             history=entries[-INLINE_ENTRIES:],
             earlier_history=self._store_earlier(entries[:-INLINE_ENTRIES]),
             loaders=data.loaders,
+            metrics=None,
+            edits=None,
+            bad_records=None,
         )
-        return {RECORD_NAME: record.to_bytes(), **data.files}
+        return {**record.to_files(), **data.files}
 
     def _read_part(self, process: int, part: Mapping[str, Any]) -> bytes:
         said = part["file"]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from datarax.checkpoint.advice import all_advice
-from datarax.checkpoint.compose import Modules, identities, named_modules
+from datarax.checkpoint.compose import Modules, identities, identities_as_recorded, named_modules
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, sha256_hex
 from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
 from datarax.checkpoint.policy import Change, ChangePolicy, identity_differences
-from datarax.checkpoint.protocols import AnswersForItsPast, Stateful
+from datarax.checkpoint.protocols import AnswersForItsPast, ReadsRecords, Stateful
 from datarax.checkpoint.record import HistoryEntry, Record
 from datarax.checkpoint.snapshot import Snapshot, read_identity
 from datarax.core.errors import MISSING, Difference, InputError, MismatchError, SnapshotDamagedError
@@ -35,6 +35,8 @@ class Restored:
     """The whole history of the run up to this step, oldest first."""
     identity_changed: tuple[Difference, ...] = ()
     """Differences of the identity that were accepted, warned of or not."""
+    reason: str | None = None
+    """Why the identity is another from here on; None if it is the same."""
     identity_warned: tuple[Difference, ...] = ()
     """Those of them that the policy wants a person to see."""
     unknown_fields: tuple[str, ...] = ()
@@ -50,7 +52,16 @@ class _Compared:
     warned: Sequence[Difference] = ()
     unknown_fields: Sequence[str] = ()
     now: Mapping[str, Any] | None = None
-    """The present identity, if data was compared."""
+    """The present identity, made by the versions that recorded the other, if data was compared."""
+    raised: bool = False
+    """Whether today's versions make another of the same."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why the identity is recorded anew, for the history."""
+        changed = [difference.path for difference in self.accepted]
+        reasons = [f"allowed: {', '.join(changed)}"] if changed else []
+        return "; ".join(reasons + ["identity version"] * self.raised) or None
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,7 @@ def restore_snapshot(
         snapshot.record,
         done.history,
         identity_changed=tuple(done.compared.accepted),
+        reason=done.compared.reason,
         identity_warned=tuple(done.compared.warned),
         unknown_fields=tuple(done.compared.unknown_fields),
     )
@@ -198,9 +210,10 @@ def _compare(
         if (name in recorded) != (name in modules):
             shown = (_Words("a data module") if name in side else MISSING for side in (recorded, modules))
             refused.append(Difference(name, *shown))
-    now = identities(modules) if identity is None else identity
-    common = {name for name in now if name in recorded and name in modules}
     was = snapshot.identity
+    today = identities(modules) if identity is None else identity
+    now = {**today, **identities_as_recorded(modules, was)}
+    common = {name for name in now if name in recorded and name in modules}
     found = identity_differences({n: was.get(n) for n in common}, {n: now[n] for n in common})
     return _Compared(
         refused + policy.select(found, Change.REFUSE) + of_model,
@@ -208,6 +221,7 @@ def _compare(
         policy.select(found, Change.WARN),
         policy.unknown_fields(was, now),
         now,
+        any(now[name] != today[name] for name in common),
     )
 
 
@@ -289,7 +303,9 @@ def _apply(
     try:
         for name, module in modules.items():
             done.append(name)
-            module.set_state(states[name])
+            state = states[name]
+            # What is of the module's own kind knows states of earlier formats, and that the identity has been compared.
+            module.set_state(module.recorded_state(state) if isinstance(module, ReadsRecords) else state)
     except BaseException as error:
         # The refusing module is put back too: its set_state promises not to have changed it, a user's own may not.
         for name in reversed(done):

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ from datarax.checkpoint.layout import (
 )
 from datarax.checkpoint.manifest import Manifest
 from datarax.core.tree import canonical_json
-from datarax.store.files import make_directory, sync, write_new, write_whole
+from datarax.store import Entry, Store
 
 _TEXTS = ("identity", "configs", "history")
 _DROPPED = "dropped-"
@@ -47,62 +45,62 @@ def drop(layout: RunLayout, step: int) -> None:
     Raises:
         OSError: if it cannot be moved; what is left is finished by the next `clean_up`.
     """
-    make_directory(layout.trash)
-    gone = layout.trash / f"{_DROPPED}{step}"
-    os.rename(layout.step(step), gone)
-    sync(layout.directory)
+    gone = f"trash/{_DROPPED}{step}"
+    layout.store.move(str(step), gone)
     _finish_drop(layout, gone)
 
 
-def _finish_drop(layout: RunLayout, gone: Path) -> None:
-    data = gone / DATA_ITEM
-    if _is_directory(data):
+def _finish_drop(layout: RunLayout, gone: str) -> None:
+    store, data, entry = layout.store, f"{gone}/{DATA_ITEM}", f"ledger/{gone.rpartition('-')[2]}"
+    if _is_directory(store.stat(data)):
         _keep_sums(layout, gone)
-        entry = layout.ledger(int(gone.name.removeprefix(_DROPPED)))
-        make_directory(entry.parent)
         with contextlib.suppress(OSError):  # nothing reads it: whatever lies there goes along
-            (data / COMMIT_MARK_NAME).unlink()
-        if os.path.lexists(entry):  # of a branch that was rolled back by hand
+            store.delete(f"{data}/{COMMIT_MARK_NAME}")
+        if store.stat(entry) is not None:  # of a branch that was rolled back by hand
             throw_away(layout, entry)
-        os.rename(data, entry)
-        sync(entry.parent)
-    shutil.rmtree(gone)
+        store.move(data, entry)
+    store.delete(gone)
 
 
-def _keep_sums(layout: RunLayout, gone: Path) -> None:
+def _keep_sums(layout: RunLayout, gone: str) -> None:
     """Put what the manifest says of the data item beside it, so that the ledger can be checked too."""
+    store, data = layout.store, f"{gone}/{DATA_ITEM}"
     try:
-        manifest = Manifest.from_bytes(layout.read(gone / MANIFEST_NAME))
+        manifest = Manifest.from_bytes(layout.read(f"{gone}/{MANIFEST_NAME}"))
         files = {name: f for name, f in manifest.items[DATA_ITEM].items() if name != COMMIT_MARK_NAME}
         small = dataclasses.replace(manifest, items={DATA_ITEM: files}, leaves=None)
-        for left in (gone / DATA_ITEM).glob(f".{MANIFEST_NAME}.*.tmp"):  # by a writer that was killed here
-            left.unlink()
-        write_whole(gone / DATA_ITEM / MANIFEST_NAME, small.to_bytes())
+        for left in store.list(data):
+            if _is_temporary(left.name):  # by a writer that was killed here
+                store.delete(left.key)
+        store.write(f"{data}/{MANIFEST_NAME}", small.to_bytes())
     except (OSError, ValueError, KeyError):
         return  # a full disk or a damaged step must not keep it from leaving
 
 
-def throw_away(layout: RunLayout, path: Path) -> None:
+def throw_away(layout: RunLayout, key: str) -> None:
     """Delete a directory of the run so that no reader sees it half deleted."""
-    make_directory(layout.trash)
-    gone = layout.trash / f"{path.name}-{uuid.uuid4().hex}"
-    os.rename(path, gone)
-    sync(path.parent)
-    if _is_directory(gone):  # a link stays in the trash: what it points to is not ours
-        shutil.rmtree(gone)
+    gone = f"trash/{key.rpartition('/')[2]}-{uuid.uuid4().hex}"
+    layout.store.move(key, gone)
+    if _is_directory(layout.store.stat(gone)):  # a link stays in the trash: what it points to is not ours
+        layout.store.delete(gone)
 
 
-def _is_directory(path: Path) -> bool:
-    """Whether it is a directory of its own, and no link to one."""
-    return path.is_dir() and not path.is_symlink()
+def _is_directory(entry: Entry | None) -> bool:
+    return entry is not None and entry.kind == "directory"
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def temporary_steps(layout: RunLayout, temporary_suffix: str) -> list[Path]:
     """Directories of steps that are being written, or that killed writers left."""
     return [
-        path
-        for path in sorted(layout.directory.glob(f"*{temporary_suffix}*"))
-        if is_step_name(path.name.partition(temporary_suffix)[0]) and _is_directory(path)
+        layout.directory / entry.key
+        for entry in layout.store.list()
+        if temporary_suffix in entry.key
+        and is_step_name(entry.key.partition(temporary_suffix)[0])
+        and _is_directory(entry)
     ]
 
 
@@ -118,91 +116,80 @@ def clean_up(layout: RunLayout, temporary_suffix: str, *, start: int) -> list[st
     Raises:
         OSError: if something cannot be moved or deleted.
     """
-    said = _make_way(layout, start=start)
+    store, said = layout.store, _make_way(layout, start=start)
     for path in temporary_steps(layout, temporary_suffix):
-        throw_away(layout, path)
+        throw_away(layout, path.name)
         said.append(f"removed {path.name}, left by a save that was killed before its commit")
-    # Errors are nothing: a process of an earlier start that still writes there is heard by nobody.
-    shutil.rmtree(layout.parts, ignore_errors=True)
-    for path in sorted(layout.trash.iterdir()) if layout.trash.exists() else ():
-        if not _is_directory(path) or not _is_ours_in_trash(path.name):
-            said.append(f"{path} does not belong to the run; it is left alone")
-        elif path.name.startswith(_DROPPED):
-            _finish_drop(layout, path)
+    with contextlib.suppress(
+        OSError
+    ):  # a process of an earlier start that still writes there is heard by nobody
+        store.delete("parts")
+    for entry in store.list("trash"):
+        if not _is_directory(entry) or not _is_ours_in_trash(entry.name):
+            said.append(f"{store.path(entry.key)} does not belong to the run; it is left alone")
+        elif entry.name.startswith(_DROPPED):
+            _finish_drop(layout, entry.key)
         else:
-            shutil.rmtree(path)
-    for path in _texts(layout, ".*.tmp"):
-        path.unlink(missing_ok=True)
+            store.delete(entry.key)
+    for entry in _texts(store):
+        if _is_temporary(entry.name):
+            store.delete(entry.key)
     return said
 
 
 def _make_way(layout: RunLayout, *, start: int) -> list[str]:
     """Sets aside what lies where a directory, or a named text, of the run will have to be; a sentence for each."""
-    said = []
-    if _is_in_the_way(layout.set_aside):
-        # Nothing can be set aside before this has gone: it stays in the run, beside its place.
-        beside = layout.directory / f"set_aside-{uuid.uuid4().hex}"
-        os.rename(layout.set_aside, beside)
-        said.append(
-            f"{layout.set_aside} was a link or a file, not a directory of the run; it is now {beside}"
-        )
-    places = [layout.directory / name for name in ("parts", "trash", "ledger", *_TEXTS)]
-    for path in filter(_is_in_the_way, places):
-        place = set_aside(layout, [path], start=start, reason="it was no directory")
-        said.append(f"{path} was a link or a file, not a directory of the run; it is now in {place}")
-    for path in filter(_is_directory, _texts(layout, "*")):
-        place = set_aside(layout, [path], start=start, reason="it was a directory")
-        said.append(f"{path} was a directory, where the run has files only; it is now in {place}")
+    store, said = layout.store, []
+
+    def move(entry: Entry, was: str, should: str) -> None:
+        if entry.key == "set_aside":
+            # Nothing can be set aside before this has gone: it stays in the run, beside its place.
+            beside = f"set_aside-{uuid.uuid4().hex}"
+            store.move(entry.key, beside)
+            now = store.path(beside)
+        else:
+            place = set_aside(layout, [entry.key], start=start, reason=f"it was {was}")
+            now = f"in {store.path(place)}"
+        said.append(f"{store.path(entry.key)} was {should}; it is now {now}")
+
+    for name in ("set_aside", "parts", "trash", "ledger", *_TEXTS):
+        entry = store.stat(name)
+        if entry is not None and not _is_directory(entry):
+            move(entry, "no directory", "a link or a file, not a directory of the run")
+    for entry in filter(_is_directory, _texts(store)):
+        move(entry, "a directory", "a directory, where the run has files only")
     return said
 
 
 def _is_ours_in_trash(name: str) -> bool:
-    if name.startswith(_DROPPED):
-        return is_step_name(name.removeprefix(_DROPPED))
-    return _THROWN_AWAY.fullmatch(name) is not None
+    is_dropped = name.startswith(_DROPPED) and is_step_name(name.removeprefix(_DROPPED))
+    return is_dropped or _THROWN_AWAY.fullmatch(name) is not None
 
 
-def _is_in_the_way(path: Path) -> bool:
-    return os.path.lexists(path) and not _is_directory(path)
-
-
-def _texts(layout: RunLayout, pattern: str) -> list[Path]:
+def _texts(store: Store) -> list[Entry]:
     """What lies in the directories of the texts that snapshots name."""
-    places = [layout.directory / name for name in _TEXTS]
-    return [path for place in places if _is_directory(place) for path in sorted(place.glob(pattern))]
+    return [entry for place in _TEXTS for entry in store.list(place)]
 
 
-def set_aside(layout: RunLayout, paths: Sequence[Path], *, start: int, reason: str) -> Path | None:
+def set_aside(layout: RunLayout, keys: Sequence[str], *, start: int, reason: str) -> str:
     """Move directories out of the run without deleting them.
 
     Args:
         layout: the run.
-        paths: directories below the run, in the order in which they leave (newest first, so that a kill in between
+        keys: directories of the run, in the order in which they leave (newest first, so that a kill in between
             leaves a shorter run and not one with a hole).
         start: number of the start that does it.
         reason: one sentence, kept beside them.
 
     Returns:
-        The directory that now holds them under their relative paths, or None if there were none.
+        The directory that now holds them under their keys; "" if there were none.
     """
-    if not paths:
-        return None
-    place = _new_place(layout.set_aside)
+    if not keys:
+        return ""
+    store = layout.store
+    place = f"set_aside/{next_number(store, 'set_aside')}"
     note = {"reason": reason, "start": start, "unix_seconds": time.time()}
-    write_new(place / "note.json", canonical_json(note) + b"\n")
-    for path in paths:
-        target = place / path.relative_to(layout.directory)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(path, target)
-        sync(target.parent)
-        sync(path.parent)
-    return place
-
-
-def _new_place(parent: Path) -> Path:
-    make_directory(parent)
-    place = parent / str(next_number(parent))
-    place.mkdir()
-    sync(parent)
-    sync(parent.parent)
+    store.write(f"{place}/note.json", canonical_json(note) + b"\n", if_absent=True)
+    for key in keys:
+        store.move(key, f"{place}/{key}")
     return place

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from datarax.checkpoint import exit_guard
-from datarax.checkpoint.handler import OrbaxWriter, check_model_written
 from datarax.checkpoint.layout import DATA_ITEM, MANIFEST_NAME, MODEL_ITEM, RunLayout
 from datarax.checkpoint.lock import RunLock
 from datarax.checkpoint.manifest import Manifest, seal_item
 from datarax.checkpoint.model_item import LeafSpec
+from datarax.checkpoint.orbax import OrbaxWriter, check_model_written
 from datarax.checkpoint.protocols import KeepsStepDigests
 from datarax.checkpoint.retention import drop, steps_to_drop, throw_away
 from datarax.checkpoint.save_config import SaveConfig
@@ -37,7 +37,6 @@ from datarax.core.errors import (
     SaveError,
 )
 from datarax.multihost import Processes
-from datarax.store.files import sync, write_new
 
 _RELOAD_EVERY = 256
 
@@ -85,7 +84,7 @@ class Saver:
         self._saved = 0
         self._queue: queue.SimpleQueue[tuple[SaveJob, bool] | None] = queue.SimpleQueue()
         self._writer = OrbaxWriter(
-            layout.directory,
+            layout,
             timeout_seconds=config.timeout_seconds,
             before_commit=self._seal,
             processes=self._processes,
@@ -190,7 +189,10 @@ class Saver:
                 job.error = self._job_error(job.step, error)
             try:
                 if job.error is not None:
-                    self._remove_remains(job.step)
+                    with contextlib.suppress(
+                        OSError
+                    ):  # of a disk that answers no more; the next start removes them
+                        self._remove_remains(job.step)
                 elif self._processes.first:
                     self._retain(job)
             finally:
@@ -217,17 +219,17 @@ class Saver:
         else:
             self._writer.remove_remains(step)
 
-    def _seal(self, temporary: Path) -> None:
+    def _seal(self, temporary: str) -> None:
         """Write the manifest into the finished temporary directory; Orbax renames it next."""
-        job = self._job
+        job, store = self._job, self._layout.store
         assert job is not None
         if any(leaf.stored for leaf in job.leaves or ()):
-            check_model_written(temporary / MODEL_ITEM)
+            check_model_written(Path(store.path(f"{temporary}/{MODEL_ITEM}")))
         limits = {DATA_ITEM: None, MODEL_ITEM: self._config.model_digest_limit_bytes}
         items = {
-            name: seal_item(temporary / name, limit_bytes=limit)
+            name: seal_item(store, f"{temporary}/{name}", limit_bytes=limit)
             for name, limit in limits.items()
-            if (temporary / name).is_dir()
+            if store.stat(f"{temporary}/{name}") is not None
         }
         manifest = Manifest(job.step, items, job.leaves, time.time())
         for name in manifest.unhashed_items:
@@ -235,8 +237,7 @@ class Saver:
                 f"step {job.step}: the {name} item is larger than save.model_digest_limit_bytes "
                 f"({self._config.model_digest_limit_bytes}); its files are recorded by size only"
             )
-        write_new(temporary / MANIFEST_NAME, manifest.to_bytes())
-        sync(temporary)
+        store.write(f"{temporary}/{MANIFEST_NAME}", manifest.to_bytes(), if_absent=True)
         if self._lock is not None:
             self._lock.check_there()
         later = None if self._lock is None else self._lock.superseded_by()
@@ -248,10 +249,10 @@ class Saver:
 
     def _make_durable(self, step: int) -> None:
         try:
-            sync(self._layout.directory)
+            self._layout.store.sync("")
         except OSError:
             with contextlib.suppress(OSError):
-                throw_away(self._layout, self._layout.step(step))
+                throw_away(self._layout, str(step))
             raise
 
     def _retain(self, job: SaveJob) -> None:

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from datarax.checkpoint.handler import read_model
 from datarax.checkpoint.identity_reader import parse_identity
 from datarax.checkpoint.layout import (
     DATA_ITEM,
@@ -27,6 +26,7 @@ from datarax.checkpoint.layout import (
     MODEL_ITEM,
     PROCESSES_NAME,
     RECORD_NAME,
+    STATE_NAME,
     STEPS_NAME,
     RunLayout,
     local_directory,
@@ -34,11 +34,13 @@ from datarax.checkpoint.layout import (
 )
 from datarax.checkpoint.manifest import Manifest, check_bytes, check_item
 from datarax.checkpoint.model_item import LeafSpec
+from datarax.checkpoint.orbax import read_model
 from datarax.checkpoint.record import (
     HistoryEntry,
     Record,
     process_parts,
     read_history,
+    read_states,
     unpack_steps,
 )
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
@@ -73,7 +75,7 @@ class Snapshot:
             step = max(layout.committed(), default=None)
         if step is None or not layout.is_committed(step):
             raise SnapshotNotFoundError(_not_found(layout, step))
-        return _opened(layout, step, layout.manifest(step), MANIFEST_NAME)
+        return _opened(layout, step)
 
     @staticmethod
     def of_ledger(run_directory: PathLike, step: int) -> Snapshot:
@@ -84,12 +86,11 @@ class Snapshot:
             SnapshotDamagedError: if its manifest cannot be read or has changed.
         """
         layout = RunLayout(local_directory(run_directory))
-        path = layout.ledger(step) / MANIFEST_NAME
-        if not os.path.lexists(path.parent):
+        if layout.store.stat(f"ledger/{step}") is None:
             raise SnapshotNotFoundError(f"step {step} of {layout.directory} is not in the ledger")
-        if not os.path.lexists(path):
+        if layout.store.stat(f"ledger/{step}/{MANIFEST_NAME}") is None:
             return Snapshot(layout, step, _no_manifest(step), in_ledger=True)
-        return _opened(layout, step, path, f"ledger/{step}/{MANIFEST_NAME}")
+        return _opened(layout, step, in_ledger=True)
 
     @staticmethod
     def find(run_directory: PathLike, step: int) -> Snapshot:
@@ -181,19 +182,25 @@ class Snapshot:
         return {name: self.state(name, process_index) for name in self.record.loaders}
 
     def state(self, name: str, process_index: int = 0) -> dict[str, Any]:
-        """The decoded state of one data module, of one process where each has its own.
+        """The state of one data module, of one process where each has its own; `recorded_state` of the module reads it.
 
         Raises:
             SnapshotDamagedError: if there is none, a file has changed, or it cannot be decoded.
         """
         loader = self.record.loaders.get(name)
         of_process = loader is not None and loader.scope == "process"
-        with self._reading(PROCESSES_NAME if of_process else RECORD_NAME):
+        elsewhere = loader is not None and loader.state is None
+        file = PROCESSES_NAME if of_process else STATE_NAME if elsewhere else RECORD_NAME
+        with self._reading(file):
             if of_process:
-                encoded = self.process_parts()[str(process_index)].get(name)
+                state = self.process_parts()[str(process_index)].get(name)
+            elif elsewhere:
+                state = read_states(self._bytes(STATE_NAME)).get(name)
             else:
-                encoded = None if loader is None else loader.state
-            if not isinstance(state := decode(encoded), dict):
+                state = None if loader is None else loader.state
+            if loader is None or not loader.plain:
+                state = decode(state)
+            if not isinstance(state, dict):
                 raise ValueError(f"holds no state of {name!r}")
             return state
 
@@ -218,7 +225,7 @@ class Snapshot:
             return self._bytes(name)
 
     def _bytes(self, name: str) -> bytes:
-        data = self.layout.read(self._data_directory / name)
+        data = self.layout.read(f"{self._data_key}/{name}")
         listed = self.manifest.items.get(DATA_ITEM)
         without_sums = self.in_ledger and listed is None  # the disk was full when the step was dropped
         if not self.checked or without_sums:
@@ -229,8 +236,8 @@ class Snapshot:
         return data
 
     @property
-    def _data_directory(self) -> Path:
-        return self.layout.ledger(self.step) if self.in_ledger else self.directory / DATA_ITEM
+    def _data_key(self) -> str:
+        return f"ledger/{self.step}" if self.in_ledger else f"{self.step}/{DATA_ITEM}"
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -245,7 +252,7 @@ class Snapshot:
             raise (self.damaged([problem]) if self.checked else ValueError(problem)) from error
 
     def _shown(self, name: str) -> str:
-        return f"ledger/{self.step}/{name}" if self.in_ledger else f"{DATA_ITEM}/{name}"
+        return f"{self._data_key}/{name}" if self.in_ledger else f"{DATA_ITEM}/{name}"
 
     def check(self, items: Sequence[str] | None = None, *, share: tuple[int, int] = (0, 1)) -> list[str]:
         """Compare everything on the disk with what was written.
@@ -267,10 +274,7 @@ class Snapshot:
         for name in self.manifest.items if items is None else items:
             part = share if name == MODEL_ITEM else (0, 1)
             problems += check_item(
-                self.directory / name,
-                self.manifest.items.get(name, {}),
-                share=part,
-                root=self.layout.directory,
+                self.layout.store, f"{self.step}/{name}", self.manifest.items.get(name, {}), share=part
             )
         return problems or self._check_references()
 
@@ -332,7 +336,7 @@ class Snapshot:
         Raises:
             SnapshotNotFoundError: if the step has gone meanwhile: retention or a roll-back took it, it is not damaged.
         """
-        if not (self._data_directory if self.in_ledger else self.directory).exists():
+        if self.layout.store.stat(self._data_key if self.in_ledger else str(self.step)) is None:
             raise SnapshotNotFoundError(
                 f"the snapshot of step {self.step} in {self.layout.directory} was removed while it was being read"
             )
@@ -379,14 +383,16 @@ class Snapshot:
         return problems
 
 
-def _opened(layout: RunLayout, step: int, path: Path, shown: str) -> Snapshot:
+def _opened(layout: RunLayout, step: int, *, in_ledger: bool = False) -> Snapshot:
+    place = "ledger/" if in_ledger else ""
     try:
-        manifest = Manifest.from_bytes(layout.read(path))
-        return Snapshot(layout, step, manifest, in_ledger=path.parent != layout.step(step))
+        manifest = Manifest.from_bytes(layout.read(f"{place}{step}/{MANIFEST_NAME}"))
+        return Snapshot(layout, step, manifest, in_ledger)
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError) as error:
         problem = str(error)
+    shown = f"{place}{step}/{MANIFEST_NAME}" if in_ledger else MANIFEST_NAME
     raise damaged(layout, step, [f"{shown}: {problem}"])
 
 
@@ -409,8 +415,7 @@ def list_steps(run_directory: PathLike) -> list[int]:
 
 def ledger_steps(run_directory: PathLike) -> list[int]:
     """The steps that retention deleted and of which the data item is kept, ascending."""
-    ledger = RunLayout(local_directory(run_directory) / "ledger")
-    return ledger.numbered() if ledger.directory.is_dir() else []
+    return RunLayout(local_directory(run_directory)).numbered("ledger")
 
 
 def item_steps(run_directory: PathLike) -> list[int]:

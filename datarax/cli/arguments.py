@@ -1,4 +1,4 @@
-"""What several commands share: arguments, output, and one way to fail."""
+"""What several commands share: arguments, one way to answer, and one way to fail."""
 
 from __future__ import annotations
 
@@ -6,15 +6,8 @@ import argparse
 import json
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import Any
-
-
-class UserCodeError(Exception):
-    """An exception of the user's own code, whatever its type: only for the way to `main`, which shows the cause."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(cause)
-        self.cause = cause
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -40,28 +33,48 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON on stdout")
 
 
+def answer(arguments: argparse.Namespace, tree: Any, lines: Iterable[str], *, ok: bool = True) -> int:
+    """Prints what a command has found, and returns its exit code: 0 for yes, 1 for no.
+
+    Args:
+        arguments: of the command; `json` decides which of the two is printed.
+        tree: for programs.
+        lines: for people.
+        ok: whether the answer is yes.
+    """
+    if arguments.json:
+        print_json(tree)
+    else:
+        for line in lines:
+            print(line)
+    return 0 if ok else 1
+
+
 def print_json(tree: Any) -> None:
     """One JSON document on stdout."""
     json.dump(tree, sys.stdout, indent=2, sort_keys=True, default=str)
     sys.stdout.write("\n")
 
 
+def say(text: str) -> None:
+    """One line beside the answer, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def report(error: Exception, *, debug: bool) -> int:
     """One clear message on stderr, and the exit code that belongs to the error."""
     from datarax.core.errors import DataraxError
 
-    if isinstance(error, UserCodeError):
-        report(error.cause, debug=debug)
-        return 70
     if debug:
         traceback.print_exception(error)
-    expected = isinstance(error, (DataraxError, OSError))
     kind = "" if isinstance(error, DataraxError) else f"{type(error).__name__}: "
-    print(f"datarax: {kind}{error}", file=sys.stderr)
+    say(f"datarax: {kind}{error}")
     for note in getattr(error, "__notes__", ()):
-        print(f"  {note}", file=sys.stderr)
-    if not expected and not debug:
-        print("  (run again with --debug for the traceback)", file=sys.stderr)
+        say(f"  {note}")
     if isinstance(error, DataraxError):
         return error.exit_code
-    return 74 if isinstance(error, OSError) else 70
+    if isinstance(error, OSError):
+        return 74
+    if not debug:
+        say("  (run again with --debug for the traceback)")
+    return 70

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from datarax.cli.arguments import add_json, print_json
+from datarax.cli.arguments import add_json, answer
+
+if TYPE_CHECKING:
+    from datarax.sources import BuildResult, Manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,14 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Builds, or finds it built."""
-    return _record(arguments) if arguments.kind == "manifest" else _build(arguments)
-
-
-def _build(arguments: argparse.Namespace) -> int:
+    """Builds, or finds it built; or records what is there."""
     from datarax.core.errors import InputError
-    from datarax.sources import BuildConfig, build_dataset
+    from datarax.sources import BuildConfig, build_dataset, write_manifest
 
+    if arguments.kind == "manifest":
+        facts = _facts(write_manifest(tuple(arguments.inputs)))
+        return answer(arguments, facts, [f"recorded: {facts['records']:,} records in {facts['files']} files"])
     if not arguments.output:
         raise InputError("build needs --output DIRECTORY")
     config = BuildConfig(
@@ -63,38 +66,26 @@ def _build(arguments: argparse.Namespace) -> int:
         compression=arguments.compression,
     )
     result = build_dataset(config, again=arguments.again)
-    facts = _facts(result.manifest)
-    facts |= {
+    facts = _facts(result.manifest) | {
         "directory": result.directory,
         "reused": result.reused,
         "skipped_files": result.skipped_files,
         "dropped_bytes": result.dropped_bytes,
     }
-    if arguments.json:
-        print_json(facts)
-        return 0
-    verb = "already built" if result.reused else "built"
-    print(f"{verb}: {facts['records']:,} records in {facts['files']} files, {result.directory}")
-    print(f"taken: {result.inputs_taken}")
-    if result.set_aside:
-        print(f"the dataset that was there is now {result.set_aside}")
-    if result.skipped_files:
-        print(f"skipped {result.skipped_files} input files without a record")
-    if result.dropped_bytes:
-        print(f"dropped the last {result.dropped_bytes} bytes, which do not fill a record")
-    return 0
+    return answer(arguments, facts, _lines(facts, result))
 
 
-def _record(arguments: argparse.Namespace) -> int:
-    from datarax.sources import write_manifest
-
-    facts = _facts(write_manifest(tuple(arguments.inputs)))
-    if arguments.json:
-        print_json(facts)
-    else:
-        print(f"recorded: {facts['records']:,} records in {facts['files']} files")
-    return 0
-
-
-def _facts(manifest: Any) -> dict[str, Any]:
+def _facts(manifest: Manifest) -> dict[str, Any]:
     return {"records": manifest.num_records, "files": len(manifest.files)}
+
+
+def _lines(facts: dict[str, Any], result: BuildResult) -> Iterator[str]:
+    verb = "already built" if result.reused else "built"
+    yield f"{verb}: {facts['records']:,} records in {facts['files']} files, {result.directory}"
+    yield f"taken: {result.inputs_taken}"
+    if result.set_aside:
+        yield f"the dataset that was there is now {result.set_aside}"
+    if result.skipped_files:
+        yield f"skipped {result.skipped_files} input files without a record"
+    if result.dropped_bytes:
+        yield f"dropped the last {result.dropped_bytes} bytes, which do not fill a record"

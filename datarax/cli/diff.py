@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exits 0 if nothing differs, else 1."""
-    from datarax.diff import diff_runs
+    from datarax.audit.diff import diff_runs
 
     report = diff_runs(arguments.left, arguments.right)
     if arguments.json:

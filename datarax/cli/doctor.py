@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from datarax.cli.arguments import add_config, add_json, print_json
+from datarax.cli.arguments import add_config, add_json, answer
 from datarax.cli.import_path import append_working_directory
 
 if TYPE_CHECKING:
-    from datarax.doctor import Report
+    from datarax.audit.rehearsal import Rehearsal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,34 +40,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints every check; exits 1 if one failed."""
     append_working_directory()
-    from datarax.doctor import examine
+    from datarax.audit.rehearse import rehearse
 
     # What the user's own code prints must not stand among the checks.
     with contextlib.redirect_stdout(sys.stderr):
-        report = examine(
+        report = rehearse(
             arguments.config,
             arguments.overrides,
             run_directory=arguments.run_directory,
             steps=arguments.steps,
             num_devices=arguments.devices,
         )
-    if arguments.json:
-        print_json(report.to_tree())
-    else:
-        _show(report)
-    return 0 if report.ok else 1
+    return answer(arguments, report.to_tree(), _lines(report), ok=report.ok)
 
 
-def _show(report: Report) -> None:
-    from datarax.doctor import Verdict
+def _lines(report: Rehearsal) -> Iterator[str]:
+    from datarax.audit.rehearsal import Verdict
 
-    width = max(len(check.name) for check in report.checks)
+    width = max(map(len, report.checks))
     indent = " " * (9 + width + 2)
-    for check in report.checks:
-        print(f"{check.verdict.value:<9}{check.name:<{width}}  {check.found}")
-        for line in check.details:
-            print(f"{indent}{line}")
+    for name, check in report.checks.items():
+        yield f"{check.verdict.value:<9}{name:<{width}}  {check.found}"
+        yield from (f"{indent}{line}" for line in check.details)
         if check.verdict in (Verdict.WARNING, Verdict.FAIL):
-            print(f"{indent}do: {check.do}")
+            yield f"{indent}do: {check.do}"
     counts = [f"{report.count(verdict)} {verdict.value}" for verdict in Verdict if report.count(verdict)]
-    print(f"{', '.join(counts)}: {'a launch may begin' if report.ok else 'do not launch yet'}")
+    yield f"{', '.join(counts)}: {'a launch may begin' if report.ok else 'do not launch yet'}"

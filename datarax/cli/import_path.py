@@ -18,13 +18,15 @@ from types import ModuleType
 HERE = ""
 """Stands for the working directory on the import path."""
 
-_PLACES = (
-    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    *site.getsitepackages(),
-    site.getusersitepackages(),
-    os.path.dirname(os.path.dirname(__file__)),
+_INSTALLED = tuple(
+    place + os.sep
+    for place in (
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+        os.path.dirname(os.path.dirname(__file__)),
+    )
 )
-_INSTALLED = tuple(place + os.sep for place in _PLACES)
 
 
 def append_working_directory() -> None:

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the snapshot; exits 1 if it fails its checks."""
-    from datarax.inspection import inspect_run
+    from datarax.audit.facts import inspect_run
 
     facts = inspect_run(arguments.run_directory, arguments.step)
     if arguments.json:

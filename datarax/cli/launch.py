@@ -114,9 +114,9 @@ def _result(ended: Sequence[_Ended], run_directory: str) -> int:
             ]
         )
         return failure.code
-    from datarax.inspection import committed_steps
+    from datarax.checkpoint import list_steps
 
-    steps = committed_steps(run_directory)
+    steps = list_steps(run_directory)
     if steps:
         _say(
             [*lines, f"  snapshot {steps[-1]} is committed; run the same command again to continue after it"]

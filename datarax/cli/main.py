@@ -1,6 +1,6 @@
 """The `datarax` command: parse, call, print. Each command is one file; what it does lives in the library.
 
-A command module has `NAME`, `HELP`, `add_arguments(parser)` and `run(arguments) -> exit code`. Modules are imported when their
+A command module has `add_arguments(parser)` and `run(arguments) -> exit code`. Modules are imported when their
 command is asked for: `--help` must not wait for JAX.
 """
 
@@ -43,25 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(argv)
     arguments = parser.parse_args(argv)
-    from datarax.core.errors import exits_are_errors
+    from datarax.core.errors import InputError, exits_are_errors
 
     try:
-        _check_working_directory()
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise InputError("the working directory was deleted; change to another one") from None
         with exits_are_errors():
             code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except Exception as error:
         return report(error, debug=arguments.debug)
-
-
-def _check_working_directory() -> None:
-    from datarax.core.errors import InputError
-
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise InputError("the working directory was deleted; change to another one") from None
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

@@ -55,9 +55,9 @@ def end_with_reader(stream: TextIO) -> None:
         raw.ends_with_reader = True
 
 
-class _Sure(io.RawIOBase):
+class _Sure(io.FileIO):
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        super().__init__(descriptor, "w", closefd=False)
         self._lost = False
         self.ends_with_reader = False
 
@@ -67,9 +67,9 @@ class _Sure(io.RawIOBase):
         size = len(left)
         while left and not self._lost:
             try:
-                left = left[os.write(self._descriptor, left) :]
+                left = left[os.write(self.fileno(), left) :]
             except BlockingIOError:  # a pipe that somebody made non-blocking, and whose reader is slow
-                select.select([], [self._descriptor], [])
+                select.select([], [self.fileno()], [])
             except OSError as error:
                 if self.ends_with_reader and error.errno == errno.EPIPE:
                     self.ends_with_reader = False
@@ -78,12 +78,3 @@ class _Sure(io.RawIOBase):
                 self._lost = error.errno in (errno.EPIPE, errno.EBADF)
                 break
         return size
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
-
-    def writable(self) -> bool:
-        return True

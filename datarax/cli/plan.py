@@ -11,7 +11,7 @@ from datarax.cli.arguments import add_config, add_json, print_json
 from datarax.cli.import_path import append_working_directory
 
 if TYPE_CHECKING:
-    from datarax.plan import Plan
+    from datarax.audit.facts import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints lengths, steps and identity; exits 1 if an existing run does not fit."""
     append_working_directory()
-    from datarax.plan import plan_run
+    from datarax.audit.facts import plan_run
     from datarax.run_config import apply_environment, load_config, open_loader
 
     config = load_config(arguments.config, arguments.overrides)

@@ -10,7 +10,7 @@ from datarax.cli.arguments import add_json, add_set, print_json
 from datarax.cli.import_path import append_working_directory
 
 if TYPE_CHECKING:
-    from datarax.verify import SnapshotReport, VerifyReport
+    from datarax.audit.report import SnapshotReport, VerifyReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Exits 0 if everything is as recorded, else 1."""
     if arguments.config or arguments.loader or not arguments.fast:
         append_working_directory()
+    from datarax.audit.verify import verify_run
     from datarax.run_config import load_any_config
     from datarax.trust import load_attribute
-    from datarax.verify import verify_run
 
     config = load_any_config(arguments.config, arguments.overrides) if arguments.config else None
     report = verify_run(

@@ -14,7 +14,7 @@ import functools
 import itertools
 import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import numpy as np
@@ -215,13 +215,17 @@ class DataraxModule(nnx.Module):
 
         Python values stay Python values, integers of any size are exact, arrays are `jax.Array` or NumPy
         arrays as held, random streams are `{"count": uint32, "key": typed key}`. Config, name, cache and
-        plain array attributes are not in it.
+        plain array attributes are not in it. A stream (`DataLoader`, `GrainPipeline`) gives plain JSON values, and says its
+        format and identity: see `datarax.loader.stream`.
         """
         variables = variables_below(self)
         modules = _modules_among(self, variables)
         for _, module in modules:
             module._state_asked()
-        return read_state(variables, unsaved=_named(modules, "unsaved_state"))
+        state = read_state(variables, unsaved=_named(modules, "unsaved_state"))
+        for path, module in modules:
+            state = _with_part(state, path, module._spelled_state)
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `get_state` gave, strictly: either all of it is taken over or nothing is.
@@ -240,8 +244,11 @@ class DataraxModule(nnx.Module):
         variables = variables_below(self)
         modules = _modules_among(self, variables)
         free, unsaved = _named(modules, "free_state"), _named(modules, "unsaved_state")
+        held = state
         try:
-            changes = match_state(variables, state, free=free, unsaved=unsaved)
+            for path, module in modules:
+                held = _with_part(held, path, module._held_state)
+            changes = match_state(variables, held, free=free, unsaved=unsaved)
         except ValueError as error:
             raise MismatchError(
                 "Checkpoint state is structurally incompatible with module state. "
@@ -256,6 +263,34 @@ class DataraxModule(nnx.Module):
                 variable.set_raw_value(value)
         for _, module in modules:
             module._state_restored()
+
+    def recorded_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A state that was recorded by any version, in the form that `set_state` takes today.
+
+        For whoever has compared identities already, as a restore does: what a record says of them, its states do not repeat.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        for path, module in _modules_among(self, variables_below(self)):
+            state = _with_part(state, path, module._today_state)
+        return state
+
+    def _spelled_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What a state says of the values of this module's Variables, as they are held."""
+        return state
+
+    def _held_state(self, state: Any) -> Any:
+        """The way back: what the Variables would hold. What cannot be read is left to `match_state`, which refuses it.
+
+        Raises:
+            ValueError: naming what is wrong.
+        """
+        return state
+
+    def _today_state(self, state: Any) -> Any:
+        """A recorded state of this module alone, in today's form: see `recorded_state`."""
+        return state
 
     def _state_asked(self) -> None:
         """Called by `get_state` of this module, or of one that contains it, before the Variables are read.
@@ -373,6 +408,15 @@ def _modules_among(module: DataraxModule, variables: Variables) -> list[tuple[Pa
 def _named(modules: list[tuple[Path, DataraxModule]], which: str) -> set[int]:
     """The ids of the Variables that the class attribute `which` of the modules names."""
     return {id(vars(module)[name]) for _, module in modules for name in getattr(module, which)}
+
+
+def _with_part(tree: Any, path: Path, change: Callable[[Any], Any]) -> Any:
+    """The tree with another part at `path`; as it is if nothing lies there."""
+    if not path:
+        return change(tree)
+    if not isinstance(tree, dict) or path[0] not in tree:
+        return tree
+    return {**tree, path[0]: _with_part(tree[path[0]], path[1:], change)}
 
 
 def _with_own_containers(value: Any) -> Any:

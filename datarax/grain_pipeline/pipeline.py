@@ -324,8 +324,8 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
         """What the user of this pipeline should know before a run, one sentence each."""
         return list(warnings_of(self._feed.node))
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that can change an element, as a tree of named values; the same on all processes."""
+    def identity(self, *, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Everything that can change an element, as a tree; the same on all processes: see `Stream.identity`."""
         return copy.deepcopy(self._feed.identity)
 
     # Lifecycle

@@ -90,6 +90,8 @@ class _Batches(Feed):
         self.reader = reader = recipe.open()
         self.num_steps = recipe.timeline.num_steps
         self.hashes_bytes = recipe.byte_digest
+        owned = recipe.slots[config.batch_size].owned
+        self.part = None if len(owned) == config.batch_size else digest(owned.tolist())[:16]
         # Refers to no stream, or the threads would keep it alive.
         self.compute = compute = partial(_taken, reader, settings.sharding)
         self._ahead = ReadAhead(lambda: Threads(compute, config.num_threads), config.read_ahead)
@@ -300,11 +302,12 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             runtime.base = delivered
         self._show_again(delivered, _Batches(feed.settings, replace(feed.recipe, byte_digest=True)))
 
-    def identity(self, *, sample: bool = True) -> dict[str, Any]:
+    def identity(self, *, sample: bool = True, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Everything that can change a batch, as a tree of named values; nothing that cannot.
 
         Args:
             sample: whether to read the sampled records of the source; without, `sources.<name>.sample` is left out.
+            recorded: see `Stream.identity`.
         """
         config, source = self._feed.settings.config, self.source
         identity: dict[str, Any] = {
@@ -343,7 +346,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             )
         except (InputError, MismatchError, KeyError, TypeError):
             return
-        not_again = _made_otherwise(history, here.idx, self.identity())
+        not_again = _made_otherwise(history, here.idx, lambda was: self.identity(recorded=was))
         self._show_again(here, feed.by(timeline, not_again))
 
     # Lifecycle
@@ -407,12 +410,15 @@ def _not_known(steps: Any) -> Any:
 
 
 def _made_otherwise(
-    history: Sequence[tuple[int, int, Mapping[str, Any]]], end: int, now: Mapping[str, Any]
+    history: Sequence[tuple[int, int, Mapping[str, Any]]],
+    end: int,
+    identity: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> tuple[tuple[range, str], ...]:
     """The steps that were made by other sources or transforms than those of today's identity, and what differs."""
     found = []
     ends = [*(first for first, _, _ in history[1:]), end]
     for (first, _, was), stop in zip(history, ends, strict=True):
+        now = identity(was)
         differ = [
             str(each)
             for field in ("sources", "pipeline", "row_mask")

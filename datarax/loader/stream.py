@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,10 @@ from flax import nnx
 from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.errors import tell_where
+from datarax.core.errors import InputError, MismatchError, tell_where
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount, T_co
-from datarax.core.tree import decode, digest, encode
+from datarax.core.state import read_state, variables_below
+from datarax.core.tree import ARRAYS, EncodingError, decode, differences, digest, encode
 from datarax.core.variables import Held, looked_up, on_host
 from datarax.loader.producer import Turns
 from datarax.loader.recipe import HostRows, Recipe
@@ -33,10 +35,23 @@ from datarax.order import Digest
 
 # Of a state, what each process has of its own; the rest is the same on all.
 _OWN = frozenset(
-    {"_applied_count", "_skipped_count", "digest_rows", "digest_keys", "digest_bytes", "_is_stats_reset"}
+    {
+        "_applied_count",
+        "_skipped_count",
+        "digest_rows",
+        "digest_keys",
+        "digest_bytes",
+        "_is_stats_reset",
+        "part",
+    }
 )
 _OWN_MEANS = frozenset({"_computed_stats", "stats_rows"})
 _WRAP = (1 << 64) - 1
+
+STATE_FORMAT = 2
+"""Raise this when the meaning of a key of a stream's state changes; `Stream._today_state` then reads the one before too."""
+_SUMS = ("digest_keys", "digest_bytes")
+_SAID = frozenset({"format", "identity", "part"})
 
 
 class Place(NamedTuple):
@@ -74,6 +89,8 @@ class Feed(ABC):
     """What is said to whoever asks for the length then."""
     hashes_bytes: bool
     """Whether the rows of every step are hashed."""
+    part: str | None = None
+    """Names the rows of a batch that count here, 16 hex digits; None if all of them do."""
     averages: ClassVar[bool]
     """Whether `batch_stats_fn` is called on each batch, and means over their rows are kept."""
 
@@ -222,6 +239,8 @@ class Runtime:
         self.metrics = StreamMetrics()
         self.base = base
         """What all processes have in common: the last restore, or the beginning."""
+        self.identity: dict[str, str] | None = None
+        """Digest of each field of the stream's identity, 16 hex digits, once somebody asks: it never changes."""
         self.tally = tally
         """Feed, place and log: whoever goes elsewhere makes all of it first, and swaps this reference."""
         self.prepared = tally.feed
@@ -253,6 +272,11 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
     To JAX a stream is a leaf and no pytree; to NNX a module as any other. `current` is the last batch (host arrays); in a state
     it is None, for a batch is data.
 
+    A state is plain JSON: ints, and each sum of a digest as 16 hex digits; floats, arrays and random keys as
+    `datarax.core.tree.encode` spells them. Beside what the variables hold it says `format`, `identity` (field -> 16 hex digits)
+    and `part` (16 hex digits that name the rows of a batch which its counts are about, None for all of them); what is of
+    another identity or part is refused.
+
     Args:
         config: the settings.
         feed: where the batches come from, at its beginning.
@@ -261,6 +285,8 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
     """
 
     unsaved_state: ClassVar[frozenset[str]] = frozenset({"current"})
+    state_format: ClassVar[int] = STATE_FORMAT
+    """Of `get_state()`, which has JSON."""
     addressable: ClassVar[bool]
     """Whether it has a timeline: keys of any step without a read, seek, search."""
 
@@ -445,13 +471,107 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
     set_statistics = in_turn(CheckpointableIteratorModule.set_statistics)
     reset_statistics = in_turn(CheckpointableIteratorModule.reset_statistics)
     clone = in_turn(CheckpointableIteratorModule.clone)
+    recorded_state = in_turn(CheckpointableIteratorModule.recorded_state)
 
     def _state_asked(self) -> None:
         self._check_shown()
         if self._runtime.tally.place.statistics.total.rows:
             self._is_stats_reset.set_value(False)
 
+    @abstractmethod
+    def identity(self, *, recorded: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Everything that can change a batch, as a tree of named values; nothing that cannot.
+
+        Args:
+            recorded: an identity of this stream; what it says of its versions is followed, so that the two can be compared.
+        """
+
+    def _identity_fields(self) -> dict[str, str]:
+        runtime = self._runtime
+        if runtime.identity is None:
+            runtime.identity = {name: digest(tree)[:16] for name, tree in self.identity().items()}
+        return dict(runtime.identity)
+
+    def adopt(
+        self, state: dict[str, Any], *, allow_changed: Sequence[str] = (), identity: str = "checked"
+    ) -> None:
+        """`set_state` for a state that is known to belong here though its identity, or a part of it, says something else.
+
+        Args:
+            state: of any format.
+            allow_changed: fields of the identity that may differ.
+            identity: "unchecked" takes a state whatever its identity, also one of format 1, which has none.
+
+        Raises:
+            InputError: if `identity` is neither "checked" nor "unchecked", or there is no such field.
+            TypeError: as `set_state`.
+            ValueError: as `set_state`.
+        """
+        own = self._identity_fields()
+        if identity not in ("checked", "unchecked"):
+            raise InputError(f'identity must be "checked" or "unchecked", got {identity!r}')
+        if unknown := sorted(set(allow_changed) - set(own)):
+            raise InputError(f"allow_changed names {unknown[0]!r}; the fields are {', '.join(sorted(own))}")
+        if isinstance(state, dict) and identity == "unchecked":
+            state = self.recorded_state({key: value for key, value in state.items() if key != "identity"})
+        elif isinstance(state, dict) and isinstance(state.get("identity"), dict):
+            state = {
+                **state,
+                "identity": {**state["identity"], **{name: own[name] for name in allow_changed}},
+            }
+        self.set_state(state)
+
+    def _spelled_state(self, state: dict[str, Any]) -> dict[str, Any]:
+        spelled = {name: encode(_plain_numbers(value), name) for name, value in state.items()}
+        for name in _SUMS:
+            if type(state.get(name)) is int:
+                spelled[name] = f"{state[name]:016x}"
+        said = {"format": STATE_FORMAT, "identity": self._identity_fields()}
+        return {**spelled, **said, "part": self._runtime.tally.feed.part}
+
+    def _held_state(self, state: Any) -> Any:
+        if not isinstance(state, dict) or type(state.get("format")) is not int:
+            return state  # of format 1: plain values already
+        if missing := sorted(_SAID - state.keys()):
+            raise ValueError(f"State keys mismatch at <root>: missing={missing}, extra=[]")
+        if state["format"] != STATE_FORMAT:
+            raise ValueError(f"format: {state['format']} is not read here, {STATE_FORMAT} is")
+        now = read_state(variables_below(self))
+        held = {name: value for name, value in state.items() if name not in _SAID}
+        for name, value in held.items():
+            held[name] = _numbers_as(now.get(name), _decoded(value, name))
+            if name in _SUMS and value is not None:
+                if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{16}", value):
+                    raise ValueError(f"{name}: expected 16 hex digits or None, got {value!r}")
+                held[name] = int(value, 16)
+        return held
+
+    def _today_state(self, state: Any) -> Any:
+        if not isinstance(state, dict):
+            return state
+        if "format" not in state:
+            state = {**self._spelled_state(state), "part": None}
+        return {"identity": self._identity_fields(), "part": None, **state}
+
     def _validate_state(self, state: dict[str, Any]) -> None:
+        if "format" not in state:
+            raise MismatchError(
+                "this state is of format 1, which does not say what data it belongs to; if it belongs to this stream, take it "
+                'over with adopt(state, identity="unchecked"); the snapshot that it is from can be restored as it is'
+            )
+        feed = self._runtime.tally.feed
+        if found := differences(state["identity"], self._identity_fields(), "identity"):
+            raise MismatchError(
+                "the state belongs to other data; make the stream as it was made then, or take over what was changed on "
+                "purpose with adopt(state, allow_changed=[field])",
+                found,
+            )
+        if state["part"] not in (None, feed.part):
+            raise ValueError(
+                f"part: the state counts the rows of part {state['part']} of each batch, this stream those of "
+                f"{feed.part or 'all'}; give each process its own state, or that of all of them together"
+            )
+        state = self._held_state(state)
         for field in self._runtime.tally.contents:
             if state[field] is None and field not in ("epoch", "digest_bytes"):
                 raise ValueError(f"{field}: expected an int, got None")
@@ -557,18 +677,13 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             total = total.add(each["keys"], each["bytes"], each["rows"])
             added, rows = decode(each["means"])
             means = means.after(added, rows) if rows else means
-        for name, before, key in (
-            ("_applied_count", base.applied, "applied"),
-            ("_skipped_count", base.skipped, "skipped"),
-        ):
-            state[name] = np.asarray(before + sum(each[key] for each in contributions), np.int64)
-        state["digest_rows"], state["digest_keys"], state["digest_bytes"] = (
-            total.rows,
-            total.keys,
-            total.bytes,
-        )
+        state["_applied_count"] = base.applied + sum(each["applied"] for each in contributions)
+        state["_skipped_count"] = base.skipped + sum(each["skipped"] for each in contributions)
+        state["digest_rows"], state["digest_keys"] = total.rows, f"{total.keys:016x}"
+        state["digest_bytes"] = None if total.bytes is None else f"{total.bytes:016x}"
+        state["part"] = None
         if len(contributions) > 1 and means.rows:
-            state["_computed_stats"], state["stats_rows"] = means.values(), means.rows
+            state["_computed_stats"], state["stats_rows"] = encode(means.values()), means.rows
         return state, total.to_state()
 
     # Lifecycle
@@ -593,3 +708,46 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _decoded(value: Any, name: str) -> Any:
+    """What `encode` made this of.
+
+    Raises:
+        ValueError: if it made it of nothing.
+    """
+    decoded = decode(value)
+    try:
+        as_made = encode(decoded, name) == value
+    except EncodingError as error:
+        raise ValueError(str(error)) from error
+    if not as_made:
+        raise ValueError(f"{name}: {value!r} is not spelled as in a state")
+    return decoded
+
+
+def _plain_numbers(tree: Any) -> Any:
+    """The tree with each integer array of shape () as an int."""
+    if isinstance(tree, dict):
+        return {key: _plain_numbers(value) for key, value in tree.items()}
+    return int(tree) if _is_integer(tree) else tree
+
+
+def _numbers_as(held: Any, value: Any) -> Any:
+    """The way back from `_plain_numbers`: each int as an array like the one that is held there now.
+
+    Raises:
+        ValueError: if it does not fit the dtype.
+    """
+    if isinstance(held, dict) and isinstance(value, dict):
+        return {key: _numbers_as(held.get(key), each) for key, each in value.items()}
+    if not _is_integer(held) or type(value) is not int:
+        return value
+    try:
+        return (jax.numpy.asarray if isinstance(held, jax.Array) else np.asarray)(value, held.dtype)
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, ARRAYS) and value.shape == () and jax.numpy.issubdtype(value.dtype, np.integer)

@@ -3,24 +3,30 @@
 The only part that asks JAX which process this is; the others are told by `Processes` and `Slots`.
 """
 
-from datarax.multihost.processes import Processes as Processes
-from datarax.multihost.processes import check_agreement as check_agreement
-from datarax.multihost.slots import Slots as Slots
-from datarax.multihost.slots import check_slots as check_slots
-from datarax.multihost.slots import chosen_slots as chosen_slots
-from datarax.multihost.slots import fitting_row_shards as fitting_row_shards
-from datarax.multihost.slots import leading_axis as leading_axis
-from datarax.multihost.slots import slots_of as slots_of
-from datarax.multihost.startup import COORDINATOR as COORDINATOR
-from datarax.multihost.startup import COUNT as COUNT
-from datarax.multihost.startup import INDEX as INDEX
-from datarax.multihost.startup import MultihostConfig as MultihostConfig
-from datarax.multihost.startup import current as current
-from datarax.multihost.startup import finish as finish
-from datarax.multihost.startup import handler_address as handler_address
-from datarax.multihost.startup import leave_at_once as leave_at_once
-from datarax.multihost.startup import notice_replaced as notice_replaced
-from datarax.multihost.startup import start as start
+from datarax.multihost.processes import (
+    Processes,
+    check_agreement,
+)
+from datarax.multihost.slots import (
+    Slots,
+    check_slots,
+    chosen_slots,
+    fitting_row_shards,
+    leading_axis,
+    slots_of,
+)
+from datarax.multihost.startup import (
+    COORDINATOR,
+    COUNT,
+    INDEX,
+    MultihostConfig,
+    current,
+    finish,
+    handler_address,
+    leave_at_once,
+    notice_replaced,
+    start,
+)
 
 __all__ = [
     "COORDINATOR",

@@ -21,7 +21,7 @@ from datarax.run_config.config import BaseRunConfig, GrainRunConfig, MeshSection
 from datarax.sources import DataSource
 from datarax.sources.open import open_source
 from datarax.training import TrainingSession, load_task
-from datarax.transforms import Transform, load_transform
+from datarax.transforms.load import load_transforms
 from datarax.trust import load_attribute
 
 
@@ -37,12 +37,9 @@ def build_mesh(config: BaseRunConfig, processes: Processes | None = None) -> jax
     Raises:
         ConfigError: if its axes do not fit the number of devices.
     """
-    section = config.mesh
-    if section is None:
-        if (processes or Processes()).count == 1:
-            return None
-        section = MeshSection()
-    sizes = mesh_sizes(section, jax.device_count())
+    if config.mesh is None and (processes or Processes()).count == 1:
+        return None
+    sizes = mesh_sizes(config.mesh or MeshSection(), jax.device_count())
     kinds = (jax.sharding.AxisType.Auto,) * len(
         sizes
     )  # the compiler splits the model's work, as most tasks expect
@@ -77,18 +74,16 @@ def batch_sharding(
 
 def named_code(config: BaseRunConfig) -> list[tuple[str, str]]:
     """The key of everything that a config calls by name, and what stands there."""
-    named = []
+    named: dict[str, str | None] = {}
     if isinstance(config, GrainRunConfig):
-        named.append(("grain_pipeline.use", config.grain_pipeline.use))
+        named["grain_pipeline.use"] = config.grain_pipeline.use
     if isinstance(config, RunConfig):
-        if "use" in config.source.settings:
-            named.append(("source.use", config.source.settings["use"]))
-        named += [(f"transforms.{i}.use", section.use) for i, section in enumerate(config.transforms)]
-        if config.batch_stats_fn is not None:
-            named.append(("batch_stats_fn", config.batch_stats_fn))
+        named["source.use"] = config.source.settings.get("use")
+        named |= {f"transforms.{i}.use": section.use for i, section in enumerate(config.transforms)}
+        named["batch_stats_fn"] = config.batch_stats_fn
     if config.task is not None:
-        named.append(("task.use", config.task.use))
-    return named
+        named["task.use"] = config.task.use
+    return [(key, use) for key, use in named.items() if use is not None]
 
 
 def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> DataLoader:
@@ -110,7 +105,8 @@ def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> Dat
                 f"batch_stats_fn = {config.batch_stats_fn!r} is a {type(function).__name__}, not a function"
             )
         loader_config = dataclasses.replace(loader_config, batch_stats_fn=function)
-    return DataLoader(loader_config, source, transforms=_transforms(config), name="train", **placement)
+    transforms = load_transforms(transform_settings(config))
+    return DataLoader(loader_config, source, transforms=transforms, name="train", **placement)
 
 
 @contextlib.contextmanager
@@ -143,12 +139,9 @@ def open_loader(
         yield loader
 
 
-def _transforms(config: RunConfig) -> list[Transform]:
-    stages = []
-    for section in config.transforms:
-        given = {key: value for key, value in to_tree(section).items() if key not in ("use", "parameters")}
-        stages.append(load_transform(section.use, parameters=dict(section.parameters), **given))
-    return stages
+def transform_settings(config: RunConfig) -> list[dict[str, Any]]:
+    """What `load_transforms` makes the stages of a config from, here or in another process."""
+    return [{**to_tree(section), "parameters": dict(section.parameters)} for section in config.transforms]
 
 
 def build_grain_pipeline(
@@ -185,16 +178,3 @@ def build_session(config: BaseRunConfig, loader: BatchStream, **output: Any) -> 
         config_text=config.to_toml(),
         **output,
     )
-
-
-__all__ = [
-    "apply_environment",
-    "batch_sharding",
-    "build_grain_pipeline",
-    "build_loader",
-    "build_mesh",
-    "build_session",
-    "mesh_sizes",
-    "named_code",
-    "open_loader",
-]

@@ -132,14 +132,3 @@ class GrainRunConfig(BaseRunConfig):
 
     grain_pipeline: GrainPipelineTable
     """The pipeline."""
-
-
-__all__ = [
-    "BaseRunConfig",
-    "GrainRunConfig",
-    "MeshSection",
-    "RunConfig",
-    "RunSection",
-    "TaskSection",
-    "TransformSection",
-]

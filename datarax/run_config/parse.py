@@ -46,7 +46,7 @@ def load_any_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyRunCo
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"cannot read the config {str(path)!r}: {reason}") from None
-    return _built(_parsed(text, str(path)), overrides, str(path))
+    return _built(text, overrides, str(path))
 
 
 def parse_config(text: str, overrides: Sequence[str] = (), *, where: str = "the config") -> RunConfig:
@@ -55,7 +55,7 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, where: str = "the 
     Raises:
         ConfigError: if it is not TOML, a key or value is wrong, or it wraps a Grain pipeline.
     """
-    return _of_a_source(_built(_parsed(text, where), overrides, where), where)
+    return _of_a_source(_built(text, overrides, where), where)
 
 
 def parse_stored_config(text: str, overrides: Sequence[str] = (), *, where: str) -> RunConfig:
@@ -75,17 +75,7 @@ def parse_any_stored_config(text: str, overrides: Sequence[str] = (), *, where: 
     Raises:
         ConfigError: if it is not TOML, or a key or value is wrong.
     """
-    tree = _parsed(text, where)
-    if isinstance(loader := tree.get("loader"), dict):
-        loader.setdefault("order_version", 1)  # kept since there could be two
-    return _built(tree, overrides, where, stored=True)
-
-
-def _parsed(text: str, where: str) -> dict[str, Any]:
-    try:
-        return parsed(tomllib.loads, text)
-    except ValueError as error:
-        raise ConfigError(f"{where} is not valid TOML: {error}") from None
+    return _built(text, overrides, where, stored=True)
 
 
 def _of_a_source(config: AnyRunConfig, where: str) -> RunConfig:
@@ -97,9 +87,14 @@ def _of_a_source(config: AnyRunConfig, where: str) -> RunConfig:
     )
 
 
-def _built(
-    tree: dict[str, Any], overrides: Sequence[str], where: str, *, stored: bool = False
-) -> AnyRunConfig:
+def _built(text: str, overrides: Sequence[str], where: str, *, stored: bool = False) -> AnyRunConfig:
+    """With absolute paths, and a source whose settings are checked."""
+    try:
+        tree: dict[str, Any] = parsed(tomllib.loads, text)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not valid TOML: {error}") from None
+    if stored and isinstance(tree.get("loader"), dict):
+        tree["loader"].setdefault("order_version", 1)  # kept since there could be two
     for override in overrides:
         _apply_override(tree, override)
     try:
@@ -107,10 +102,15 @@ def _built(
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
     try:
-        if "grain_pipeline" in tree:
-            return _resolved(from_tree(GrainRunConfig, tree))
+        kind: type[AnyRunConfig] = GrainRunConfig if "grain_pipeline" in tree else RunConfig
+        config = from_tree(kind, tree)
+        resolved: dict[str, Any] = {
+            "run": dataclasses.replace(config.run, directory=str(local_directory(config.run.directory)))
+        }
         # A kept config was checked when it was kept; to read it again no kind of source is imported.
-        return _resolved(from_tree(RunConfig, tree), checked=stored and not overrides)
+        if isinstance(config, RunConfig) and (overrides or not stored):
+            resolved["source"] = config.source.resolved()
+        return dataclasses.replace(config, **resolved)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 
@@ -119,8 +119,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     """Sets `a.b.0.c=value` in `tree`; numbers index lists. The value is TOML, or else taken as text."""
     check_path(override, "--set")
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    *tables, last = key.strip().split(".")
+    if not equals or not all([*tables, last]):
         raise ConfigError(f"--set needs key=value, got {override!r}")
     try:
         value = parsed(tomllib.loads, f"value = {text}")["value"]
@@ -129,39 +129,20 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     except ValueError as error:
         raise ConfigError(f"--set {key}: {error}") from None
     node: Any = tree
-    for i, part in enumerate(parts):
-        last = i == len(parts) - 1
-        if isinstance(node, list):
-            if part not in map(str, range(len(node))):
-                raise ConfigError(
-                    f"--set {key}: {'.'.join(parts[:i])} is a list of {len(node)}, so {part!r} is no index of it"
-                )
-            index: Any = int(part)
-        elif isinstance(node, dict):
-            index = part
-        else:
-            raise ConfigError(f"--set {key}: {'.'.join(parts[:i])} is a value, not a table")
-        if last:
-            node[index] = value
-        elif isinstance(node, dict) and index not in node:
-            node[index] = {}
-        node = node[index] if not last else None
+    for i, part in enumerate(tables):
+        index = _index(node, part, f"--set {key}: {'.'.join(tables[:i])}")
+        if isinstance(node, dict):
+            node.setdefault(index, {})
+        node = node[index]
+    node[_index(node, last, f"--set {key}: {'.'.join(tables)}")] = value
 
 
-def _resolved(config: AnyRunConfig, *, checked: bool = False) -> AnyRunConfig:
-    """With absolute paths, and a source whose settings are checked."""
-    run = dataclasses.replace(config.run, directory=str(local_directory(config.run.directory)))
-    if isinstance(config, GrainRunConfig):
-        return dataclasses.replace(config, run=run)
-    source = config.source if checked else config.source.resolved()
-    return dataclasses.replace(config, run=run, source=source)
-
-
-__all__ = [
-    "AnyRunConfig",
-    "load_any_config",
-    "load_config",
-    "parse_any_stored_config",
-    "parse_config",
-    "parse_stored_config",
-]
+def _index(node: Any, part: str, says: str) -> Any:
+    """How a part of a key leads from a table or a list to what is below it."""
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise ConfigError(f"{says} is a value, not a table")
+    if part not in map(str, range(len(node))):
+        raise ConfigError(f"{says} is a list of {len(node)}, so {part!r} is no index of it")
+    return int(part)

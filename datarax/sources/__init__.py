@@ -6,8 +6,9 @@ Slow libraries are imported where data is opened: what reads no ArrayRecord file
 from datarax.sources.array_record import ArrayRecordConfig, ArrayRecordSource
 from datarax.sources.build import BuildConfig, BuildError, BuildProgress, BuildResult, build_dataset
 from datarax.sources.build_inputs import PYTHON_STDLIB, InputKind
+from datarax.sources.dataset import write_manifest
 from datarax.sources.files import SourceFile
-from datarax.sources.manifest import FileEntry, Manifest, load_manifest, write_manifest
+from datarax.sources.manifest import FileEntry, Manifest, load_manifest
 from datarax.sources.objects import GrainConfig, GrainSource, MemoryConfig, MemorySource
 from datarax.sources.range import RangeConfig, RangeSource
 from datarax.sources.records import Records

@@ -5,6 +5,7 @@ With a manifest beside the files, counts come from it and no file is opened befo
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,28 +15,15 @@ import numpy as np
 from flax import nnx
 
 from datarax.core.config import Checked, Positive
-from datarax.core.errors import ConfigError, InputError
-from datarax.sources.array_record_files import ArrayRecordFiles, count_records
+from datarax.core.errors import ConfigError, InputError, ReadError
+from datarax.sources.array_record_files import ArrayRecordFiles
 from datarax.sources.build import build_if_missing, is_dataset
 from datarax.sources.build_check import check_dataset
 from datarax.sources.build_config import BuildConfig, BuildTable
-from datarax.sources.files import (
-    SourceFile,
-    file_stats,
-    listed,
-    relative_names,
-    with_first_indices,
-)
-from datarax.sources.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    RecordedFile,
-    find_data_files,
-    load_manifest,
-    load_record_hashes,
-    unlisted_files,
-)
-from datarax.sources.records import Records, records_digest, sample_positions
+from datarax.sources.dataset import DataFiles
+from datarax.sources.files import SourceFile, file_stats, listed
+from datarax.sources.manifest import FileEntry, Manifest, RecordedFile, load_record_hashes
+from datarax.sources.records import Look, Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 from datarax.store.files import local_path
 
@@ -100,7 +88,7 @@ class ArrayRecordConfig(SourceConfig):
 
     def list_files(self) -> Sequence[SourceFile]:
         """The files, by the manifest alone where there is one."""
-        return _find_dataset(self)[1]
+        return DataFiles(self.files, only_listed=self.unlisted == "ignore").facts()[1]
 
 
 class ArrayRecordSource(DataSource):
@@ -117,7 +105,7 @@ class ArrayRecordSource(DataSource):
 
     Raises:
         InputError: naming the file, if a file is missing, empty of records, truncated, no ArrayRecord file, not
-            local, or not as large as the manifest says.
+            local. A file that is not as large as its manifest says is refused when it is first opened.
     """
 
     def __init__(
@@ -128,20 +116,16 @@ class ArrayRecordSource(DataSource):
             raise InputError(
                 f"the data {config.files} are not built yet; `datarax run` with this config builds them, or `datarax build`"
             )
-        records = ArrayRecordRecords(*_find_dataset(config), config.max_open_files)
-        stamp = records.content_stamp()
-        for file in records.files():
-            if stamp[file.name][0] != file.size:
-                raise InputError(
-                    f"{os.path.join(records.base, file.name)} has {stamp[file.name][0]} bytes, its manifest says "
-                    f"{file.size}: the file is truncated or was replaced; restore it, or build the dataset again"
-                )
-        self._open(records)
+        found = DataFiles(config.files, only_listed=config.unlisted == "ignore")
+        found.check_there()
+        self._open(ArrayRecordRecords(*found.facts(), config.max_open_files))
+        self._runtime.found = found
 
     def unlisted_files(self) -> Sequence[str]:
         """Beside what the manifest of a directory lists; see `unlisted` of the config."""
-        config = cast(ArrayRecordConfig, self.config)
-        return unlisted_files(config.files) if config.unlisted == "refuse" else ()
+        config, found = cast(ArrayRecordConfig, self.config), self._runtime.found
+        self._runtime.found = None  # the next look is a new one
+        return () if config.unlisted == "ignore" else (found or DataFiles(config.files)).unlisted()
 
     @property
     def base_directory(self) -> str:
@@ -160,6 +144,8 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
     """
 
     kind = "array_record"
+    found: DataFiles | None = None
+    """How the files were found, until what lies beside them is asked for. No copy has it."""
 
     def __init__(
         self,
@@ -172,16 +158,30 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
         self.base, self._listed, self._recorded = base, files, recorded
         self.empty = f"its {len(files)} files in {base} hold 0 records"
         self.content_recorded = bool(recorded)
-        paths = [os.path.join(base, file.name) for file in files]
+        paths = [f"{base}/{file.name}" for file in files]
         super().__init__(paths, [file.num_records for file in files], max_open_files=max_open_files)
+        self._stamps: dict[str, list[int]] = {}
+        self._look: Look | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._made_from
 
     def outline(self) -> dict[str, Any]:
         """Number of files, their names and sizes, and the manifest's digest; opens no file."""
-        content = self.content_fingerprint() or {"sha256": None}
+        return dict(self._outline)
+
+    @functools.cached_property
+    def _outline(self) -> dict[str, Any]:
+        content = self._content or {"sha256": None}
         return {"num_files": len(self._listed), "files": listed(self._listed), "content": content["sha256"]}
+
+    @functools.cached_property
+    def _content(self) -> dict[str, Any] | None:
+        entries = tuple(
+            FileEntry(**{**vars(each.entry), "name": name}) for name, each in self._recorded.items()
+        )
+        known = {"num_records": len(self), "sha256": Manifest(entries, "").content_digest()}
+        return known if entries else None
 
     def sample(self) -> str:
         """Of at most 16 records, from files all over."""
@@ -199,14 +199,35 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
     def content_fingerprint(self) -> dict[str, Any] | None:
         """SHA-256 of the manifest's facts about the files (not about others that it may list); None without one."""
-        entries = tuple(replace(each.entry, name=name) for name, each in self._recorded.items())
-        known = {"num_records": len(self), "sha256": Manifest(entries, "").content_digest()}
-        return known if entries else None
+        return self._content
 
     def content_stamp(self) -> dict[str, Any]:
         """Size and time of each file."""
         stats = zip(self._listed, file_stats(self._paths, "ArrayRecord file"), strict=True)
         return {file.name: [stat.st_size, stat.st_mtime_ns] for file, stat in stats}
+
+    def watch(self, look: Look) -> None:
+        """With a manifest a file is looked at when it is opened: those that are, now; else all, since all were opened."""
+        self._look = look if self._recorded else None
+        look(self._stamps if self._recorded else self.content_stamp())
+
+    def opening(self, number: int, stat: os.stat_result) -> None:
+        """Looks at a file before its first record is read, and again where it has changed since.
+
+        Raises:
+            ReadError: if it is not as large as its manifest says.
+        """
+        file, stamp = self._listed[number], [stat.st_size, stat.st_mtime_ns]
+        if self._stamps.get(file.name) == stamp:
+            return
+        if self._recorded and stat.st_size != file.size:
+            raise ReadError(
+                f"{self._paths[number]} has {stat.st_size} bytes, its manifest says {file.size}: the file is truncated or was "
+                f"replaced; restore it, or build the dataset again"
+            )
+        if self._look is not None:
+            self._look({file.name: stamp})
+        self._stamps[file.name] = stamp
 
     def check_content(self, names: Sequence[str] | None = None) -> list[str]:
         """Compares size and SHA-256 of these files with the manifest, and in files that differ every record's hash.
@@ -234,58 +255,3 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
                 for position, what in self._recorded[file.name].changed(positions.tolist()):
                     found[file.first_index + position] = f"{file.name}: {what}"
         return found
-
-
-def _find_dataset(
-    config: ArrayRecordConfig,
-) -> tuple[str, tuple[SourceFile, ...], dict[str, RecordedFile]]:
-    """Of the files that a config names: their base directory, they in the order of their names, what is recorded."""
-    paths = find_data_files(config.files)
-    base, names = relative_names(paths)
-    recorded = _recorded(base, paths)
-    if recorded and config.unlisted == "ignore":
-        paths = [path for path in paths if path in recorded]
-        base, names = relative_names(paths)
-    facts = [recorded[path] for path in paths if path in recorded]
-    if recorded and len(facts) < len(paths):
-        unlisted = next(path for path in paths if path not in recorded)
-        raise InputError(
-            f"in {base} the {MANIFEST_NAME} does not list {os.path.relpath(unlisted, base)}; it belongs to other files: "
-            f"write a new manifest that lists all of them, or move the file elsewhere"
-        )
-    counts = [each.entry.num_records for each in facts] or count_records(paths)
-    sizes = [each.entry.size for each in facts] or [
-        each.st_size for each in file_stats(paths, "ArrayRecord file")
-    ]
-    files = with_first_indices(list(zip(names, counts, sizes, strict=True)))
-    return base, files, dict(zip(names, facts, strict=False))
-
-
-def _recorded(base: str, paths: Sequence[str]) -> dict[str, RecordedFile]:
-    """What the manifest of the common directory, or else of each file's own, says of each file; {} without any.
-
-    Raises:
-        InputError: if a manifest lists none of the files, or only some of the files have a manifest.
-    """
-    is_common = os.path.exists(os.path.join(base, MANIFEST_NAME))
-    homes = [base] if is_common else map(os.path.dirname, paths)
-    manifests = {home: load_manifest(home) for home in sorted(set(homes))}
-    without = [home for home, manifest in manifests.items() if manifest is None]
-    if len(without) == len(manifests):
-        return {}
-    if without:
-        raise InputError(
-            f"some of the files have a manifest, but those in {without[0]} have none; record them with write_manifest"
-        )
-    known = {
-        os.path.join(home, entry.name): RecordedFile(home, manifest, entry)
-        for home, manifest in manifests.items()
-        if manifest is not None
-        for entry in manifest.files
-    }
-    listed = {path: known[path] for path in paths if path in known}
-    if not listed:
-        raise InputError(
-            f"in {base} the {MANIFEST_NAME} lists none of the files; it belongs to others, remove it"
-        )
-    return listed

@@ -5,6 +5,7 @@ modules, manifests or fingerprints.
 """
 
 import errno
+import functools
 import itertools
 import os
 import re
@@ -12,7 +13,7 @@ import resource
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,8 +46,12 @@ def open_writer(path: str, *, group_size: int, compression: str) -> Any:
     return ArrayRecordWriter(path, f"group_size:{group_size},{compression}")
 
 
-def open_reader(path: str) -> Any:
+def open_reader(path: str, look: Callable[[os.stat_result], None] = lambda stat: None) -> Any:
     """Opens a file and checks that its index is whole. A read moves the reader: one thread has it at a time.
+
+    Args:
+        path: the file.
+        look: shown the size and time of the file before it is opened.
 
     Raises:
         ReadError: if the file is missing, is no file but a directory, pipe or device, or is no complete ArrayRecord file.
@@ -54,7 +59,7 @@ def open_reader(path: str) -> Any:
     from array_record.python.array_record_module import ArrayRecordReader
 
     # The library names no cause, and waits for a pipe.
-    _touch(path, 0)
+    look(_touch(path, 0))
     reader = ArrayRecordReader(path, _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
     if not reader.ok():  # a reader that is not ok says it has 0 records and raises nothing
         _touch(path, _END_BYTES)
@@ -65,17 +70,18 @@ def open_reader(path: str) -> Any:
     return reader
 
 
-def _touch(path: str, num_bytes: int) -> None:
-    """Reads the last bytes of a file.
+def _touch(path: str, num_bytes: int) -> os.stat_result:
+    """Reads the last bytes of a file; returns its size and time.
 
     Raises:
         ReadError: with the cause that the library does not tell, if it is missing, no file, or cannot be read.
     """
     try:
         with open(open_file(path), "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - num_bytes))
+            stat = os.fstat(file.fileno())
+            file.seek(max(0, stat.st_size - num_bytes))
             file.read(num_bytes)
+            return stat
     except OSError as error:
         few = " (`ulimit -n` says how many; raise it)" if error.errno == errno.EMFILE else ""
         raise ReadError(
@@ -157,7 +163,7 @@ class ArrayRecordFiles:
             reader = idle.pop() if idle else None
             self.num_open_files -= reader is not None
         if reader is None:
-            reader = self._open(path)
+            reader = self._open(number)
             if reader.num_records() != expected:
                 raise ReadError(
                     f"{path} has {reader.num_records()} records, had {expected} when it was recorded: the file was "
@@ -176,11 +182,14 @@ class ArrayRecordFiles:
                 self._close_oldest()
         return records
 
-    def _open(self, path: str) -> Any:
+    def opening(self, number: int, stat: os.stat_result) -> None:
+        """Told the size and time of a file that is being opened; may raise."""
+
+    def _open(self, number: int) -> Any:
         """Opens a file. Where the process may open no more, because of files of others, idle ones of ours make room."""
         while True:
             try:
-                return open_reader(path)
+                return open_reader(self._paths[number], functools.partial(self.opening, number))
             except ReadError as error:
                 full = getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE)
                 with self._lock:

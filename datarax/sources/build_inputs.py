@@ -70,7 +70,7 @@ def find_inputs(
             what="input file",
             expand_directory=_files_below,
             absent=absent,
-            may_pass_over=lambda directory: absent or is_made(directory),
+            left_out=lambda path, is_dir: is_dir and (absent or is_made(path)),
         )
         seen: dict[str, str] = {}
         for directory in dict.fromkeys(map(os.path.dirname, paths)):

@@ -6,15 +6,16 @@ nothing of what is in the files. Read next: `manifest.py`.
 
 import fnmatch
 import glob
+import hashlib
 import itertools
+import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datarax.core.errors import InputError
-from datarax.core.tree import digest
 from datarax.store.files import check_path, local_path
 
 # Up to here an identity lists its files, so that a difference names one; beyond, their digest keeps it small.
@@ -47,8 +48,24 @@ def with_first_indices(facts: Sequence[tuple[str, int, int]]) -> tuple[SourceFil
 
 def listed(files: Sequence[SourceFile]) -> Any:
     """What an identity holds of `files`."""
-    entries = [{"name": f.name, "size": f.size, "num_records": f.num_records} for f in files]
-    return entries if len(entries) <= NUM_LISTED_FILES else {"sha256": digest(entries)}
+    if len(files) <= NUM_LISTED_FILES:
+        return [{"name": f.name, "size": f.size, "num_records": f.num_records} for f in files]
+    return {"sha256": hashlib.sha256(files_json(map(vars, files), "name", "num_records", "size")).hexdigest()}
+
+
+def files_json(files: Iterable[Mapping[str, Any]], *keys: str) -> bytes:
+    """The canonical JSON of these fields of files, a text "name" and others that stand as they are.
+
+    A start makes it of every file, and `canonical_json` takes ten times as long.
+
+    Args:
+        files: the fields of each.
+        keys: the fields, sorted.
+    """
+    form = ",".join(f'"{key}":"%s"' if key == "sha256" else f'"{key}":%s' for key in keys)
+    spell = json.encoder.encode_basestring
+    rows = ([spell(file[key]) if key == "name" else file[key] for key in keys] for file in files)
+    return "[{}]".format(",".join(["{" + form % tuple(row) + "}" for row in rows])).encode()
 
 
 def recorded_files(identity: Mapping[str, Any]) -> tuple[SourceFile, ...] | None:
@@ -64,9 +81,8 @@ def find_files(
     *,
     what: str,
     expand_directory: Callable[[str], Sequence[str]],
-    ignored_in_globs: frozenset[str] = frozenset(),
+    left_out: Callable[[str, bool], bool],
     absent: bool = False,
-    may_pass_over: Callable[[str], bool] = lambda directory: True,
 ) -> list[str]:
     """Absolute paths of the files that `patterns` name, sorted.
 
@@ -74,9 +90,9 @@ def find_files(
         patterns: paths, globs or directories. What exists under the very name is not taken for a glob.
         what: what the files are, for messages ("ArrayRecord file").
         expand_directory: the files that stand for a directory, as absolute paths.
-        ignored_in_globs: base names that a glob does not select.
+        left_out: whether what a glob matches is not meant, by its path and whether it is a directory. A glob looks into no
+            directory, so each that it matches must be left out; those that "**" walks through are.
         absent: whether what is not there is left out.
-        may_pass_over: whether a directory that a glob matches, and does not look into, may be left out.
 
     Raises:
         AbsentError: if a path does not exist or a glob matches nothing.
@@ -89,18 +105,15 @@ def find_files(
         if os.path.lexists(path):
             files = expand_directory(path) if os.path.isdir(path) else [path]
         else:
-            matching = list(dict.fromkeys(_matching(os.sep, path.split(os.sep)[1:], what)))
-            directories = [each for each in matching if os.path.isdir(each)]
-            left_out = [] if "**" in path else [each for each in directories if not may_pass_over(each)]
-            if left_out:
+            matching = dict(_matching(os.sep, path.split(os.sep)[1:], what))
+            meant = [each for each, is_dir in matching.items() if not left_out(each, is_dir)]
+            files = [each for each in meant if not matching[each]]
+            if len(files) < len(meant) and "**" not in path:
+                directory = next(each for each in meant if matching[each])
                 raise InputError(
-                    f"{what}s: {path} matches the directory {left_out[0]} too, and nobody can say whether the files in it are "
+                    f"{what}s: {path} matches the directory {directory} too, and nobody can say whether the files in it are "
                     f"meant; name {os.path.dirname(path)}/** for all files below, or a pattern that only files match"
                 )
-            named = set(matching) - set(directories)
-            files = [
-                each for each in matching if each in named and os.path.basename(each) not in ignored_in_globs
-            ]
         if not files and not absent:
             if os.path.isdir(path):
                 raise AbsentError(f"{what.removesuffix(' file')} directory {path} holds no files")
@@ -152,8 +165,13 @@ def refuse_twice(directory: str, seen: dict[str, str], what: str) -> None:
         )
 
 
-def entries_of(directory: str, what: str) -> list[os.DirEntry[str]]:
+def entries_of(directory: str, what: str, known: Container[str] = ()) -> list[os.DirEntry[str]]:
     """What is in a directory, by name, links followed.
+
+    Args:
+        directory: the directory.
+        what: what its files are, for messages.
+        known: paths of files that are not looked at, links included.
 
     Raises:
         InputError: naming the directory, or the link in it, that cannot be read.
@@ -162,7 +180,8 @@ def entries_of(directory: str, what: str) -> list[os.DirEntry[str]]:
         with os.scandir(directory) as found:
             entries = sorted(found, key=lambda entry: entry.name)
         for entry in entries:
-            entry.is_dir()  # what a link leads to; the entry keeps the answer, so that no later question fails
+            if entry.path not in known:
+                entry.is_dir()  # what a link leads to; the entry keeps the answer, so that no later question fails
     except OSError as error:
         raise InputError(
             f"{what}s: {error.filename or directory} cannot be read: {error.strerror}"
@@ -170,10 +189,12 @@ def entries_of(directory: str, what: str) -> list[os.DirEntry[str]]:
     return entries
 
 
-def _matching(where: str, parts: list[str], what: str) -> Iterator[str]:
-    """What `glob.glob` finds, but a directory that cannot be read, and a link that leads back, are errors."""
+def _matching(
+    where: str, parts: list[str], what: str, is_dir: bool | None = None
+) -> Iterator[tuple[str, bool]]:
+    """What `glob.glob` finds, and whether it is a directory; one that cannot be read, or a link back, is an error."""
     if not parts:
-        yield where
+        yield where, os.path.isdir(where) if is_dir is None else is_dir
         return
     part, rest = parts[0], parts[1:]
     if not glob.has_magic(part):
@@ -184,10 +205,11 @@ def _matching(where: str, parts: list[str], what: str) -> Iterator[str]:
         for entry in entries_of(where, what):
             hidden = entry.name.startswith(".") and not part.startswith(".")
             if not hidden and fnmatch.fnmatchcase(entry.name, part) and (not rest or entry.is_dir()):
-                yield from _matching(entry.path, rest, what)
+                yield from _matching(entry.path, rest, what, entry.is_dir())
     else:
         for directory, entries in walk(where, what, hidden=False):
-            yield from _matching(directory, rest, what) if rest else (entry.path for entry in entries)
+            below = ((entry.path, entry.is_dir()) for entry in entries)
+            yield from _matching(directory, rest, what) if rest else below
 
 
 def _is_there(path: str, what: str, *, directory: bool) -> bool:
@@ -201,8 +223,8 @@ def _is_there(path: str, what: str, *, directory: bool) -> bool:
 
 def relative_names(paths: Sequence[str]) -> tuple[str, list[str]]:
     """The deepest directory that holds all `paths`, and their POSIX names relative to it, in the same order."""
-    base = os.path.commonpath([os.path.dirname(path) for path in paths])
-    return base, [os.path.relpath(path, base).replace(os.sep, "/") for path in paths]
+    base = os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))])
+    return base, [path[len(base.rstrip(os.sep)) + 1 :] for path in paths]
 
 
 def file_stats(paths: Sequence[str], what: str) -> list[os.stat_result]:

@@ -6,8 +6,8 @@ next: `range.py`, the smallest kind, and `source.py`.
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from datarax.sources.files import SourceFile
 SAMPLE_VERSION = 1
 """Names the choice of samples and the encoding of records. Part of every identity that holds a sample: raise it when
 either changes."""
+
+
+Look: TypeAlias = Callable[[Mapping[str, Any]], None]
+"""Is shown stamps of files (see `content_stamp`) before what is in them is read, and raises where it should not be."""
 
 
 class Records:
@@ -77,6 +81,10 @@ class Records:
     def content_stamp(self) -> dict[str, Any]:
         """What a file system says of the files: {name: [bytes, mtime in ns]}."""
         return {}
+
+    def watch(self, look: Look) -> None:
+        """Shows the stamps of all files now; where there may be many of them, of each when it is opened."""
+        look(self.content_stamp())
 
     def check_content(self, names: Sequence[str] | None = None) -> list[str]:
         """Reads what is in these files, or everything, and tells each difference from what was recorded."""

@@ -21,7 +21,7 @@ from datarax.core.errors import SILENT_ENDS, ConfigError, InputError, ReadError,
 from datarax.core.module import CheckpointableIteratorModule
 from datarax.core.variables import IterationCount
 from datarax.sources.files import SourceFile
-from datarax.sources.records import SAMPLE_VERSION, Records
+from datarax.sources.records import SAMPLE_VERSION, Look, Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +227,20 @@ class DataSource(CheckpointableIteratorModule[Any]):
             InputError: naming a file that is gone.
         """
         return self.records.content_stamp()
+
+    def watch(self, look: Look) -> None:
+        """Has the stamps of files shown to `look` before their records are read: all of them now, or each as it is opened.
+
+        Clones and pickles are not watched.
+
+        Raises:
+            InputError: naming a file that is gone.
+            Exception: what `look` raises.
+        """
+        if type(self).content_stamp is not DataSource.content_stamp:
+            look(self.content_stamp())
+        else:
+            self.records.watch(look)
 
     # Reading
 

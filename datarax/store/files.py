@@ -12,12 +12,13 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from datarax.core.errors import InputError
 
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -78,8 +79,11 @@ def open_file(
             descriptor = os.open(path, flags, 0o644)
         else:
             *parents, name = os.path.relpath(path, root).split(os.sep)
-            with _directory(root, parents) as parent:
+            parent = open_directory(root, parents)
+            try:
                 descriptor = os.open(name, flags | os.O_NOFOLLOW, 0o644, dir_fd=parent)
+            finally:
+                os.close(parent)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO) or (root is not None and error.errno == errno.ENOTDIR):
             raise OSError(error.errno, "it, or a directory on the way, is a link or no file", path) from error
@@ -90,22 +94,22 @@ def open_file(
     return descriptor
 
 
-@contextlib.contextmanager
-def _directory(root: str | os.PathLike[str], parts: list[str]) -> Iterator[int]:
-    """The descriptor of a directory below `root`, reached without following a link."""
+def open_directory(root: str | os.PathLike[str], parts: Sequence[str]) -> int:
+    """The descriptor of a directory below `root`, reached without following a link; the root itself may be one.
+
+    Raises:
+        OSError: if it is none, or leads out of the root.
+    """
     if os.pardir in parts:
         raise OSError(errno.EINVAL, "it leads out of its directory")
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in parts:
-            above = descriptor
-            descriptor = os.open(
-                part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above
-            )
+    descriptor = os.open(root, _DIRECTORY)
+    for part in parts:
+        above = descriptor
+        try:
+            descriptor = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+        finally:
             os.close(above)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    return descriptor
 
 
 def read_file(
@@ -170,33 +174,37 @@ def check_tree(tree: Any) -> None:
     """
     level = [tree]
     for _ in range(MOST_DEPTH):
-        if any(type(node) is int and node.bit_length() > MOST_BITS for node in level):
-            raise ValueError(_TOO_LONG)
-        level = [
-            below
-            for node in level
-            if isinstance(node, (dict, list))
-            for below in (node.values() if isinstance(node, dict) else node)
-        ]
-        if not level:
+        below: list[Any] = []
+        for node in level:
+            if type(node) is int and node.bit_length() > MOST_BITS:
+                raise ValueError(_TOO_LONG)
+            if isinstance(node, (dict, list)):
+                below += node.values() if isinstance(node, dict) else node
+        if not below:
             return
+        level = below
     raise ValueError(_TOO_DEEP)
 
 
-def make_directory(path: str | os.PathLike[str]) -> None:
+def make_directory(path: str | os.PathLike[str]) -> bool:
     """Makes a directory if it is not there; its parent must be.
+
+    Returns:
+        Whether it was made.
 
     Raises:
         NotADirectoryError: if something else is there, a link to a directory included.
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(path)
+        return True
     if not stat.S_ISDIR(os.lstat(path).st_mode):
         raise NotADirectoryError(
             errno.ENOTDIR,
             "a link or a file is in the place of a directory: put that back, or move this away",
             os.fspath(path),
         )
+    return False
 
 
 def sync(path: str | os.PathLike[str]) -> None:

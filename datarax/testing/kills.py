@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from datarax.audit.diff import diff_runs
 from datarax.checkpoint import Snapshot
 from datarax.checkpoint.snapshot import item_steps
 from datarax.core.errors import ConfigError, DataraxError
-from datarax.diff import diff_runs
 from datarax.run_config import BaseRunConfig
 from datarax.testing.start import Start, newest
 

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -20,70 +20,67 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from datarax.loader.stream import StreamMetrics
 from datarax.store.files import is_same_file, open_file, read_file, write_whole
 
+_FACTS = {
+    "rows_per_second": "{:,.0f} rows/s",
+    "wait_share": "data wait {:.1%}",
+    "snapshot_age_seconds": "snapshot {:.0f} s ago",
+}
+"""How people read the facts of a report that are not the task's own."""
+
+_MOST_COPIED_BYTES = 1 << 28
+
 
 class RunProgress:
-    """Reports of one run.
+    """Reports of one run. They never end it: where they cannot be written, that is said once, and training goes on.
 
     Args:
-        path: the JSONL file to append to; None writes none.
-        total: the last step of the run.
-        start: the step that the run continues from.
-        metrics: the loader's counters.
         every_seconds: time between two reports, in seconds.
         stream: where to print; None prints nothing.
-
-    Reports never end a run: where they cannot be written, that is said once, if it can be, and training goes on.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        *,
-        total: int,
-        start: int,
-        metrics: StreamMetrics,
-        every_seconds: float,
-        stream: TextIO | None,
-    ) -> None:
-        self._total = total
-        self._metrics = metrics
+    def __init__(self, *, every_seconds: float, stream: TextIO | None) -> None:
         self._every_seconds = every_seconds
         self._stream = stream
-        self._file: BinaryIO | None = None
         self._bar: Progress | None = None
-        if stream is not None and stream.isatty():
+        self._path: Path | None = None
+        self._file: BinaryIO | None = None
+        self._snapshot_time: float | None = None
+
+    def __enter__(self) -> RunProgress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.stop()
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+
+    def begin(self, path: Path | None, *, start: int, total: int, metrics: StreamMetrics) -> None:
+        """From here on there are steps to report.
+
+        Args:
+            path: the JSONL file to append to; None writes none.
+            start: the step that the run continues from.
+            total: the last step of the run.
+            metrics: the loader's counters.
+        """
+        self._path = path
+        self._total = total
+        self._metrics = metrics
+        self._last = self._reading()
+        if self._stream is not None and self._stream.isatty():
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=10),
                 TextColumn("{task.fields[facts]}"),
                 TimeRemainingColumn(compact=True),
-                console=Console(file=stream),
+                console=Console(file=self._stream),
             )
             self._task = self._bar.add_task("run", total=total, completed=start, facts="")
-        self._snapshot_time: float | None = None
-        self._last_step = start
-        self._last_time = time.monotonic()
-        self._last_rows = metrics.rows
-        self._last_wait = metrics.wait_seconds
-        self._path = path
-        if path is not None:
-            try:
-                self._file = _open_for_lines(path)
-            except OSError as error:
-                self._lose_file(str(error.strerror))
-
-    def __enter__(self) -> RunProgress:
-        if self._bar is not None:
             self._bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            with contextlib.suppress(OSError):
-                self._bar.stop()
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
+        self._write(b"")  # what cannot be written is said before the first step
 
     def snapshot_committed(self) -> None:
         """Told when a snapshot is safe: its age counts from here."""
@@ -91,81 +88,62 @@ class RunProgress:
 
     def step(self, step: int, metrics: Mapping[str, Any], *, last: bool = False) -> None:
         """Told after each step; reports at the interval and at the last one."""
-        if not last and time.monotonic() - self._last_time < self._every_seconds:
+        if not last and time.monotonic() - self._last[0] < self._every_seconds:
             return
         # The task may have a metric called "step": the run's own comes first and wins.
         report: dict[str, Any] = {"step": step}
-        report.update({name: _number(value) for name, value in metrics.items() if name != "step"})
+        report |= {name: _number(value) for name, value in metrics.items() if name != "step"}
         # Read after the metrics have arrived: until then the steps were only handed to the device.
-        now = time.monotonic()
-        elapsed = max(now - self._last_time, 1e-9)
-        report["rows_per_second"] = round((self._metrics.rows - self._last_rows) / elapsed, 1)
-        report["wait_share"] = round(min(1.0, (self._metrics.wait_seconds - self._last_wait) / elapsed), 4)
+        now = self._reading()
+        seconds, rows, waited = (after - before for before, after in zip(self._last, now, strict=True))
+        self._last = now
+        report["rows_per_second"] = round(rows / max(seconds, 1e-9), 1)
+        report["wait_share"] = round(min(1.0, waited / max(seconds, 1e-9)), 4)
         if self._snapshot_time is not None:
-            report["snapshot_age_seconds"] = round(now - self._snapshot_time, 1)
+            report["snapshot_age_seconds"] = round(now[0] - self._snapshot_time, 1)
+        facts = "  ".join(_fact(name, value) for name, value in report.items() if name != "step")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, facts=facts)
+        else:
+            self.say(f"step {step}/{self._total}  {facts}")
         report["time"] = round(time.time(), 3)
-        self._show(step, report)
-        self._append(report)
-        self._last_step, self._last_time = step, now
-        self._last_rows, self._last_wait = self._metrics.rows, self._metrics.wait_seconds
+        # One unbuffered write: a kill leaves whole lines, and what could not be written is not tried again.
+        self._write((json.dumps(report) + "\n").encode())
 
     def say(self, text: str) -> None:
         """Prints one line of its own, above the bar if there is one."""
-        with self._printing():
+        try:
             if self._bar is not None:
                 self._bar.console.print(text, highlight=False, markup=False)
             elif self._stream is not None:
                 print(text, file=self._stream, flush=True)
-
-    def _show(self, step: int, report: Mapping[str, Any]) -> None:
-        facts = []
-        for name, value in report.items():
-            if name in ("step", "time"):
-                continue
-            facts.append(_FACTS.get(name, lambda v, n=name: f"{n} {_short(v)}")(value))
-        with self._printing():
-            if self._bar is not None:
-                self._bar.update(self._task, completed=step, facts="  ".join(facts))
-            elif self._stream is not None:
-                print(f"step {step}/{self._total}  {'  '.join(facts)}", file=self._stream, flush=True)
-
-    def _append(self, report: Mapping[str, Any]) -> None:
-        if self._file is None or self._path is None:
-            return
-        try:
-            # One unbuffered write: a kill leaves whole lines, and what could not be written is not tried again.
-            self._file.write((json.dumps(report) + "\n").encode())
-        except OSError as error:
-            self._lose_file(str(error.strerror))
-        else:
-            if not is_same_file(self._file.fileno(), self._path):
-                self._lose_file("it was deleted, moved or replaced")
-
-    def _lose_file(self, why: str) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.close()
-        self.say(f"metrics.jsonl cannot be written ({why}); training goes on without it")
-
-    @contextlib.contextmanager
-    def _printing(self) -> Iterator[None]:
-        """Who reads our output may leave (`| head`, a closed terminal); the run does not end with them."""
-        try:
-            yield
-        except OSError:
+        except (
+            OSError
+        ):  # who reads our output may leave (`| head`, a closed terminal); the run does not end with them
             self._stream = self._bar = None
 
+    def _reading(self) -> tuple[float, int, float]:
+        """Of two readings the differences are seconds, rows that were handed over, and seconds waited for them."""
+        return time.monotonic(), self._metrics.rows, self._metrics.wait_seconds
 
-_FACTS: dict[str, Any] = {
-    "rows_per_second": lambda value: f"{value:,.0f} rows/s",
-    "wait_share": lambda value: f"data wait {value:.1%}",
-    "snapshot_age_seconds": lambda value: f"snapshot {value:.0f} s ago",
-}
+    def _write(self, data: bytes) -> None:
+        if self._path is None:
+            return
+        try:
+            if self._file is None:
+                self._file = _open_for_lines(self._path)
+            self._file.write(data)
+            if not is_same_file(self._file.fileno(), self._path):
+                raise OSError(0, "it was deleted, moved or replaced")
+        except OSError as error:
+            self._path = None
+            self.say(f"metrics.jsonl cannot be written ({error.strerror}); training goes on without it")
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _fact(name: str, value: Any) -> str:
+    if name in _FACTS:
+        return _FACTS[name].format(value)
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _number(value: Any) -> Any:
@@ -177,9 +155,6 @@ def _number(value: Any) -> Any:
     except OverflowError:  # an int, which Python may not even spell
         return "too large"
     return round(number, 6) if math.isfinite(number) else str(number)
-
-
-_MOST_COPIED_BYTES = 1 << 28
 
 
 def _open_for_lines(path: Path) -> BinaryIO:

@@ -131,6 +131,3 @@ def check_position(directory: str | Path, restored: Restored) -> None:
         f"snapshot {restored.step} holds a loader at the global row {_position_in(restored.record)} (position), but {problem}; "
         f"the state is damaged or belongs to another run"
     )
-
-
-__all__ = ["LOADER_NAME", "check_position", "recorded_recipe", "recorded_timeline"]

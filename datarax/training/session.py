@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import jax
 import numpy as np
@@ -22,11 +22,12 @@ from datarax.checkpoint import (
     Restored,
     SaveConfig,
     Snapshot,
+    describe_model,
     held_alone,
     list_steps,
     make_global,
 )
-from datarax.checkpoint.protocols import BatchStream, is_addressable
+from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.core.config import Checked, at_least, check_fields
 from datarax.core.errors import (
     ConfigError,
@@ -37,16 +38,15 @@ from datarax.core.errors import (
     exits_are_errors,
     tell_where,
 )
-from datarax.multihost import Processes, check_agreement, check_slots, current, notice_replaced
-from datarax.training.contract import STEPS_AHEAD, Pace, TaskContract, state_and_metrics
-from datarax.training.finiteness import FiniteMetrics, NonFiniteError
-from datarax.training.moved_files import check_moved_files
-from datarax.training.peers import Peers, deadline, warn_of_replaced_notice
+from datarax.multihost import Processes, check_agreement, check_slots, current
+from datarax.multihost.peers import Peers, deadline
+from datarax.multihost.signals import StopSignals
+from datarax.training.metrics import STEPS_AHEAD, MetricsAhead, NonFiniteError
+from datarax.training.moved_files import FileWatch
 from datarax.training.progress import RunProgress
 from datarax.training.provenance import provenance
 from datarax.training.recorded import LOADER_NAME, check_position
-from datarax.training.signals import StopSignals
-from datarax.training.task import Iterate, Task
+from datarax.training.task import Iterate, Task, check_state, state_and_metrics
 from datarax.training.unlisted_files import check_unlisted_files
 
 
@@ -160,21 +160,17 @@ class TrainingSession:
         self._task = task if task is not None else Iterate()
         self._parameters = dict(parameters or {})
         self._steps = steps
-        self._ends = "run.steps or loader.num_epochs" if is_addressable(loader) else "run.steps"
-        self._total = total_steps(steps, loader.num_steps, ends=self._ends)
         self._mesh = mesh
         self._processes = processes or current()
         self._save_config = save or SaveConfig()
         self._resume = resume or ResumeConfig()
         self._log = log or LogConfig()
+        self._config_text = config_text
+        self._stream = stream
+        self._total = self._total_steps()
         if on_nonfinite not in ("warn", "stop"):
             raise ConfigError(f"run.on_nonfinite must be one of 'warn', 'stop', got {on_nonfinite!r}")
         self._on_nonfinite = on_nonfinite
-        self._config_text = config_text
-        self._asked_stream = stream
-        self._stream: TextIO | None = None
-        self._warned = False
-        self._save_failures = 0
         self.task_failed = False
 
     def run(self, *, from_step: int | None = None) -> Outcome:
@@ -200,15 +196,15 @@ class TrainingSession:
             NonFiniteError: a metric is inf or NaN, and `on_nonfinite` is "stop"; no snapshot of that step was begun.
             Exception: what the task or a read raised; the newest snapshot stays what it is.
         """
+        stream = sys.stderr if self._stream == "stderr" else self._stream
+        peers = Peers(self._processes, lambda: _newest(self._directory))
+        signals = StopSignals(self._save_config.signals, many=self._processes.count > 1)
+        progress = RunProgress(
+            every_seconds=self._log.every_seconds, stream=stream if self._processes.first else None
+        )
         try:
-            peers = Peers(self._processes, self._directory)
-            many = self._processes.count > 1
-            with (
-                StopSignals(self._save_config.signals, many=many) as signals,
-                peers.listening(),
-                exits_are_errors(),
-            ):
-                return self._run(from_step, signals, peers)
+            with signals, peers.listening(), exits_are_errors(), progress:
+                return self._run(from_step, signals, peers, progress)
         except Exception as error:
             if self.task_failed or isinstance(error, (_DataEndedError, NonFiniteError)):
                 error.add_note(_what_stays(self._directory))
@@ -216,17 +212,23 @@ class TrainingSession:
                 error.add_note(_AFTER_NONFINITE)
             raise
 
-    def _run(self, from_step: int | None, signals: StopSignals, peers: Peers) -> Outcome:
-        self._stream = sys.stderr if self._asked_stream == "stderr" else self._asked_stream
-        if not self._processes.first:
-            self._stream = None
+    def _run(
+        self, from_step: int | None, signals: StopSignals, peers: Peers, progress: RunProgress
+    ) -> Outcome:
+        self._progress = progress
+        self._save_failures = 0
+        self.task_failed = False
         if signals.foreign:
             names = " and ".join(signals.foreign)
-            self._say(
+            progress.say(
                 f"warning: {names} has a handler already, which stays: this run will not save and stop on it"
             )
-        self._save_failures, self.task_failed = 0, False
-        checkpointer = Checkpointer(
+        watch = None
+        if is_addressable(self._loader):
+            check_unlisted_files(self._loader.source, self._directory, self._processes, progress.say)
+            if self._resume.check_moved_files:
+                watch = FileWatch(self._loader.source, self._directory, progress.say)
+        self._checkpointer = checkpointer = Checkpointer(
             self._directory,
             config=self._save_config,
             identity={LOADER_NAME: self._loader.identity()},
@@ -236,70 +238,74 @@ class TrainingSession:
             provenance=provenance(self._processes.count),
             processes=self._processes,
         )
-        if is_addressable(self._loader):
-            check_unlisted_files(self._loader.source, self._directory, self._processes, self._say)
         if is_addressable(self._loader) and not isinstance(self._task, Iterate):
             self._loader.keep_byte_digests()
         # A failure is told to the others before the checkpointer waits for its save, which needs them.
         with checkpointer, peers.ending():
-            self._check_slots()
-            if self._resume.check_moved_files and is_addressable(self._loader):
-                check_moved_files(self._loader.source, checkpointer, self._processes, self._say)
+            if is_addressable(self._loader):
+                self._check_slots(self._loader)
             if checkpointer.agreed_to_stop():
-                self._say(f"stopped by {signals.name}; nothing was running yet, run again to continue")
+                progress.say(f"stopped by {signals.name}; nothing was running yet, run again to continue")
                 return Outcome(checkpointer.latest_step() or 0, False, None)
-            start, state = self._start(checkpointer, from_step)
-            with RunProgress(
+            start, state = self._start(from_step)
+            progress.begin(
                 Path(self._directory) / "metrics.jsonl" if self._processes.first else None,
-                total=self._total,
                 start=start,
+                total=self._total,
                 metrics=self._loader.metrics,
-                every_seconds=self._log.every_seconds,
-                stream=self._stream,
-            ) as progress:
-                return self._loop(checkpointer, progress, signals, start, state)
+            )
+            outcome = self._loop(start, state, signals, peers)
+            if watch is not None and watch.stamps():
+                checkpointer.record_file_stamps(watch.stamps())
+            return outcome
 
-    def _check_slots(self) -> None:
+    def _check_slots(self, loader: AddressableStream) -> None:
         """All processes together must deliver the global batch, each slot of it counted once."""
-        if self._processes.count == 1 or not is_addressable(self._loader):
-            return  # other streams have no global batch: what each process delivers is its own
-        owned = self._loader.slots.owned
+        if self._processes.count == 1:
+            return
+        owned = loader.slots.owned
         cuts = np.flatnonzero(np.diff(owned) != 1) + 1
         ranges = [[int(part[0]), int(part[-1]) + 1] for part in np.split(owned, cuts) if len(part)]
-        size, about = self._loader.timeline.last.batch_size, "the slots of the global batch"
+        size, about = loader.timeline.last.batch_size, "the slots of the global batch"
         self._processes.exchange("slots", lambda: ranges, lambda parts: check_slots(parts, size), about=about)
 
     # Restore.
 
-    def _start(self, checkpointer: Checkpointer, from_step: int | None) -> tuple[int, Any]:
-        mesh = self._mesh
-        if mesh is None:
-            mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-        try:
-            state = self._task.init(self._parameters, mesh)
-        except BaseException as error:
-            self._blame_task(error, "init")
-        if self._processes.count > 1:
-            state = self._shared_state(state, mesh)
-        self._contract = TaskContract(state)
+    def _start(self, from_step: int | None) -> tuple[int, Any]:
+        """After which step to go on, and with which state."""
+        checkpointer = self._checkpointer
+        state = self._initial_state()
+        self._leaves = describe_model(state)
         # Process 0 says: what a shared file system shows may lag behind on the others.
         latest = self._processes.exchange("newest", checkpointer.latest_step, lambda parts: parts[0])
         step = from_step if from_step is not None else latest
         if step is None:
-            self._check_untouched()
+            delivered = self._loader.idx.get_value()
+            if delivered:
+                raise InputError(
+                    f"the run in {self._directory} starts at step 0, but its loader has handed over {delivered} batches "
+                    f"already, which would never be trained on; give a loader at its beginning, such as loader.copy()"
+                )
             return 0, state
-        restored = self._restore(checkpointer, step, state, fall_back=from_step is None)
+        restored = self._restore(step, state, fall_back=from_step is None)
         self._check_fits(restored)
         if latest != restored.step:
             moved = checkpointer.set_aside_after(restored.step)
             if moved:
-                self._say(f"set aside, not deleted: snapshots {', '.join(map(str, moved))}")
+                self._progress.say(f"set aside, not deleted: snapshots {', '.join(map(str, moved))}")
         if restored.step < self._total:
-            self._say(f"continuing after step {restored.step} of {self._total}")
+            self._progress.say(f"continuing after step {restored.step} of {self._total}")
         return restored.step, restored.model
 
-    def _shared_state(self, state: Any, mesh: jax.sharding.Mesh) -> Any:
-        """The state that `init` made, with every array of one process alone made global; the values must be the same on all."""
+    def _initial_state(self) -> Any:
+        """What `init` makes; with many processes every array of one alone made global, the values being the same on all."""
+        mesh = self._mesh
+        if mesh is None:
+            mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        with self._blaming_task("init"):
+            state = self._task.init(self._parameters, mesh)
+        if self._processes.count == 1:
+            return state
         alone = held_alone(state)
         about = "the task's init"
         self._processes.exchange(
@@ -311,12 +317,14 @@ class TrainingSession:
         )
         return make_global(state, mesh)
 
-    def _restore(self, checkpointer: Checkpointer, step: int, state: Any, *, fall_back: bool) -> Restored:
+    def _restore(self, step: int, state: Any, *, fall_back: bool) -> Restored:
         """Restores `step`; if that is damaged and the config says so, the newest before it that is not."""
-        data = {LOADER_NAME: self._loader}
         while True:
             try:
-                return checkpointer.restore(step, model=self._template(step, state), data=data)
+                model = state
+                if state is None and Snapshot.open(self._directory, step).leaves is not None:
+                    model = {}  # where there is no state, a model that is there must not be dropped
+                return self._checkpointer.restore(step, model=model, data={LOADER_NAME: self._loader})
             except SnapshotDamagedError as error:
                 earlier = error.earlier_step
                 if earlier is None:
@@ -328,23 +336,9 @@ class TrainingSession:
                         f'(resume.on_damage = "previous" does so by itself, as far as it must)'
                     )
                     raise
-                self._say(str(error))
-                self._say(f'resume.on_damage = "previous": going back to step {earlier}')
+                self._progress.say(str(error))
+                self._progress.say(f'resume.on_damage = "previous": going back to step {earlier}')
                 step = earlier
-
-    def _template(self, step: int, state: Any) -> Any:
-        """What a snapshot's model is compared with. Where there is no state, a model that is there must not be dropped."""
-        if state is None and Snapshot.open(self._directory, step).leaves is not None:
-            return {}
-        return state
-
-    def _check_untouched(self) -> None:
-        delivered = self._loader.idx.get_value()
-        if delivered:
-            raise InputError(
-                f"the run in {self._directory} starts at step 0, but its loader has handed over {delivered} batches "
-                f"already, which would never be trained on; give a loader at its beginning, such as loader.copy()"
-            )
 
     def _check_fits(self, restored: Restored) -> None:
         """Whether the loader is where the snapshot says, and the run has steps for it; nothing was moved yet."""
@@ -357,7 +351,7 @@ class TrainingSession:
         if is_addressable(self._loader):
             check_position(self._directory, restored)
         # Only now: where a batch size was changed on purpose, the steps that are left count from the change.
-        self._total = total_steps(self._steps, self._loader.num_steps, ends=self._ends)
+        self._total = self._total_steps()
         if restored.step > self._total:
             raise ConfigError(
                 f"the run in {self._directory} has {restored.step} steps already, but is to have only {self._total} "
@@ -365,40 +359,42 @@ class TrainingSession:
                 f"or use another run.directory"
             )
 
+    def _total_steps(self) -> int:
+        ends = "run.steps or loader.num_epochs" if is_addressable(self._loader) else "run.steps"
+        return total_steps(self._steps, self._loader.num_steps, ends=ends)
+
     # Loop.
 
-    def _loop(
-        self, checkpointer: Checkpointer, progress: RunProgress, signals: StopSignals, start: int, state: Any
-    ) -> Outcome:
-        step, stopping, pace = start, self._asked_to_stop(checkpointer, signals), Pace()
+    def _loop(self, start: int, state: Any, signals: StopSignals, peers: Peers) -> Outcome:
+        """One step after the other, to the last one or to a signal; what is saved after step s holds the batches up to s."""
+        checkpointer, progress = self._checkpointer, self._progress
         many = self._processes.count > 1
-        finite = FiniteMetrics(stop=self._on_nonfinite == "stop", say=progress.say)
-        self._show_notes(checkpointer, progress)
+        ahead = MetricsAhead(stop=self._on_nonfinite == "stop", say=progress.say)
+        step = start
+        stopping = self._asked_to_stop(signals, peers)
+        self._goes_well(checkpointer.poll)
         while step < self._total and not stopping:
             batch = self._next(step)
-            try:
+            with self._blaming_task(f"step, at step {step + 1}"):
                 state, metrics = state_and_metrics(self._task.step(state, batch))
-                pace.handed_over(metrics)
+                ahead.wait(step + 1 - STEPS_AHEAD)
                 if step == start:
-                    self._contract.check(state)
-            except BaseException as error:
-                self._blame_task(error, f"step, at step {step + 1}")
+                    check_state(self._leaves, state)
             step += 1
-            finite.handed_over(step, metrics)
-            finite.look(step - STEPS_AHEAD)  # the pace has waited for these
+            ahead.handed_over(step, metrics)
+            ahead.look(step - STEPS_AHEAD)
             # Read once: a signal that arrives from here on belongs to the next step.
-            stopping = self._asked_to_stop(checkpointer, signals)
-            insist = stopping or step == self._total
+            stopping = self._asked_to_stop(signals, peers)
+            is_last = stopping or step == self._total
             if checkpointer.asks_others(step):
                 jax.block_until_ready(metrics)  # the others wait for an answer only, not for the device
-            if insist or checkpointer.should_save(step):
-                finite.look(step)
+            if is_last or checkpointer.should_save(step):
+                ahead.look(step)
                 if many:
                     jax.block_until_ready(state)
-                with self._in_time(stopping and many, step):
-                    self._save(checkpointer, progress, step, state, insist=insist)
-            self._poll(checkpointer, progress)
-            progress.step(step, metrics, last=insist)
+                self._save(step, state, insist=is_last, in_time=stopping and many)
+            self._goes_well(checkpointer.poll)
+            progress.step(step, metrics, last=is_last)
         if step < self._total:
             progress.say(f"stopped by {signals.name} after step {step}; run again to continue exactly here")
         return Outcome(step, step == self._total, state, step - start)
@@ -411,97 +407,84 @@ class TrainingSession:
                 f"the data ended after {step} steps, but the run is to have {self._total}; set run.steps = {step}"
             ) from None
 
-    def _asked_to_stop(self, checkpointer: Checkpointer, signals: StopSignals) -> bool:
+    def _asked_to_stop(self, signals: StopSignals, peers: Peers) -> bool:
         """Whether to save and stop here: by a signal to this process, or with many processes where all have agreed to."""
         if self._processes.count == 1:
             return signals.requested
-        if notice_replaced() and not self._warned:
-            self._warned = True
-            warn_of_replaced_notice(self._processes)
-        agreed = checkpointer.agreed_to_stop()
+        peers.warn_of_lost_notice()
+        agreed = self._checkpointer.agreed_to_stop()
         if agreed:
             signals.leave_on_next()
         return agreed
 
     # Save.
 
-    def _in_time(self, limited: bool, step: int) -> contextlib.AbstractContextManager[None]:
-        """A limit to the save after a SIGTERM: the machine will be gone soon, and so must be this process."""
-        if not limited:
-            return contextlib.nullcontext()
-        seconds = self._save_config.preemption_seconds
-        return deadline(
-            seconds,
-            lambda: (
+    def _save(self, step: int, state: Any, *, insist: bool, in_time: bool) -> None:
+        """Saves; with `insist` (there is no later step to try again) until it is committed or fails for good.
+
+        `in_time`: after a SIGTERM the machine will be gone soon, and so must be this process.
+        """
+        checkpointer, seconds = self._checkpointer, self._save_config.preemption_seconds
+
+        def save() -> Sequence[int]:
+            if checkpointer.latest_step() != step:
+                checkpointer.save(step, model=state, data={LOADER_NAME: self._loader})
+            return checkpointer.wait() if insist else []
+
+        def too_late() -> str:
+            return (
                 f"the save of step {step} was not committed within {seconds} seconds after SIGTERM "
                 f"(save.preemption_seconds). {_what_stays(self._directory)}"
-            ),
-        )
+            )
 
-    def _save(
-        self, checkpointer: Checkpointer, progress: RunProgress, step: int, state: Any, *, insist: bool
-    ) -> None:
-        """Saves; with `insist` (there is no later step to try again) until it is committed or fails for good."""
-        try:
-            self._contract.check(state)
-        except Exception as error:
-            self._blame_task(error, f"step, at step {step}")
-        while True:
-            try:
-                if insist:
-                    # First what is still on its way: it may be this very step, begun as an earlier failure was raised.
-                    self._committed(progress, checkpointer.wait())
-                if checkpointer.latest_step() != step:
-                    checkpointer.save(step, model=state, data={LOADER_NAME: self._loader})
-                if insist:
-                    self._committed(progress, checkpointer.wait())
-                return
-            except SaveError as error:
-                self._save_failed(progress, error)
-                if not insist:
+        with self._blaming_task(f"step, at step {step}"):
+            check_state(self._leaves, state)
+        with deadline(seconds if in_time else None, too_late):
+            while True:
+                # First what is still on its way: it may be this very step, begun as an earlier failure was raised.
+                self._goes_well(checkpointer.wait)
+                if self._goes_well(save) or not insist:
                     return
 
-    def _poll(self, checkpointer: Checkpointer, progress: RunProgress) -> None:
+    def _goes_well(self, look_after: Callable[[], Sequence[int]]) -> bool:
+        """Whether no save has failed, as far as can be seen; `look_after` returns the steps that are committed by now."""
         try:
-            self._committed(progress, checkpointer.poll())
+            if look_after():
+                self._save_failures = 0
+                self._progress.snapshot_committed()
+            return True
         except SaveError as error:
-            self._save_failed(progress, error)
-        self._show_notes(checkpointer, progress)
+            self._save_failures += 1
+            allowed = self._save_config.max_failures
+            self._progress.say(f"save failed ({self._save_failures} of {allowed}): {error}")
+            if self._save_failures >= allowed:
+                raise
+            return False
+        finally:
+            while self._checkpointer.notes:
+                self._progress.say(self._checkpointer.notes.pop(0))
 
-    def _show_notes(self, checkpointer: Checkpointer, progress: RunProgress) -> None:
-        while checkpointer.notes:
-            progress.say(checkpointer.notes.pop(0))
+    @contextlib.contextmanager
+    def _blaming_task(self, where: str) -> Iterator[None]:
+        """Lets an exception of the task's own go on, with a note that says where it came from."""
+        try:
+            yield
+        except BaseException as error:
+            self.task_failed = True
+            tell_where(error, f"raised by the task's {where}")
+            raise
 
-    def _committed(self, progress: RunProgress, steps: Sequence[int]) -> None:
-        if steps:
-            self._save_failures = 0
-            progress.snapshot_committed()
 
-    def _save_failed(self, progress: RunProgress, error: SaveError) -> None:
-        self._save_failures += 1
-        allowed = self._save_config.max_failures
-        progress.say(f"save failed ({self._save_failures} of {allowed}): {error}")
-        if self._save_failures >= allowed:
-            raise error
-
-    def _blame_task(self, error: BaseException, where: str) -> NoReturn:
-        """Lets the task's own exception go on, with a note that says where it came from."""
-        self.task_failed = True
-        tell_where(error, f"raised by the task's {where}")
-        raise error
-
-    def _say(self, text: str) -> None:
-        if self._stream is not None:
-            # Who reads our output may leave; the run does not end with them.
-            with contextlib.suppress(OSError):
-                print(text, file=self._stream, flush=True)
+def _newest(directory: str | Path) -> int | None:
+    steps = list_steps(directory)
+    return steps[-1] if steps else None
 
 
 def _what_stays(directory: str | Path) -> str:
-    steps = list_steps(directory)
-    if not steps:
+    newest = _newest(directory)
+    if newest is None:
         return "no snapshot was committed before that; run again to start over"
-    return f"snapshot {steps[-1]} is committed; run again to continue after it"
+    return f"snapshot {newest} is committed; run again to continue after it"
 
 
 def total_steps(steps: int | None, available: int | None, *, ends: str) -> int:
@@ -519,17 +502,4 @@ def total_steps(steps: int | None, available: int | None, *, ends: str) -> int:
         raise ConfigError(f"nothing says when the run ends: set {ends}")
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise ConfigError(f"run.steps must be an integer of at least 1, got {steps!r}")
-    if steps is None or (available is not None and available < steps):
-        assert available is not None
-        return available
-    return steps
-
-
-__all__ = [
-    "LOADER_NAME",
-    "LogConfig",
-    "Outcome",
-    "ResumeConfig",
-    "TrainingSession",
-    "total_steps",
-]
+    return min(each for each in (steps, available) if each is not None)

@@ -1,12 +1,17 @@
-"""What a user trains: two functions, and nothing that lives outside their state."""
+"""What a user trains: two functions, and nothing that lives outside their state.
+
+What must hold for a run to resume exactly is asked early, not when a snapshot is needed: a state that no snapshot can hold, or
+that is built otherwise than the one `init` makes, trains well and cannot be restored.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 
+from datarax.checkpoint import compare_model
 from datarax.core.errors import ConfigError
 from datarax.trust import load_attribute
 
@@ -37,12 +42,10 @@ class Iterate:
 
     def init(self, config: Mapping[str, Any], mesh: jax.sharding.Mesh) -> Any:
         """No state."""
-        del config, mesh
         return None
 
     def step(self, state: Any, batch: Any) -> tuple[Any, Mapping[str, Any]]:
         """Drops the batch."""
-        del batch
         return state, {}
 
 
@@ -57,3 +60,43 @@ def load_task(use: str) -> Task:
         what = f"the class {task.__qualname__}" if isinstance(task, type) else f"a {type(task).__name__}"
         raise ConfigError(f"task.use = {use!r} is {what} without init(config, mesh) and step(state, batch)")
     return task() if isinstance(task, type) else task
+
+
+def state_and_metrics(returned: Any) -> tuple[Any, Mapping[str, Any]]:
+    """What `step` returned, in its two parts.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    is_sequence = isinstance(returned, (tuple, list))
+    if is_sequence and len(returned) == 2 and isinstance(returned[1], Mapping):
+        return returned[0], returned[1]
+    of = f" of {', '.join(type(each).__name__ for each in returned)}" if is_sequence else ""
+    raise TypeError(
+        f"step must return (state, metrics), metrics being a mapping from name to value such as {{'loss': loss}}; "
+        f"got a {type(returned).__name__}{of}"
+    )
+
+
+def check_state(leaves: Sequence[Any], state: Any) -> None:
+    """Holds a state that `step` returned against the one that `init` made.
+
+    Args:
+        leaves: of the one that `init` made, as `describe_model` has them.
+        state: what `step` returned.
+
+    Raises:
+        InputError: if a snapshot cannot hold it.
+        TypeError: if a snapshot of it could not be restored, naming each leaf.
+    """
+    differing = compare_model(leaves, state)
+    if differing:
+        raise TypeError(
+            "\n  ".join(
+                [
+                    "the state that step returned is not built like the one that init makes, so a snapshot of it could "
+                    "not be restored; let init return what step returns, in kind, dtype and shape:",
+                    *map(str, differing),
+                ]
+            )
+        )

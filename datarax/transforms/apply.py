@@ -49,10 +49,7 @@ def apply_transforms(
     """
     n = len(rows) if isinstance(rows, list) else count_rows(rows)
     for transform in transforms:
-        if transform.level is Level.RECORD:
-            rows = _map_records(transform, rows, n, seeds_for, keys_text)
-        else:
-            rows = _map_batch(transform, rows, n, seeds_for)
+        rows = apply_transform(transform, rows, n, seeds_for, keys_text)
     if not isinstance(rows, list):
         return as_host_arrays(rows)
     try:
@@ -63,6 +60,15 @@ def apply_transforms(
             f"while stacking the {n} records that {last} left; record 0 is {keys_text(0) if n else 'none'}"
         )
         raise
+
+
+def apply_transform(
+    transform: Transform, rows: Any, n: int, seeds_for: Seeds, keys_text: Callable[[int], str]
+) -> Any:
+    """What one transform makes of n rows, not stacked; see `apply_transforms`."""
+    if transform.level is Level.RECORD:
+        return _map_records(transform, rows, n, seeds_for, keys_text)
+    return _map_batch(transform, rows, n, seeds_for)
 
 
 def _map_records(

@@ -1,33 +1,49 @@
 """What makes two transforms the same: name, parameters, and the user's code and values that it runs.
 
 Comments, docstrings, layout, file and module names do not count; Python and library versions are
-provenance, unless the transform declares that it depends on one. A function of the same module counts by its
-source, what an import binds counts by the import statement, and data counts by value. What cannot be read is
-refused unless the transform declares a `version`, which then stands for all of it.
+provenance, unless the transform declares that it depends on one. The user's functions and classes count by their
+source, in whatever module they are; what an import takes from a library counts by the import statement, and data counts
+by value. What cannot be read is refused unless the transform declares a `version`, which then stands for all of it.
+
+Code is the user's if its module has the transform's own top-level package, or was not installed as a copy, or if its
+package is named (`identity.packages`). Version 1 knew nothing of that where an import stood in between: what an import
+bound counted by the import statement, whoever it came from. Runs that recorded it are compared by it.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
+import importlib
+import importlib.util
 import sys
-from collections.abc import Iterable
-from types import FunctionType, MethodType
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
+
+import numpy as np
 
 from datarax.core.errors import ConfigError
 from datarax.core.tree import digest
 from datarax.transforms.dependencies import present_versions
 from datarax.transforms.known_draws import named_randomness
-from datarax.transforms.source import Source, UnreadableError, source_of
+from datarax.transforms.source import (
+    EditedError,
+    Source,
+    UnreadableError,
+    function_in,
+    module_sha256,
+    source_of,
+)
 from datarax.transforms.transform import Transform, check_pipeline
 from datarax.transforms.values import (
     Definitions,
     cell_value,
     described,
-    is_library,
+    is_installed,
     is_plain,
     is_users_wrapper,
+    module_of,
     package_of,
     reference,
     registered,
@@ -37,7 +53,8 @@ from datarax.transforms.values import (
 )
 
 IDENTITY_VERSION = 1
-"""How identities are made. Raise it when the same transform would get another one."""
+"""How identities are made. Raise it when the same transform would get another one, and keep the rules of before: what a run
+has recorded is compared by the rules of then."""
 
 # Set by the import system; where a file lies is nobody's identity.
 _MODULE_NAMES = {
@@ -46,29 +63,35 @@ _MODULE_NAMES = {
 }
 
 
-def transform_identity(transform: Transform) -> dict[str, Any]:
+def transform_identity(
+    transform: Transform, *, version: int = IDENTITY_VERSION, packages: Collection[str] = ()
+) -> dict[str, Any]:
     """The identity of one transform, a tree for canonical JSON whose keys are the same for every transform.
 
     `name`, `level`, `randomness`, `version`, `parameters`; and, each None or empty if a version is declared:
     `source_sha256` of the function's tokens, `bound` (what partials, methods and objects hold), `defaults`,
     `closure`, `attributes` (of the class of a callable object, or set on the function), `names` (global names that the function
-    uses: data by value, imports by statement), and `helpers` (one digest for each function or class that it
-    reaches, of that one's source, defaults, closure and names). Data that is long stands as its digest.
-    `dependencies`, with versions, is there only if some are declared. `randomness` says so where this code does not
-    draw what it drew when its version was new.
+    uses, and what it reaches through modules of the user's: data by value, imports from libraries by statement), and `helpers`
+    (one digest for each function or class that it reaches, of that one's source, defaults, closure and names). Data that is
+    long stands as its digest. `dependencies`, with versions, is there only if some are declared. `randomness` says so where
+    this code does not draw what it drew when its version was new.
+
+    Args:
+        transform: the transform.
+        version: of the rules, see `IDENTITY_VERSION`.
+        packages: top-level packages whose code counts as the user's own, however they are installed.
 
     Raises:
         ConfigError: if something that counts can neither be read nor described and no version is declared, or
-            if a stream of random numbers is among it, or a dependence is not installed; names it.
+            if a stream of random numbers is among it, or a dependence is not installed; names it. If a file was changed since
+            this process started, so that it does not say what runs.
     """
+    owner = f"transform {transform.name!r}"
     declared = transform.version is not None
-    read = _Reader(f"transform {transform.name!r}", "the transform", declared=declared)
-    tree: dict[str, Any] = dict.fromkeys(("source_sha256",))
-    tree.update(bound=[], defaults={}, closure={}, attributes={}, names={})
-    if not declared:
-        tree.update(read.root(transform.fn))
+    read = _Reader(owner, "the transform", declared=declared, version=version, packages=packages)
+    code = read.code(transform.fn)
     if transform.depends_on:
-        tree["dependencies"] = present_versions(transform.depends_on, transform.name)
+        code["dependencies"] = present_versions(transform.depends_on, transform.name)
     return {
         "name": transform.name,
         "level": str(transform.level),
@@ -78,23 +101,33 @@ def transform_identity(transform: Transform) -> dict[str, Any]:
             key: read.value(transform.parameters[key], f"the parameter {key!r}")
             for key in sorted(transform.parameters)
         },
-        **tree,
+        **code,
         "helpers": read.helpers,
     }
 
 
-def pipeline_identity(transforms: Iterable[Transform]) -> dict[str, Any]:
-    """The identities of a pipeline's transforms in their order, with the version of the rules.
+def pipeline_identity(
+    transforms: Iterable[Transform], *, version: int = IDENTITY_VERSION, packages: Collection[str] = ()
+) -> dict[str, Any]:
+    """The identities of a pipeline's transforms in their order, with the version of the rules; arguments as there.
 
     Raises:
         ConfigError: as `transform_identity` and `check_pipeline` do.
     """
     checked = check_pipeline(transforms)
-    return {"version": IDENTITY_VERSION, "transforms": [transform_identity(each) for each in checked]}
+    each = [transform_identity(one, version=version, packages=packages) for one in checked]
+    return {"version": version, "transforms": each}
 
 
 def function_identity(
-    fn: Any, owner: str, *, versioned: str, declared: bool = False, by_name: Iterable[str] = ()
+    fn: Any,
+    owner: str,
+    *,
+    versioned: str,
+    declared: bool = False,
+    by_name: Iterable[str] = (),
+    version: int = IDENTITY_VERSION,
+    packages: Collection[str] = (),
 ) -> dict[str, Any]:
     """The identity of a function that is no transform of ours, as `transform_identity` makes it.
 
@@ -104,21 +137,28 @@ def function_identity(
         versioned: what could be given a version, in messages.
         declared: whether it has one; then the version stands for all of the function, and nothing is read.
         by_name: packages whose functions, like Python's own, count by name and by what partials and methods hold.
+        version: of the rules.
+        packages: see `transform_identity`.
 
     Raises:
         ConfigError: as `transform_identity` does.
     """
-    read = _Reader(owner, versioned, declared=declared)
+    read = _Reader(owner, versioned, declared=declared, version=version, packages=packages)
     if not declared and package_of(_innermost(fn)) in {*by_name, *sys.stdlib_module_names} - {"__main__"}:
         return {"library": read.value(fn, "its function"), "helpers": read.helpers}
-    tree: dict[str, Any] = dict.fromkeys(("source_sha256",))
-    tree.update(bound=[], defaults={}, closure={}, attributes={}, names={})
-    if not declared:
-        tree.update(read.root(fn))
-    return {**tree, "helpers": read.helpers}
+    return {**read.code(fn), "helpers": read.helpers}
 
 
-def value_identity(value: Any, what: str, owner: str, *, versioned: str, declared: bool = False) -> Any:
+def value_identity(
+    value: Any,
+    what: str,
+    owner: str,
+    *,
+    versioned: str,
+    declared: bool = False,
+    version: int = IDENTITY_VERSION,
+    packages: Collection[str] = (),
+) -> Any:
     """The described value of something that an owner of functions is told: parameters, functions of libraries, objects.
 
     Args:
@@ -127,11 +167,13 @@ def value_identity(value: Any, what: str, owner: str, *, versioned: str, declare
         owner: whose it is, in messages.
         versioned: what could be given a version, in messages.
         declared: whether it has one; then classes and functions count by name, and what shows no content by its class.
+        version: of the rules.
+        packages: see `transform_identity`.
 
     Raises:
         ConfigError: if it cannot be described, naming it.
     """
-    read = _Reader(owner, versioned, declared=declared)
+    read = _Reader(owner, versioned, declared=declared, version=version, packages=packages)
     tree = read.value(value, what)
     return {"value": tree, "helpers": read.helpers} if read.helpers else tree
 
@@ -139,20 +181,29 @@ def value_identity(value: Any, what: str, owner: str, *, versioned: str, declare
 class _Reader(Definitions):
     """Reads one function, collecting every function and class on the way."""
 
-    def __init__(self, owner: str, versioned: str, *, declared: bool) -> None:
+    def __init__(
+        self, owner: str, versioned: str, *, declared: bool, version: int, packages: Collection[str]
+    ) -> None:
         self.helpers: dict[str, str | None] = {}
         self._owner = owner
         self._versioned = versioned
         self._declared = declared  # then nothing is read, parameters count by value or name
-        self._package = ""  # of the owner's own function
+        self._version = version
+        self._own = {"", *packages}  # and that of the owner's own function
         self._keys: dict[int, str] = {}
         self._extending: dict[type, bool] = {}  # many values are of one class
         self._kept: list[Any] = []  # an id stands for its object only while that lives
 
-    def root(self, fn: Any) -> dict[str, Any]:
-        """The tree of the owner's own function, inside partials, methods, wrappers and objects."""
+    def code(self, fn: Any) -> dict[str, Any]:
+        """The tree of the owner's own function; an empty one if a version is declared."""
+        tree: dict[str, Any] = {"source_sha256": None, "bound": [], "defaults": {}, "closure": {}}
+        tree |= {"attributes": {}, "names": {}}
+        return tree if self._declared else {**tree, **self._root(fn)}
+
+    def _root(self, fn: Any) -> dict[str, Any]:
+        """The same, inside partials, methods, wrappers and objects."""
         bound: list[Any] = []
-        self._package = package_of(_innermost(fn))
+        self._own.add(package_of(_innermost(fn)))
         while not isinstance(fn, FunctionType) or self._is_library_wrapper(fn):
             if isinstance(fn, functools.partial):
                 held = {"args": list(fn.args), "keywords": fn.keywords}
@@ -213,11 +264,34 @@ class _Reader(Definitions):
             f" {self._versioned} a version (version=1), to be raised whenever what it does changes"
         )
 
+    def module(self, module: ModuleType) -> dict[str, Any]:
+        """The tree of a module that is used as a whole: of the user's, all of its text counts."""
+        tree = {"$module": module.__name__}
+        if self._version == 1 or self._declared or self._is_library(module.__name__):
+            return tree
+        return {**tree, "source_sha256": module_sha256(module)}
+
+    def is_opaque(self, function: Any) -> bool:
+        """Whether a function that is not written in Python is the user's, or has one of the user's inside."""
+        if self._version == 1 or self._declared:
+            return False
+        if isinstance(function, np.ufunc):
+            return function.__name__.endswith("(vectorized)")  # made by numpy.frompyfunc
+        return not self._is_library(module_of(function))
+
+    def _is_library(self, module: str) -> bool:
+        """Whether a module's code counts by name."""
+        package = module.split(".")[0]
+        if package in self._own:
+            return False
+        # However datarax is installed, an editable copy included.
+        return is_installed(module) or (self._version > 1 and package == "datarax")
+
     def by_name(self, definition: FunctionType | type) -> bool:
         """Whether the definition is a library's; refuses a wrapper that `_is_library_wrapper` refuses."""
         if self._declared:
             return True
-        if not is_library(definition, self._package):
+        if not self._is_library(module_of(definition)):
             return False
         if isinstance(definition, FunctionType):
             self._is_library_wrapper(definition)
@@ -248,7 +322,7 @@ class _Reader(Definitions):
         stands for it. One that was made by a call is refused, for no text says what it was called with.
         """
         inner = _innermost(fn)
-        if inner is fn or not is_library(fn, self._package) or is_library(inner, self._package):
+        if inner is fn or not self._is_library(module_of(fn)) or self._is_library(module_of(inner)):
             return False
         if isinstance(inner, FunctionType) and self._source(inner, "the function inside").decorated:
             return True
@@ -260,11 +334,21 @@ class _Reader(Definitions):
     def _source(self, definition: FunctionType | type, what: str) -> Source:
         try:
             return source_of(definition)
+        except EditedError as error:
+            raise ConfigError(
+                f"{self._owner} has no identity: {error} was changed after it was imported, so its text is not what runs; "
+                f"start again"
+            ) from None
         except UnreadableError as error:
             name = f"{what or 'its function'} ({definition.__qualname__})"
             raise self.refused(name, str(error)) from None
 
     def _tree(self, definition: FunctionType | type, what: str) -> dict[str, Any]:
+        made = _made_by_call(definition) if self._version > 1 else None
+        if made is not None:
+            return {
+                name: self.value(value, f"{definition.__qualname__}.{name}") for name, value in made.items()
+            }
         source = self._source(definition, what)
         if isinstance(definition, type):
             return self._class_tree(definition, source)
@@ -295,7 +379,7 @@ class _Reader(Definitions):
         named = {name for owner, name in source.file.attributes_set if owner in owners}
         found = {}
         for name in sorted(named & vars(cls).keys()):
-            function = _function_in(vars(cls)[name])
+            function = function_in(vars(cls)[name])
             # What the body binds is counted with it, unless a function took the place of a method there.
             inside = name in source.class_assignments() and not (
                 function and not source.spans(function.__code__)
@@ -310,7 +394,7 @@ class _Reader(Definitions):
         if is_plain(value):
             return True
         of = value if isinstance(value, (FunctionType, type)) else type(value)
-        return not is_library(of, self._package)
+        return not self._is_library(module_of(of))
 
     def _defaults(self, fn: FunctionType) -> dict[str, Any]:
         positional = fn.__code__.co_varnames[: fn.__code__.co_argcount]
@@ -353,31 +437,94 @@ class _Reader(Definitions):
         self, source: Source, module_globals: dict[str, Any], local: set[str], owner: str
     ) -> dict[str, Any]:
         names = sorted(source.global_names() - local - _MODULE_NAMES)
-        return {
-            name: self._name(source, name, module_globals[name], owner)
+        reached = [
+            (name, module_globals[name], source.file.imports(name))
             for name in names
             if name in module_globals
-        }
+        ]
+        if self._version == 1:
+            return {name: self._name(name, value, imports, owner) for name, value, imports in reached}
+        package = module_globals.get("__package__") or ""
+        found: dict[str, Any] = {}
+        for name, value, imports in [*reached, *self._imported_within(source, package)]:
+            if isinstance(value, ModuleType) and not self._is_library(value.__name__):
+                found |= self._through(source, name, value, owner)
+            else:
+                of_libraries = imports if all(map(self._is_library, _origins(imports, package))) else ()
+                found[name] = self._name(name, value, of_libraries, owner)
+        return found
 
-    def _name(self, source: Source, name: str, value: Any, owner: str) -> Any:
-        imports = source.file.imports(name)
+    def _name(self, name: str, value: Any, imports: Sequence[str], owner: str) -> Any:
+        what = f"the name {name!r} that {owner} uses"
         if not imports:
-            return self.value(value, f"the name {name!r} that {owner} uses")
+            return self.value(value, what)
         if is_plain(value):  # a constant is what it is, wherever it comes from
-            return {"$import": imports, "value": self.value(value, f"the name {name!r} that {owner} uses")}
-        return {"$import": imports}
+            return {"$import": list(imports), "value": self.value(value, what)}
+        return {"$import": list(imports)}
+
+    def _through(self, source: Source, name: str, module: ModuleType, owner: str) -> dict[str, Any]:
+        """What the text reaches by chains of attributes that begin at a module of the user's, up to what is no such module."""
+        found = {}
+        for path in sorted(source.paths(name)):
+            value, at = module, name
+            for part in path[1:]:
+                if (
+                    isinstance(value, ModuleType)
+                    and not self._is_library(value.__name__)
+                    and hasattr(value, part)
+                ):
+                    value, at = getattr(value, part), f"{at}.{part}"
+            found[at] = self.value(value, f"{at!r}, which {owner} uses")
+        return found
+
+    def _imported_within(self, source: Source, package: str) -> Iterator[tuple[str, Any, Sequence[str]]]:
+        """What import statements within the text bind, if it is the user's: (name, value, ())."""
+        for name, written, attribute in source.local_imports():
+            try:
+                module = importlib.util.resolve_name(written, package)
+                # Another one might be a library's, which may be absent here.
+                if module.split(".")[0] in self._own or (
+                    module in sys.modules and not self._is_library(module)
+                ):
+                    value: Any = importlib.import_module(module)
+                    if attribute is None:
+                        value = sys.modules[name]
+                    elif attribute and not hasattr(value, attribute):
+                        value = importlib.import_module(f"{module}.{attribute}")
+                    elif attribute:
+                        value = getattr(value, attribute)
+                    yield name, value, ()
+            except ImportError:  # as the function will find, or expects
+                continue
+
+
+def _made_by_call(definition: FunctionType | type) -> dict[str, Any] | None:
+    """What a class is made of that `collections.namedtuple` or `enum.Enum(...)` made: no text has its name."""
+    if not isinstance(definition, type):
+        return None
+    try:
+        source_of(definition)
+    except EditedError:
+        return None
+    except UnreadableError:
+        if issubclass(definition, enum.Enum):
+            return {"members": list(definition)}
+        if issubclass(definition, tuple) and hasattr(definition, "_fields"):
+            return {"fields": definition._fields, "defaults": vars(definition)["_field_defaults"]}
+    return None
+
+
+def _origins(imports: Iterable[str], package: str) -> Iterator[str]:
+    """The modules that import statements take something from."""
+    for statement in imports:
+        try:
+            yield importlib.util.resolve_name(statement.split()[1], package)
+        except ImportError:
+            yield package
 
 
 def _methods(cls: type, source: Source) -> list[FunctionType]:
-    return [m for m in map(_function_in, vars(cls).values()) if m and source.file.holds(m.__code__)]
-
-
-def _function_in(member: Any) -> FunctionType | None:
-    if isinstance(member, (staticmethod, classmethod)):
-        member = member.__func__
-    if isinstance(member, property):
-        member = member.fget
-    return member if isinstance(member, FunctionType) else None
+    return [m for m in map(function_in, vars(cls).values()) if m and source.file.holds(m.__code__)]
 
 
 def _innermost(fn: Any) -> Any:

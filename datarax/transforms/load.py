@@ -65,3 +65,12 @@ def load_transform(
         version=version,
         depends_on=() if depends_on is None else depends_on,
     )
+
+
+def load_transforms(settings: Sequence[Mapping[str, Any]]) -> list[Transform]:
+    """The stages that a config lists, each by its arguments of `load_transform`.
+
+    Raises:
+        ConfigError: as `load_transform` does.
+    """
+    return [load_transform(**each) for each in settings]

@@ -2,6 +2,8 @@
 
 Gives the same answer on every Python version: it works on source text, never on bytecode or on a dump of the
 syntax tree. (A format string is one token up to Python 3.11 and several from 3.12 on; here it is one slice.)
+What runs is what is named: code whose file was changed since this process started is compared with the text, bytecode
+with bytecode. Where else they differ (import hooks, `-O`, pytest's assertions) the text counts.
 Knows nothing of values: `identity.py` adds what the names in the text stand for.
 """
 
@@ -13,12 +15,15 @@ import hashlib
 import inspect
 import io
 import linecache
+import os
 import symtable
+import time
 import token
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import CodeType, FunctionType
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 Position = tuple[int, int]
@@ -35,8 +40,26 @@ _LAYOUT = {token.INDENT: "\x01", token.DEDENT: "\x02", token.NEWLINE: "\n"}
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
 
 
+def _process_start() -> float:
+    """When this process started, in seconds since the epoch; where the system does not say, now."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        age = 0.0
+    return time.time() - age
+
+
+# Of the process that imported this, which may have forked since: then a file is looked at once more than it must be.
+_STARTED = _process_start()
+
+
 class UnreadableError(Exception):
     """There is no source text for this function or class, or no telling which of several it is."""
+
+
+class EditedError(UnreadableError):
+    """The text is not that of the code that runs: its file was changed after this process had imported it."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +83,7 @@ class Source:
     @property
     def sha256(self) -> str:
         """SHA-256 of the tokens that count, as 64 hex digits."""
-        return hashlib.sha256(
-            "\x00".join(self.file.tokens_of(self.node)).encode("utf-8", "surrogatepass")
-        ).hexdigest()
+        return _sha256(self.file.tokens_of(self.node))
 
     @property
     def decorated(self) -> bool:
@@ -84,6 +105,21 @@ class Source:
             names |= {n.id for top in around for n in ast.walk(top) if isinstance(n, ast.Name)}
         return names
 
+    def paths(self, root: str) -> set[tuple[str, ...]]:
+        """The chains of attributes, as written, that begin at the name `root`; `(root,)` where it stands alone."""
+        inner = {id(n.value) for n in ast.walk(self.node) if isinstance(n, ast.Attribute)}
+        tops = (n for n in ast.walk(self.node) if id(n) not in inner)
+        return {path for path in map(_path, tops) if path[:1] == (root,)}
+
+    def local_imports(self) -> Iterator[tuple[str, str, str | None]]:
+        """(name, module, attribute), as written, of each name that an import statement within the text binds.
+
+        Where there is no attribute, it is None for the module's top-level package and "" for the module itself.
+        """
+        for node in ast.walk(self.node):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                yield from _bindings(node)
+
     def spans(self, code: CodeType) -> bool:
         """Whether the code was compiled from this text or from one within it."""
         decorators = [] if isinstance(self.node, ast.Lambda) else self.node.decorator_list
@@ -101,11 +137,27 @@ def source_of(definition: FunctionType | type) -> Source:
 
     Raises:
         UnreadableError: if there is none, or if it is not certain which one it is; says why.
+        EditedError: if it is not the text of what runs.
     """
     if isinstance(definition, FunctionType):
         file = _source_file(definition.__code__.co_filename, definition.__globals__)
-        return Source(file, _function_node(file, definition.__code__))
+        file.check_runs([definition.__code__])
+        try:
+            return Source(file, _function_node(file, definition.__code__))
+        except UnreadableError:
+            if file.edited:
+                raise EditedError(f"{definition.__qualname__} of {file.filename}") from None
+            raise
     return _class_source(definition)
+
+
+def module_sha256(module: ModuleType) -> str | None:
+    """SHA-256 of all tokens of a module; None if it has no readable text."""
+    try:
+        tokens = _source_file(module.__file__ or "", vars(module)).tokens
+    except (UnreadableError, AttributeError):
+        return None
+    return _sha256(each.text for each in tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +192,31 @@ class SourceFile:
     def holds(self, code: CodeType) -> bool:
         """Whether the code was compiled from this file."""
         return code.co_filename == self.filename
+
+    @property
+    def edited(self) -> bool:
+        """Whether the file was changed after this process started."""
+        try:
+            stat = os.stat(self.filename)
+        except OSError:  # in an archive, or in a notebook
+            return False
+        return max(stat.st_mtime, stat.st_ctime) > _STARTED
+
+    def check_runs(self, codes: Iterable[CodeType]) -> None:
+        """Refuses code of this file that is another one than that of its text, if the file was edited.
+
+        Raises:
+            EditedError: naming file and function.
+        """
+        for code in codes if self.edited else ():
+            if self.holds(code) and (code.co_qualname, _shape(code)) not in self._shapes:
+                raise EditedError(f"{code.co_qualname} of {self.filename}")
+
+    @functools.cached_property
+    def _shapes(self) -> set[tuple[str, Any]]:
+        """Qualified name and shape of every code object of the text as it is now."""
+        module = compile(self.text, self.filename, "exec", dont_inherit=True)
+        return {(code.co_qualname, _shape(code)) for code in _codes(module)}
 
     @functools.cached_property
     def attributes_set(self) -> frozenset[tuple[str, str]]:
@@ -185,6 +262,10 @@ class SourceFile:
     def _position(self, line: Any, column: Any) -> Position:
         # The syntax tree counts bytes of UTF-8, the tokenizer counts characters.
         return line, len(self.lines[line - 1].encode()[:column].decode())
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\x00".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _source_file(filename: str, module_globals: dict[str, Any] | None) -> SourceFile:
@@ -256,10 +337,32 @@ def _function_node(file: SourceFile, code: CodeType) -> Definition:
             first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
             if first == line and _argument_names(node) == _code_arguments(code):
                 return node
+    # An import hook may have moved it.
+    named = [node for name, node in _definitions(file.tree, "") if name == code.co_qualname]
+    if len(named) == 1:
+        return named[0]
     raise UnreadableError(
-        f"{code.co_filename} has no function {code.co_name!r} of these arguments at line {line}; the file was"
-        " changed after it was imported, or the function was made by other code"
+        f"{code.co_filename} has no function {code.co_name!r} of these arguments at line {line}; it was made by other code"
     )
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _shape(code: CodeType) -> Any:
+    """What code does, without where it stands."""
+    constants = [_shape(c) if isinstance(c, CodeType) else _spelled(c) for c in code.co_consts]
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    return code.co_code, code.co_exceptiontable, tuple(constants), names, counts
+
+
+def _spelled(constant: Any) -> str:
+    return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
 
 
 def _lambda_node(file: SourceFile, code: CodeType) -> ast.Lambda:
@@ -313,26 +416,41 @@ def _class_source(cls: type) -> Source:
     if filename is None:
         raise UnreadableError("it is not written in Python, or its module has no file")
     file = _source_file(filename, None)
-    lines = {f.__code__.co_firstlineno for f in vars(cls).values() if isinstance(f, FunctionType)}
-    nodes = [node for name, node in _classes(file.tree, "") if name == cls.__qualname__]
+    methods = [method.__code__ for method in map(function_in, vars(cls).values()) if method]
+    file.check_runs(methods)
+    lines = {code.co_firstlineno for code in methods}
+    found = (node for name, node in _definitions(file.tree, "") if name == cls.__qualname__)
+    nodes = [node for node in found if isinstance(node, ast.ClassDef)]
     if len(nodes) > 1:  # one name, several classes (if/else): the one that holds the methods
         nodes = [
             node for node in nodes if any(node.lineno <= line <= (node.end_lineno or 0) for line in lines)
         ]
     if len(nodes) != 1:
         raise UnreadableError(f"{filename} has {len(nodes)} classes {cls.__qualname__!r} that it could be")
+    named = {each.name for each in nodes[0].body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    if file.edited and any(name not in vars(cls) for name in named if name[:2] != "__" or name[-2:] == "__"):
+        raise EditedError(f"{cls.__qualname__} of {filename}")
     return Source(file, nodes[0])
 
 
-def _classes(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.ClassDef]]:
+def function_in(member: Any) -> FunctionType | None:
+    """The function of a method, whatever kind it is of; None if it is none."""
+    if isinstance(member, (staticmethod, classmethod)):
+        member = member.__func__
+    if isinstance(member, property):
+        member = member.fget
+    return member if isinstance(member, FunctionType) else None
+
+
+def _definitions(
+    node: ast.AST, prefix: str
+) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef):
+        below = prefix
+        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             yield prefix + child.name, child
-            yield from _classes(child, f"{prefix}{child.name}.")
-        elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield from _classes(child, f"{prefix}{child.name}.<locals>.")
-        else:
-            yield from _classes(child, prefix)
+            below += child.name + ("." if isinstance(child, ast.ClassDef) else ".<locals>.")
+        yield from _definitions(child, below)
 
 
 def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
@@ -357,6 +475,22 @@ def _outer_imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
             yield child
         elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
             yield from _outer_imports(child)
+
+
+def _path(node: ast.AST) -> tuple[str, ...]:
+    """The names of a chain of attributes; () if it does not begin at a name."""
+    if isinstance(node, ast.Name):
+        return (node.id,)
+    below = _path(node.value) if isinstance(node, ast.Attribute) else ()
+    return (*below, node.attr) if below and isinstance(node, ast.Attribute) else ()
+
+
+def _bindings(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str, str | None]]:
+    for alias in statement.names:
+        if isinstance(statement, ast.ImportFrom):
+            yield alias.asname or alias.name, "." * statement.level + (statement.module or ""), alias.name
+        else:
+            yield alias.asname or alias.name.split(".")[0], alias.name, "" if alias.asname else None
 
 
 def _import_text(statement: ast.Import | ast.ImportFrom, name: str) -> str | None:

@@ -58,6 +58,14 @@ class Definitions(abc.ABC):
         """Whether a class, or one that it inherits from, is the user's and gives its instances more than data."""
 
     @abc.abstractmethod
+    def module(self, module: ModuleType) -> dict[str, Any]:
+        """The tree of a module that is used as a whole."""
+
+    @abc.abstractmethod
+    def is_opaque(self, function: Any) -> bool:
+        """Whether a function that is not written in Python must not stand by its name."""
+
+    @abc.abstractmethod
     def refused(self, what: str, why: str) -> ConfigError:
         """The error for a value that cannot be described."""
 
@@ -96,6 +104,8 @@ def described(
             f"{what} is a stream of random numbers ({type(value).__name__}), so a row would depend on those"
             " before it; draw from the row's own seed (random_map_records, random_map_batch)"
         )
+    if isinstance(value, ModuleType):
+        return definitions.module(value)
     tree = _definition(value, what, definitions, below)
     if tree is not None:
         return tree
@@ -186,24 +196,23 @@ def reference(value: Any) -> str:
 
 def package_of(value: Any) -> str:
     """The top-level package of a function, class or object."""
-    return _module_of(value).split(".")[0]
+    return module_of(value).split(".")[0]
 
 
-def is_library(value: Any, own_package: str) -> bool:
-    """Whether a function or class is Python's own or an installed package's, other than `own_package`.
+def is_installed(module: str) -> bool:
+    """Whether a module is Python's own, or of a package that was installed as a copy.
 
     What is nobody's own is not read: its text changes with its version, which is provenance.
     """
-    package = package_of(value)
-    if package == own_package:
-        return False
+    package = module.split(".")[0]
     if package in sys.stdlib_module_names and package != "__main__":
         return True
-    file = getattr(sys.modules.get(_module_of(value)), "__file__", None)
+    file = getattr(sys.modules.get(module), "__file__", None)
     return file is not None and not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
-def _module_of(value: Any) -> str:
+def module_of(value: Any) -> str:
+    """The module of a function, class or object, by name."""
     if isinstance(value, FunctionType):  # functools.wraps copies __module__ onto wrappers, but not this
         return str(value.__globals__.get("__name__", "__main__"))
     named = value if isinstance(getattr(value, "__module__", None), str) else type(value)
@@ -336,8 +345,6 @@ def _text(value: Any, what: str, below: Any) -> Any:
         return {f"${'dtype' if isinstance(value, np.dtype) else kind.__name__}": str(value)}
     if value is Ellipsis:
         return {"$ellipsis": True}
-    if isinstance(value, ModuleType):
-        return {"$module": value.__name__}
     if isinstance(value, logging.Logger):
         return {"$logger": True}
     if isinstance(value, (typing.TypeVar, types.GenericAlias, types.UnionType)):
@@ -377,6 +384,8 @@ def _definition(value: Any, what: str, definitions: Definitions, below: Any) -> 
     ):
         return {"$method": value.__name__, "self": below(value.__self__, f"the object of {what}")}
     if isinstance(value, (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType)):
+        if definitions.is_opaque(value):
+            raise definitions.refused(f"{what}, {value!r},", "it is not written in Python")
         return {"$function": reference(value)}
     return None
 

@@ -287,7 +287,7 @@ def open_loader(place: Path, snapshot: Snapshot) -> Any:
 def tail(place: Path, snapshot: Snapshot, states: dict[str, Any]) -> dict[str, Any]:
     """How fresh modules go on from the states of a snapshot."""
     with open_loader(place, snapshot) as loader:
-        loader.set_state(states["train"])
+        loader.set_state(loader.recorded_state(states["train"]))
         found: dict[str, Any] = {"train": loader_tail(loader)}
     if "own" in states:
         own = Own()

@@ -5,9 +5,17 @@ import jax
 import numpy as np
 import pytest
 
-from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, list_steps, read_config
-from datarax.core.errors import ConfigError, InputError, SaveError, SnapshotNotFoundError
+from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, list_steps, read_config, restore_snapshot
+from datarax.core.errors import (
+    ConfigError,
+    InputError,
+    SaveError,
+    SnapshotDamagedError,
+    SnapshotNotFoundError,
+)
 from datarax.core.tree import digest
+from datarax.loader import DataLoader, DataLoaderConfig
+from datarax.sources import MemoryConfig, MemorySource
 from tests.checkpoint.modules import Counter, Digesting, Foreign, model, same
 
 
@@ -207,15 +215,40 @@ def test_a_record_above_its_limit_is_refused_naming_the_module(tmp_path):
             self.extra = jax.tree.map(lambda x: x, None)
 
         def get_state(self):
-            return {**super().get_state(), "seen": list(range(2000))}
+            return {**super().get_state(), "seen": list(range(200_000))}
 
     with Checkpointer(tmp_path) as checkpointer:
         with pytest.raises(
-            SaveError, match=r"allowed are 4096; the largest part is the state of 'wide' with \d+ bytes"
+            SaveError, match=r"allowed are 1048576; the largest part is the state of 'wide' with \d+ bytes"
         ):
             checkpointer.save(1, data={"train": Counter(), "wide": Wide()})
         checkpointer.save(1, data=Counter().at(1))
     assert (tmp_path / "1/data/record.json").stat().st_size < 1024
+
+
+def test_states_that_do_not_fit_into_the_record_have_a_file_of_their_own(tmp_path):
+    statistics = {name: np.arange(100) / 7 + number for number, name in enumerate("abcd")}
+
+    def loader():
+        source = MemorySource(MemoryConfig(), {"x": np.arange(40)})
+        return DataLoader(DataLoaderConfig(batch_size=4), source)
+
+    with loader() as train, Checkpointer(tmp_path) as checkpointer:
+        next(train)
+        train.set_statistics(statistics)
+        checkpointer.save(1, data={"train": train, "eval": Counter()})
+        checkpointer.wait()
+        before = train.get_state()
+    data = tmp_path / "1" / "data"
+    assert (data / "record.json").stat().st_size <= 4096 < (data / "state.json").stat().st_size
+    assert Snapshot.open(tmp_path).check() == []
+    with loader() as train, Checkpointer(tmp_path) as checkpointer:
+        checkpointer.restore(data={"train": train, "eval": Counter()})
+        assert train.get_state() == before
+        assert same(train.get_statistics(), statistics)
+    (data / "state.json").write_bytes((data / "state.json").read_bytes().replace(b"eval", b"evil"))
+    with loader() as train, pytest.raises(SnapshotDamagedError, match=r"data/state\.json"):
+        restore_snapshot(Snapshot.open(tmp_path), data={"train": train, "eval": Counter()})
 
 
 def test_a_state_that_cannot_be_encoded_is_refused_by_path_before_anything_is_written(tmp_path):

@@ -10,28 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, handler, list_steps, manifest, saver
+from datarax.checkpoint import Checkpointer, SaveConfig, Snapshot, list_steps, saver
 from datarax.core.errors import InputError, RunLockedError, SaveError
+from datarax.store import LocalStore
 from tests.checkpoint.modules import Counter, Digesting, model
 from tests.checkpoint.test_checkpointer import save_and_raise
 
 
 @pytest.fixture
 def disk(monkeypatch):
-    """A disk that can be told to be full; only the write of our own files sees it."""
+    """A disk that can be told to be full; only the write of our own files in a snapshot sees it."""
 
     class Disk:
         full = False
         error = errno.ENOSPC
 
-    real = handler.write_new
+    real = LocalStore.write
 
-    def write_new(path, data):
-        if Disk.full:
-            raise OSError(Disk.error, os.strerror(Disk.error), str(path))
-        real(path, data)
+    def write(self, key, data, **options):
+        if Disk.full and ".orbax-checkpoint-tmp" in key:
+            raise OSError(Disk.error, os.strerror(Disk.error), self.path(key))
+        real(self, key, data, **options)
 
-    monkeypatch.setattr(handler, "write_new", write_new)
+    monkeypatch.setattr(LocalStore, "write", write)
     return Disk
 
 
@@ -127,12 +128,12 @@ def test_a_failure_does_not_hide_the_error_of_the_loop(tmp_path, disk):
 
 
 def test_a_failure_to_seal_keeps_the_step_from_being_committed(tmp_path, monkeypatch):
-    def broken(path):
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    def broken(self, key):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), self.path(key))
 
     with Checkpointer(tmp_path) as checkpointer:
         with monkeypatch.context() as patch:
-            patch.setattr(manifest, "_hash_file", broken)
+            patch.setattr(LocalStore, "sha256", broken)
             checkpointer.save(1, data=Counter().at(1))
             with pytest.raises(SaveError, match="Input/output error"):
                 checkpointer.wait()

@@ -116,7 +116,9 @@ def test_what_is_made_again_below_a_lost_run_goes_again_unless_a_later_start_has
 
         def lose_and_go_on(temporary):
             _moved(run, moved)
-            temporary.joinpath("model").mkdir(parents=True)  # as TensorStore does, which still writes there
+            run.joinpath(temporary, "model").mkdir(
+                parents=True
+            )  # as TensorStore does, which still writes there
             if is_taken:
                 (run / "lock").touch()
             checkpointer._lock.check_there()

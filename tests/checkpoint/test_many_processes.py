@@ -223,17 +223,17 @@ def failing_part(before):
 
 
 def failing_seal(before):
-    def seal_item(directory, *, limit_bytes=None):
+    def seal_item(store, item, *, limit_bytes=None):
         raise OSError(28, "No space left on device", "manifest.json")
 
     return seal_item
 
 
 def failing_sync(before):
-    def sync(path):
-        if path.name == "run":  # after the rename
+    def sync(store, key):
+        if not key:  # the run itself, after the rename
             raise OSError(5, "Input/output error", "run")
-        before(path)
+        before(store, key)
 
     return sync
 
@@ -242,6 +242,7 @@ def save_with_a_failure(processes, run, where):
     import orbax.checkpoint as ocp
 
     from datarax.checkpoint import saver
+    from datarax.store import LocalStore
 
     with Checkpointer(run, config=BY_HAND, processes=processes) as checkpointer:
         checkpointer.save(1, model=model(1), data={"c": Counter().at(1)})
@@ -249,7 +250,7 @@ def save_with_a_failure(processes, run, where):
         place, name, replacement, victim = {
             "writing": (ocp.PyTreeCheckpointHandler, "async_save", failing_part, 1),
             "sealing": (saver, "seal_item", failing_seal, 0),
-            "renaming": (saver, "sync", failing_sync, 0),
+            "renaming": (LocalStore, "sync", failing_sync, 0),
         }[where]
         begun = time.monotonic()
         if processes.index == victim:

@@ -56,13 +56,13 @@ def test_after_the_last_number_the_file_that_has_it_is_named_and_how_to_go_on(tm
 def test_places_of_what_is_set_aside_are_counted_likewise(tmp_path):
     layout = RunLayout(tmp_path)
     for name in ("x", *map(str, FAR)):
-        layout.set_aside.joinpath(name).mkdir(parents=True)
+        (tmp_path / "set_aside" / name).mkdir(parents=True)
     (tmp_path / "7").mkdir()
-    assert set_aside(layout, [tmp_path / "7"], start=1, reason="") == layout.set_aside / "1"
-    (layout.set_aside / str(LAST)).mkdir()
+    assert set_aside(layout, ["7"], start=1, reason="") == "set_aside/1"
+    (tmp_path / f"set_aside/{LAST}").mkdir()
     (tmp_path / "8").mkdir()
     with pytest.raises(InputError, match=f"set_aside/{LAST} has the last number"):
-        set_aside(layout, [tmp_path / "8"], start=1, reason="")
+        set_aside(layout, ["8"], start=1, reason="")
     assert (tmp_path / "8").is_dir()
 
 

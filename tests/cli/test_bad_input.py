@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import datarax
-from datarax.checkpoint import saver
 from datarax.cli.main import main
+from datarax.store import LocalStore
 from tests.support.runs import copy_run, finish_run, flipped, replaced, tree, write_config
 
 
@@ -325,15 +325,15 @@ class _FullDisk:
 
     def __init__(self, monkeypatch, *, times):
         self.left = times
-        real = saver.write_new
+        real = LocalStore.write
 
-        def write_new(path, data):
-            if self.left > 0:
+        def write(store, key, data, **options):
+            if self.left > 0 and key.endswith("/manifest.json"):
                 self.left -= 1
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            real(path, data)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), store.path(key))
+            real(store, key, data, **options)
 
-        monkeypatch.setattr(saver, "write_new", write_new)
+        monkeypatch.setattr(LocalStore, "write", write)
 
 
 def test_a_full_disk_is_shown_at_once_and_tried_again_at_the_next_save(

@@ -1,6 +1,7 @@
 """The rehearsal before a launch: each thing that ends launches is found by name, hides no other, and nothing is left behind."""
 
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.lock import RunLock
 from datarax.cli.main import main
+from datarax.transforms import steadiness
 from tests.checkpoint.modules import start_process
 from tests.checkpoint.test_lock import events
 from tests.support.runs import copy_run, finish_run, flipped, tree, write_config
@@ -23,7 +25,7 @@ from tests.support.runs import copy_run, finish_run, flipped, tree, write_config
 ALL = [
     *("config", "imports", "directory", "writing", "writer", "leftovers", "snapshot", "mesh", "processes"),
     *("source", "manifest", "loader", "identity", "restore", "steps", "files", "model", "space", "clock"),
-    *("saves", "versions", "cpu_threads", "batches"),
+    *("saves", "versions", "cpu_threads", "batches", "transforms"),
 ]
 
 
@@ -55,7 +57,19 @@ class Answer:
 
 
 @pytest.fixture
-def doctor(capsys):
+def fresh_process(monkeypatch):
+    """Where transforms are run once more: here, since an interpreter for each call of `doctor` would take most of the time."""
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            steadiness,
+            "_in_a_fresh_process",
+            lambda rebuild, records, seeds, limit: steadiness._digests_after(rebuild(), records, seeds),
+        )
+        yield patched
+
+
+@pytest.fixture
+def doctor(capsys, fresh_process):
     def ask(*arguments):
         capsys.readouterr()
         code = main(["doctor", *map(str, arguments), "--json"])
@@ -131,6 +145,15 @@ def test_the_rehearsal_measures_what_it_predicts(finished, doctor):
     assert numbers["batch_bytes"] == 16 * (32 + 4)
 
 
+def test_a_healthy_pipeline_passes_in_a_fresh_process_too(finished, fresh_process, doctor):
+    fresh_process.undo()
+    answer = doctor(finished / "config.toml", *MORE)
+    assert answer.named("ok") == ALL
+    assert answer["transforms"]["found"] == (
+        "decode, jitter: the same bytes for 16 records of step 12, run again, in another order, and in a fresh process"
+    )
+
+
 def test_a_run_that_is_not_there_yet_starts_at_step_0_and_is_not_made(finished, tmp_path, doctor):
     answer = doctor(finished / "config.toml", tmp_path / "new" / "run")
     assert answer.code == 0
@@ -176,7 +199,15 @@ def test_every_name_that_cannot_be_imported_is_told_and_the_rest_is_still_checke
     assert len(answer["imports"]["details"]) == 2
     assert "nowhere" in answer["imports"]["details"][1]
     assert "did you mean 'add_noise'" in answer["imports"]["details"][0]
-    assert answer.named("skipped") == ["loader", "identity", "restore", "steps", "model", "batches"]
+    assert answer.named("skipped") == [
+        "loader",
+        "identity",
+        "restore",
+        "steps",
+        "model",
+        "batches",
+        "transforms",
+    ]
     assert "'imports'" in answer["loader"]["found"]
     assert answer["files"]["verdict"] == answer["space"]["verdict"] == "ok"
 
@@ -199,6 +230,99 @@ def test_a_transform_that_only_the_working_directory_has_is_a_warning(
         assert answer["imports"]["verdict"] == "ok"
     finally:
         sys.modules.pop("only_here", None)
+
+
+UNSTEADY = """
+import itertools, time
+import numpy as np
+from tests.support.tiny import decode, jitter
+
+calls = itertools.count()
+
+def timed(batch, seeds):
+    return {**jitter(batch, seeds), "at": np.full(len(seeds), time.time())}
+
+def counted(batch, seeds, before=[0]):
+    before[0] += 1
+    return {**jitter(batch, seeds), "calls": np.full(len(seeds), before[0])}
+
+def of_a_set(batch, seeds):
+    words = np.frombuffer("".join({f"{i}-" for i in range(20)}).encode(), np.uint8)
+    return {**jitter(batch, seeds), "words": np.tile(words, (len(seeds), 1))}
+"""
+
+
+RUNS = [
+    "again on the same records",
+    "on the same records in another order",
+    "in a fresh process with another PYTHONHASHSEED",
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "comparisons"), [("timed", RUNS), ("counted", RUNS), ("of_a_set", RUNS[2:])]
+)
+def test_a_transform_with_a_memory_of_its_own_is_named_with_the_run_that_differed(
+    function, comparisons, finished, tmp_path, monkeypatch, fresh_process, doctor
+):
+    if function == "of_a_set":
+        fresh_process.undo()
+    (tmp_path / "unsteady_here.py").write_text(UNSTEADY)
+    monkeypatch.syspath_prepend(tmp_path)
+    table = f'{{ use = "unsteady_here:{function}", level = "batch", randomness = "seed" }}'
+    transforms = f'transforms=[{{ use = "tests.support.tiny:to_rows" }}, {table}]'
+    try:
+        answer = doctor(finished / "config.toml", tmp_path / "run", *sets(transforms, "task.parameters={}"))
+    finally:
+        sys.modules.pop("unsteady_here", None)
+    assert answer.failed == ["transforms"]
+    assert answer["transforms"]["found"] == f"{function}: other bytes for the same records"
+    assert [each["comparison"] for each in answer["transforms"]["numbers"]["unsteady"]] == comparisons
+    assert answer["transforms"]["details"][0].startswith(
+        f"transform '{function}', run {comparisons[0]}: 16 of 16"
+    )
+
+
+class _Editable:
+    """Finds a package as `pip install -e` has it found: not through the path, but where it is written down to lie."""
+
+    def __init__(self, name, directory):
+        self.name, self.directory = name, directory
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        return importlib.util.spec_from_file_location(name, self.directory / name / "__init__.py")
+
+
+def test_a_package_that_is_installed_from_the_clone_where_one_stands_is_installed(
+    finished, tmp_path, monkeypatch, doctor
+):
+    package = tmp_path / "of_a_clone"
+    package.mkdir()
+    (package / "__init__.py").write_text("from tests.support.tiny import to_rows\n")
+    monkeypatch.chdir(tmp_path)
+    ask = [finished / "config.toml", tmp_path / "run", *sets("transforms.0.use=of_a_clone:to_rows")]
+    try:
+        assert doctor(*ask)["imports"]["verdict"] == "warning", "it is only there"
+        monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, _Editable("of_a_clone", tmp_path)])
+        assert doctor(*ask)["imports"]["verdict"] == "ok"
+    finally:
+        sys.modules.pop("of_a_clone", None)
+
+
+def test_the_quickstart_of_a_fresh_clone_may_be_launched_without_a_warning(tmp_path, monkeypatch, doctor):
+    clone = Path(__file__).parents[2]
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(
+        sys, "path", [entry for entry in sys.path if entry and Path(entry).resolve() != clone]
+    )
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, _Editable("datarax", clone)])
+    places = sets(f"run.directory={tmp_path / 'runs'}", f"source.files={tmp_path / 'data'}")
+    answer = doctor("configs/quickstart.toml", *places)
+    assert answer.code == 0
+    assert answer.named("fail", "warning") == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_transform_that_raises_is_found_with_step_and_record(finished, tmp_path, doctor):
@@ -243,7 +367,7 @@ def test_data_that_cannot_be_opened_do_not_hide_another_seed(moved, doctor):
     answer = doctor(config, *overrides, *sets("loader.seed=6"))
     assert answer.failed == ["source", "identity", "files"]
     assert answer["identity"]["details"] == ["train.seed: was 5, is 6", "do: set loader.seed = 5 again"]
-    assert answer.named("skipped") == ["manifest", "loader", "restore", "steps", "batches"]
+    assert answer.named("skipped") == ["manifest", "loader", "restore", "steps", "batches", "transforms"]
 
 
 def test_another_seed_is_refused_field_by_field(finished, doctor):
@@ -303,13 +427,25 @@ def test_a_run_that_has_all_its_steps_or_more_is_told(steps, verdict, finished, 
 # Data.
 
 
-def test_data_that_are_not_built_are_not_built_here_and_the_command_that_does_is_right(tmp_path, doctor):
+def test_before_the_first_build_a_launch_may_begin_and_the_command_that_builds_is_right(tmp_path, doctor):
     config = write_config(tmp_path)
     before = everything(tmp_path)
     answer = doctor(config)
-    assert answer.failed == ["source"]
+    assert answer.code == 0
+    assert answer.named("fail", "warning") == []
+    assert answer.named("skipped") == [
+        "manifest",
+        "loader",
+        "identity",
+        "steps",
+        "files",
+        "batches",
+        "transforms",
+    ]
+    assert "a launch builds it first, from 1 input files" in answer["source"]["found"]
+    assert answer["loader"]["found"] == "needs 'source', which is not there yet"
     assert everything(tmp_path) == before
-    command = answer["source"]["do"].partition("with ")[2]
+    command = answer["source"]["details"][0].partition("before the launch: ")[2]
     words = shlex.split(command)
     assert words[:2] == ["datarax", "build"]
     assert main(words[1:]) == 0
@@ -317,6 +453,41 @@ def test_data_that_are_not_built_are_not_built_here_and_the_command_that_does_is
     built = everything(tmp_path / "data")
     assert main(["run", str(config)]) == 0
     assert everything(tmp_path / "data") == built, "run takes what was built so, and builds nothing anew"
+
+
+def test_an_empty_directory_for_the_data_is_one_that_a_launch_builds_into(tmp_path, doctor):
+    config = write_config(tmp_path)
+    (tmp_path / "data").mkdir()
+    answer = doctor(config)
+    assert answer.named("fail", "warning") == []
+    assert "is not built yet" in answer["source"]["found"]
+    assert main(["run", str(config)]) == 0
+
+
+def test_data_that_a_launch_could_not_build_are_a_failure(tmp_path, monkeypatch, doctor):
+    config = write_config(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path) and real(path, mode))
+    answer = doctor(config, tmp_path / "elsewhere" / "run")
+    assert answer.failed == ["source"]
+    assert f"cannot write to {tmp_path}" in answer["source"]["found"]
+    monkeypatch.setattr(os, "access", real)
+    (tmp_path / "text.txt").unlink()
+    answer = doctor(config)
+    assert answer.failed == ["source"]
+    assert (
+        f"is not built yet, and cannot be: input file {tmp_path / 'text.txt'} does not exist"
+        in (answer["source"]["found"])
+    )
+
+
+def test_data_that_were_removed_and_would_be_built_again_are_not_missing_files(finished, tmp_path, doctor):
+    config = write_config(tmp_path)
+    answer = doctor(config, finished / "run", *MORE)
+    assert answer.named("fail", "warning") == []
+    assert "in all but the source" in answer["identity"]["found"]
+    assert answer["files"]["verdict"] == "skipped"
 
 
 def test_a_missing_file_is_named_with_the_first_step_that_needs_it(moved, doctor):
@@ -583,7 +754,7 @@ def test_the_device_counts_that_fit_are_those_that_a_loader_accepts():
     code = """
 import jax
 from datarax.core.errors import ConfigError
-from datarax.doctor.machine import fitting_devices
+from datarax.audit.rehearse_place import fitting_devices
 from datarax.multihost import slots_of
 from datarax.run_config import batch_sharding, build_mesh, parse_config
 

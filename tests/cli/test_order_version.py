@@ -32,7 +32,7 @@ def test_the_stored_config_says_the_version(run):
 def test_a_run_of_the_first_version_verifies_when_the_second_is_the_default(run, kept, monkeypatch, capsys):
     if not kept:
         text = stored_config(run).replace(_KEY, "\n")
-        monkeypatch.setattr("datarax.verify.recipes.read_config", lambda *arguments: text)
+        monkeypatch.setattr("datarax.audit.recipes.read_config", lambda *arguments: text)
     with second_version():
         code = main(["verify", str(run)])
     output = capsys.readouterr().out

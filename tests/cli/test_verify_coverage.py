@@ -16,11 +16,11 @@ from datarax import (
     SaveConfig,
     TrainingSession,
 )
+from datarax.audit.verify import verify_run
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.retention import drop
 from datarax.cli.main import main
 from datarax.sources.array_record_files import ArrayRecordFiles
-from datarax.verify import verify_run
 from tests.cli.test_verify import changed_fields
 from tests.support.runs import finish_run, flipped, replaced
 

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from datarax.audit.finiteness import held
 from datarax.checkpoint import Snapshot
 from datarax.cli.main import main
-from datarax.verify.finiteness import held
 from tests.support.runs import write_config
 
 

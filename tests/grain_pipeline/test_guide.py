@@ -18,4 +18,4 @@ def test_the_blocks_of_the_guide_run(tmp_path, monkeypatch):
     importlib.import_module("first")
     module = load_grain_pipeline("my_module:build_shard", {"num_records": 1000}, "numbers", None, 1, 4)
     assert next(module) == 1
-    assert list(module.get_state()["shards"].values()) == [(1, 4)]
+    assert list(module.shards.get_value().values()) == [(1, 4)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datarax.checkpoint import Checkpointer
-from datarax.core.errors import InputError
+from datarax.core.errors import InputError, MismatchError
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.sources import GrainConfig, GrainSource, MemoryConfig, MemorySource
 from datarax.transforms import map_batch, random_map_batch
@@ -116,7 +116,9 @@ def test_after_a_bare_state_of_another_batch_size_the_past_is_unknown_and_says_s
     for _ in range(3):
         next(before)
     loader = make(batch_size=5)
-    loader.set_state(before.get_state())
+    with pytest.raises(MismatchError, match=r"identity.batch_size"):
+        loader.set_state(before.get_state())
+    loader.adopt(before.get_state(), allow_changed=["batch_size"])
     for ask in (loader.record_keys, loader.batch_at, loader.position_of, loader.seek):
         with pytest.raises(IndexError, match=r"step 2 lies before step 3, .* unknown"):
             ask(2)
@@ -132,7 +134,7 @@ def test_a_bare_state_of_another_batch_size_leaves_the_rows_that_are_left():
         next(before)
     for batch_size in (4, 5, 12):
         loader = make(batch_size=batch_size, remainder="pad")
-        loader.set_state(before.get_state())
+        loader.adopt(before.get_state(), allow_changed=["batch_size", "row_mask"])
         rest = np.concatenate([batch["x"][batch["row_mask"]] for batch in loader])
         assert len(rest) == 4 * ROWS - 12
         assert np.array_equal(
@@ -159,7 +161,7 @@ def test_a_state_of_an_earlier_step_goes_on_alike_in_a_used_loader_and_in_a_fres
     saved(tmp_path, make(), 3)
     used, fresh = restored(tmp_path, make(batch_size=6), "train.batch_size"), make(batch_size=6)
     for loader in (used, fresh):
-        loader.set_state(state)
+        loader.adopt(state, allow_changed=["batch_size"])
     assert next(used)["x"].tolist() == next(fresh)["x"].tolist()
 
 

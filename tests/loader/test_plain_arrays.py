@@ -148,7 +148,7 @@ def test_a_count_that_is_masked_is_no_state():
         DataLoader(DataLoaderConfig(batch_size=4), memory({"x": NUMBERS})),
     ):
         state = module.get_state()
-        count = np.ma.array(2, mask=True, dtype=state["_applied_count"].dtype)
+        count = np.ma.array(2, mask=True, dtype=np.asarray(state["_applied_count"]).dtype)
         with pytest.raises(ValueError, match="incompatible") as found:
             module.set_state({**state, "_applied_count": count})
         assert "_applied_count is a numpy.ma.MaskedArray" in str(found.value.__cause__)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from datarax.cli.main import main
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.tree import canonical_json
-from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
+from datarax.sources import ArrayRecordConfig, ArrayRecordSource, Manifest, load_manifest, write_manifest
 from datarax.sources import array_record_files as files_module
 from datarax.sources.files import listed, recorded_files
+from datarax.sources.manifest import load_record_hashes, write_inventory
 from datarax.sources.open import SourceTable
 
 
@@ -181,8 +186,13 @@ def test_files_without_records_are_an_empty_source(tmp_path: Path):
 
 def test_a_file_of_another_size_than_its_manifest_says_is_refused(three: Path):
     write(three / "part-1.array_record", records(0, 2000))
-    with pytest.raises(InputError, match=r"part-1.array_record has \d+ bytes, its manifest says \d+"):
-        open_source(str(three))
+    message = r"part-1.array_record has \d+ bytes, its manifest says \d+"
+    with open_source(str(three)) as source:  # it is looked at when it is opened
+        assert source[0][:6] == b"000000"
+        with pytest.raises(ReadError, match=message):
+            source[300]
+        with pytest.raises(InputError, match=message):
+            source.identity()
 
 
 def test_a_file_that_the_manifest_does_not_list_is_refused(three: Path):
@@ -232,7 +242,8 @@ def test_a_file_that_goes_away_is_named_when_it_is_read(three: Path):
 
 
 def test_a_file_that_was_replaced_by_a_shorter_one_is_named_when_it_is_read(three: Path):
-    source = open_source(str(three))
+    (three / "manifest.json").unlink()
+    source = open_source(f"{three}/*.array_record")
     write(three / "part-1.array_record", records(0, 7))
     with pytest.raises(ReadError, match=r"part-1.array_record has 7 records, had 300"):
         source[300]
@@ -382,3 +393,47 @@ def test_a_glob_that_finds_more_than_the_manifest_lists_is_refused_unless_it_may
     assert list(open_source(f"{tmp_path}/*.ar", unlisted="ignore")) == [b"a.ar"]
     with pytest.raises(InputError, match=r"lists none of the files"):
         open_source(f"{tmp_path}/b.ar", unlisted="ignore")
+
+
+class Calls:
+    """Counts what is asked of the file system below a directory; an audit hook stays for ever, so it is switched."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+        self.below, self.counts = (
+            f"{directory}/",
+            dict.fromkeys(("stat", "lstat", "open", "scandir", "listdir"), 0),
+        )
+        for name in self.counts:
+            monkeypatch.setattr(os, name, self._counted(name, getattr(os, name)))
+
+    def _counted(self, name: str, call: Any) -> Any:
+        def counted(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+            if isinstance(path, (str, os.PathLike)) and f"{os.fspath(path)}/".startswith(self.below):
+                self.counts[name] += 1
+            return call(path, *args, **kwargs)
+
+        return counted
+
+
+def test_a_start_over_2000_files_looks_at_their_directory_once_and_at_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data / "part-0000.array_record", records(0, 2))
+    recorded = write_manifest(f"{data}/*").files[0]
+    names = [f"part-{number:04d}.array_record" for number in range(2_000)]
+    for name in names[1:]:
+        os.link(data / names[0], data / name)
+    entries = tuple(replace(recorded, name=name) for name in names)
+    hashes = load_record_hashes(load_manifest(str(data)), str(data)).tobytes() * len(names)
+    write_inventory(str(data), Manifest(entries, hashlib.sha256(hashes).hexdigest()), hashes)
+    text = f'run = {{ directory = "{tmp_path}/run", steps = 1 }}\nsource = {{ kind = "array_record", files = "{data}" }}\n'
+    (tmp_path / "config.toml").write_text(text + "loader = { batch_size = 2, seed = 1 }\n")
+    calls = Calls(monkeypatch, data)
+    for _ in range(2):  # a new run, and one that goes on
+        assert main(["run", str(tmp_path / "config.toml")]) == 0
+        # The directory itself, its manifest, and the few files that are sampled or read.
+        assert calls.counts["scandir"] == 1
+        assert sum(calls.counts.values()) <= 40, calls.counts
+        calls.counts = dict.fromkeys(calls.counts, 0)

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from datarax.doctor.data import expected_files
+from datarax.audit.rehearse_data import expected_files
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, write_manifest
 from tests.sources.test_array_record import records, write
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from datarax.core.errors import InputError, ReadError
 from datarax.core.tree import digest
 from datarax.sources import ArrayRecordConfig, ArrayRecordSource, Manifest, load_manifest, write_manifest
-from datarax.sources.manifest import RECORD_HASHES_NAME, load_record_hashes, record_hash, unlisted_files
+from datarax.sources.dataset import DataFiles
+from datarax.sources.manifest import RECORD_HASHES_NAME, load_record_hashes, record_hash
 
 
 @pytest.fixture
@@ -287,8 +288,8 @@ def test_a_file_that_ends_like_data_below_a_manifest_is_unlisted(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_records(tmp_path / name, [b"x"])
     write_manifest([str(tmp_path / name) for name in listed])
-    assert unlisted_files(str(tmp_path)) == ([str(tmp_path / beside)] if found else [])
-    assert unlisted_files([str(tmp_path / name) for name in listed]) == []
+    assert DataFiles(str(tmp_path)).unlisted() == ([str(tmp_path / beside)] if found else [])
+    assert DataFiles([str(tmp_path / name) for name in listed]).unlisted() == []
 
 
 def test_a_directory_below_with_a_manifest_of_its_own_is_another_dataset(dataset: Path):
@@ -296,9 +297,9 @@ def test_a_directory_below_with_a_manifest_of_its_own_is_another_dataset(dataset
     other = dataset / "other"
     other.mkdir()
     shutil.copy(dataset / "a", other / "a")
-    assert unlisted_files(str(dataset)) == [str(other / "a")]
+    assert DataFiles(str(dataset)).unlisted() == [str(other / "a")]
     write_manifest(f"{other}/*")
-    assert unlisted_files(str(dataset)) == []
+    assert DataFiles(str(dataset)).unlisted() == []
 
 
 def test_a_linked_directory_beside_the_data_is_looked_into_once(dataset: Path, tmp_path: Path):
@@ -309,7 +310,7 @@ def test_a_linked_directory_beside_the_data_is_looked_into_once(dataset: Path, t
     (dataset / "link").symlink_to(elsewhere)
     (dataset / "loop").symlink_to(dataset)
     (dataset / "once more").symlink_to(elsewhere)
-    assert unlisted_files(str(dataset)) == [str(dataset / "once more" / "a")]
+    assert DataFiles(str(dataset)).unlisted() == [str(dataset / "once more" / "a")]
 
 
 def open_and_check(dataset: Path) -> None:

@@ -6,19 +6,18 @@ import time
 from pathlib import Path
 
 import datarax
+from datarax.audit.diff import diff_runs
 from datarax.checkpoint import SaveConfig, list_steps
-from datarax.diff import diff_runs
 from tests.training.test_session import Mixed, session
 
 PACKAGE = Path(datarax.__file__).parent
 
 # Who may ask for the time of day, and what for.
 LABELS = {
+    "audit/rehearse_place.py": "whether clocks agree, and how old a file is, which only its time of day tells",
     "checkpoint/lock.py": "when a start began",
     "checkpoint/retention.py": "when snapshots were set aside",
     "checkpoint/saver.py": "when a snapshot was written",
-    "doctor/disk.py": "whether clocks agree",
-    "doctor/run.py": "how old a file is, which only its time of day tells",
     "sources/build.py": "a name that no other build has",
     "training/progress.py": "when a report was made",
 }

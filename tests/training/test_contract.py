@@ -10,7 +10,7 @@ import pytest
 from datarax.checkpoint import Snapshot, list_steps
 from datarax.core.errors import InputError, MismatchError
 from datarax.training import LogConfig, TrainingSession
-from datarax.training.contract import Pace
+from datarax.training.metrics import STEPS_AHEAD, MetricsAhead
 from tests.training.test_session import new_loader, session
 
 
@@ -105,16 +105,21 @@ def test_a_metric_named_step_does_not_replace_the_runs_own(tmp_path):
 def test_the_loop_waits_for_the_step_before_the_last(monkeypatch):
     waited = []
     monkeypatch.setattr(jax, "block_until_ready", lambda arrays: waited.extend(map(float, arrays)))
-    pace = Pace()
+    ahead = MetricsAhead(stop=False, say=print)
     for step in range(6):
-        pace.handed_over({"loss": jnp.float32(step), "name": "text", "nested": {"host": np.float32(9)}})
+        ahead.wait(step - STEPS_AHEAD)
         assert waited == [float(s) for s in range(step - 1)]
+        ahead.handed_over(
+            step, {"loss": jnp.float32(step), "name": "text", "nested": {"host": np.float32(9)}}
+        )
+        ahead.look(step - STEPS_AHEAD)
 
 
 def test_metrics_that_the_next_step_overwrote_are_not_waited_for():
-    pace = Pace()
+    ahead = MetricsAhead(stop=True, say=print)
     overwrite = jax.jit(lambda x: x + 1, donate_argnums=0)
     metric = jnp.float32(0)
-    for _ in range(6):
-        pace.handed_over({"loss": metric})
+    for step in range(6):
+        ahead.wait(step - STEPS_AHEAD)
+        ahead.handed_over(step, {"loss": metric})
         metric = overwrite(metric)

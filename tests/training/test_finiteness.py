@@ -12,8 +12,7 @@ from datarax.checkpoint import SaveConfig, Snapshot, list_steps
 from datarax.cli.main import main
 from datarax.core.errors import ConfigError
 from datarax.training import LogConfig, NonFiniteError
-from datarax.training.contract import STEPS_AHEAD
-from datarax.training.finiteness import FiniteMetrics
+from datarax.training.metrics import STEPS_AHEAD, MetricsAhead
 from tests.support.kills import write_config
 from tests.support.many import write_config as write_many
 from tests.support.processes import run_command, run_fleet
@@ -64,7 +63,7 @@ def test_a_single_step_is_seen_whatever_the_number_is_made_of(kind, value, tmp_p
 
 def test_it_is_said_for_each_name_and_a_metric_that_recovers_is_not_mentioned_again():
     said = []
-    metrics = FiniteMetrics(stop=False, say=said.append)
+    metrics = MetricsAhead(stop=False, say=said.append)
     for step, (loss, norm) in enumerate(
         [(1.0, 1.0), (np.nan, 1.0), (1.0, np.inf), (np.nan, np.inf)], start=1
     ):
@@ -77,7 +76,7 @@ def test_it_is_said_for_each_name_and_a_metric_that_recovers_is_not_mentioned_ag
 
 
 def test_what_holds_no_such_numbers_is_left_alone():
-    metrics = FiniteMetrics(stop=True, say=print)
+    metrics = MetricsAhead(stop=True, say=print)
     given_away = jnp.ones(3) * jnp.nan
     given_away.delete()
     nothing = {
@@ -175,8 +174,8 @@ def test_only_two_answers_are_allowed(tmp_path):
 def test_the_loop_never_waits_for_metrics_that_are_on_their_way(monkeypatch):
     # What `handed_over` notes is not looked at before somebody has waited for that step.
     asked = []
-    monkeypatch.setattr("datarax.training.finiteness._not_finite", asked.append)
-    metrics = FiniteMetrics(stop=True, say=print)
+    monkeypatch.setattr("datarax.training.metrics._not_finite", asked.append)
+    metrics = MetricsAhead(stop=True, say=print)
     for step in (1, 2, 3):
         metrics.handed_over(step, {"loss": jnp.float32(step)})
         metrics.look(step - 2)
@@ -233,4 +232,4 @@ def test_many_processes_end_at_the_same_step(how, tmp_path):
 @pytest.mark.parametrize("metrics", [{"loss": 1.0, 3: 2.0}, {"loss": 1.0, "parts": {"a": 1.0, 3: 2.0}}])
 def test_metrics_that_have_no_order_are_named_with_the_step(metrics):
     with pytest.raises(TypeError, match=r"at step 7 have names of several kinds \('loss', .* use text"):
-        FiniteMetrics(stop=False, say=print).handed_over(7, metrics)
+        MetricsAhead(stop=False, say=print).handed_over(7, metrics)

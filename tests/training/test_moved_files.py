@@ -1,7 +1,9 @@
 """Files that were touched, copied or rewritten between two starts: looked at, and refused only if their content is another."""
 
+import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from datarax import ArrayRecordConfig, ArrayRecordSource, MemoryConfig, MemorySource
 from datarax.checkpoint import Checkpointer, FileStamps, Snapshot
 from datarax.cli.main import main
+from datarax.core.errors import MismatchError
+from datarax.core.tree import canonical_json
 from datarax.sources.source import SourceConfig
-from datarax.training.moved_files import look_at_files
+from datarax.training.moved_files import FileWatch
 from tests.sources.test_outline import Squares
 from tests.support.processes import run_fleet
 from tests.support.runs import finish_run, write_config
@@ -34,6 +38,8 @@ def rewrite(path, position, change=lambda record: record[:-2] + b"!\n"):
         writer.write(record)
     writer.close()
     assert path.stat().st_size == size
+    later = time.time_ns() + 10**9  # file systems count in ticks of some milliseconds
+    os.utime(path, ns=(later, later))
 
 
 def go_on(directory, steps, *settings):
@@ -66,13 +72,14 @@ def test_a_rewritten_file_is_refused_with_its_record_until_it_is_put_back(begun,
     for _ in range(2):  # a refusal is not an acceptance
         assert go_on(begun, 6) == 1
         errors = capsys.readouterr().err
-        assert "1 of 3 files of source 'text' have another time or size" in errors
+        assert f"file {path.name} of source 'text' has another time or size" in errors
         assert f"{path} is not what the manifest says (SHA-256 differs); record 50 has changed" in errors
         assert "Restore them from a copy" in errors
     assert Snapshot.open(begun / "run").step == 4
     path.write_bytes(content)
     assert go_on(begun, 6) == 0
     assert "checking their content" in capsys.readouterr().err
+    assert recorded(begun) == ["1.files.json", "2.files.json"]
     assert go_on(begun, 8) == 0
     assert "checking" not in capsys.readouterr().err
     assert main(["verify", str(begun / "run")]) == 0
@@ -92,7 +99,9 @@ def test_touched_and_copied_files_are_no_false_alarm(begun, capsys):
     for path in shards(begun):
         os.utime(path, ns=(7, 7))
     assert go_on(begun, 6) == 0
-    assert "3 of 3 files" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("checking their content") == 1
+    assert go_on(begun, 7) == 0
+    assert "checking" not in capsys.readouterr().err
     shutil.copytree(begun / "data", begun / "elsewhere", copy_function=shutil.copyfile)
     assert go_on(begun, 8, f"source.files={begun}/elsewhere") == 0
     assert "checking their content" in capsys.readouterr().err
@@ -154,9 +163,22 @@ def test_two_processes_are_refused_together(tmp_path):
 # The look itself, over sources of all kinds.
 
 
-def look(source, last):
+def look(source, run):
+    """Watches a source and opens all its files; what is recorded then, and what was said."""
     said = []
-    return look_at_files(source, last, said.append), said
+    with source.clone() as fresh:
+        watch = FileWatch(fresh, run, said.append)
+        for file in fresh.files():
+            fresh.read([file.first_index])
+        return watch.stamps(), said
+
+
+def record(run, stamps):
+    """A run with one start, which recorded these."""
+    (run / "starts").mkdir(parents=True, exist_ok=True)
+    (run / "starts" / "1.json").write_text(json.dumps({"unix_seconds": time.time()}))
+    (run / "starts" / "1.files.json").write_bytes(canonical_json({"sources": stamps}))
+    return run
 
 
 @pytest.fixture
@@ -167,28 +189,66 @@ def source(begun):
 
 def test_a_first_look_only_records(source, begun):
     rewrite(shards(begun)[0], 1)
-    found, said = look(source, None)
-    assert (found.problems, found.notes, said) == ([], [], [])
-    assert list(found.stamps["text"]["files"]) == [file.name for file in source.files()]
+    os.utime(shards(begun)[0])
+    stamps, said = look(source, begun / "another run")
+    assert said == []
+    assert list(stamps["text"]["files"]) == [file.name for file in source.files()]
+
+
+def test_a_file_is_looked_at_when_it_is_opened_and_not_before(source, begun):
+    watch = FileWatch(source, begun / "another run", print)
+    assert watch.stamps() == {}
+    rewrite(shards(begun)[1], 50)
+    source.read([0])
+    assert list(watch.stamps()["text"]["files"]) == [shards(begun)[0].name]
+    with pytest.raises(MismatchError, match="record 50 has changed"):
+        source.read([100])
+    assert list(watch.stamps()["text"]["files"]) == [shards(begun)[0].name], "a refusal is not an acceptance"
+
+
+def test_files_that_were_opened_before_are_looked_at_at_once(source, begun):
+    rewrite(shards(begun)[1], 50)
+    source.read([100])
+    with pytest.raises(MismatchError, match="record 50 has changed"):
+        FileWatch(source, begun / "run", print)
+
+
+def test_a_file_that_no_start_opened_is_believed_if_it_is_older_than_the_run(source, begun):
+    stamps, _ = look(source, begun / "another run")
+    known = dict(list(stamps["text"]["files"].items())[:1])
+    run = record(begun / "third run", {"text": {**stamps["text"], "files": known}})
+    assert look(source, run)[0] == stamps
+    rewrite(shards(begun)[2], 5)
+    with pytest.raises(MismatchError, match="record 5 has changed"):
+        look(source, run)
 
 
 def test_another_manifest_makes_every_file_worth_a_look(source, begun):
-    found, _ = look(source, None)
-    then = {"text": {**found.stamps["text"], "content": {"num_records": 300, "sha256": "another"}}}
     rewrite(shards(begun)[0], 1)
-    stamps = {name: list(stamp) for name, stamp in source.content_stamp().items()}
-    then["text"]["files"] = stamps
-    assert len(look(source, FileStamps(1, then))[0].problems) == 1
+    os.utime(shards(begun)[0])
+    stamps, _ = look(source, begun / "another run")
+    then = {"text": {**stamps["text"], "content": {"num_records": 300, "sha256": "another"}}}
+    with pytest.raises(MismatchError, match="record 1 has changed"):
+        look(source, record(begun / "third run", then))
 
 
 def test_stamps_that_cannot_be_read_trust_no_file(begun, source):
     (begun / "run" / "starts" / "1.files.json").write_bytes(b"{")
-    last = Checkpointer(begun / "run").file_stamps()
-    assert last == FileStamps(1, {})
+    assert Checkpointer(begun / "run").file_stamps() == FileStamps(1, {})
+    assert len(look(source, begun / "run")[1]) == 1
+    os.utime(shards(begun)[2], ns=(5, 5))  # older than the run
     rewrite(shards(begun)[2], 5)
-    found, said = look(source, last)
-    assert "3 of 3 files" in said[0]
-    assert len(found.problems) == 1
+    os.utime(shards(begun)[2], ns=(5, 5))
+    with pytest.raises(MismatchError, match="record 5 has changed"):
+        look(source, begun / "run")
+
+
+def test_a_run_that_was_killed_knows_when_it_began(begun, source):
+    (begun / "run" / "starts" / "1.files.json").unlink()
+    assert look(source, begun / "run")[1] == []
+    rewrite(shards(begun)[2], 5)
+    with pytest.raises(MismatchError, match="record 5 has changed"):
+        look(source, begun / "run")
 
 
 # What may lie in the place of such a file, which is no evidence of anything: name -> how it comes there.
@@ -232,10 +292,10 @@ def test_what_is_no_stamp_stops_no_run_and_trusts_no_file(kind, begun, capsys):
     NO_STAMPS[kind](path)
     assert go_on(begun, 5) == 0
     said = capsys.readouterr().err
-    assert "3 of 3 files of source 'text' have another time or size" in said
+    assert "of source 'text' has another time or size" in said
     assert "cannot" not in said
     assert go_on(begun, 6) == 0, "now they are recorded"
-    assert "files" not in capsys.readouterr().err
+    assert "another time" not in capsys.readouterr().err
     assert main(["verify", str(begun / "run")]) == 0
     assert main(["inspect", str(begun / "run")]) == 0
 
@@ -251,12 +311,12 @@ def test_what_is_no_stamp_hides_no_earlier_one(number, begun, capsys):
     assert "record 50 has changed" in capsys.readouterr().err
 
 
-def test_sources_without_files_leave_no_stamp():
+def test_sources_without_files_leave_no_stamp(tmp_path):
     for source in (
         MemorySource(MemoryConfig(), {"x": np.arange(3)}),
         Squares(SourceConfig(name="squares")),
     ):
-        assert look(source, FileStamps(1, {}))[0].stamps == {}
+        assert look(source, record(tmp_path, {}))[0] == {}
 
 
 class Filed(Squares):
@@ -271,10 +331,13 @@ class Filed(Squares):
     def check_content(self):
         return ["b is bad"]
 
+    def content_fingerprint(self):
+        return {"num_records": 3, "sha256": "its own"}
 
-def test_a_source_that_cannot_check_a_part_checks_all():
+
+def test_a_source_that_cannot_check_a_part_checks_all(tmp_path):
     source = Filed(SourceConfig(name="squares"))
-    found, _ = look(
-        source, FileStamps(1, {"squares": {"content": None, "files": {"a": [1, 2], "b": [3, 5]}}})
-    )
-    assert found.problems == ["b is bad"]
+    files = {"a": [1, 2], "b": [3, 5]}
+    content = {"num_records": 3, "sha256": "its own"}
+    with pytest.raises(MismatchError, match="b is bad"):
+        look(source, record(tmp_path, {"squares": {"content": content, "files": files}}))

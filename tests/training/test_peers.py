@@ -64,7 +64,7 @@ class TakesSigterm(Odd):
 
 class SlowSave(Odd):
     def init(self, config, mesh):
-        from datarax.checkpoint.handler import OrbaxWriter
+        from datarax.checkpoint.orbax import OrbaxWriter
         begin = OrbaxWriter.start
         def start(self, step, files, model):
             if step > 5 and me == 1:

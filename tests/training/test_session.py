@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from datarax.audit.diff import diff_runs
 from datarax.checkpoint import SaveConfig, Snapshot, list_steps
 from datarax.cli.main import main
 from datarax.core.errors import ConfigError, InputError, MismatchError, SnapshotDamagedError
-from datarax.diff import diff_runs
 from datarax.loader import DataLoader, DataLoaderConfig
 from datarax.sources import MemoryConfig, MemorySource
 from datarax.training import LogConfig, Outcome, ResumeConfig, TrainingSession, load_task
@@ -352,7 +352,7 @@ def test_a_session_digests_bytes_by_default_where_it_trains_a_task(asked, with_t
     assert loader.digest.keys == whole.digest.keys
     assert loader.digest.bytes == (whole.digest.bytes if hashed else None)
     state = Snapshot.open(tmp_path / "run", 6).states()["train"]
-    assert state["digest_bytes"] == loader.digest.bytes
+    assert state["digest_bytes"] == loader.digest.to_state()["bytes"]
 
 
 def test_byte_digests_may_come_and_go_between_starts(tmp_path):

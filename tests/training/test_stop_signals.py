@@ -8,7 +8,7 @@ import pytest
 
 from datarax.checkpoint import SaveConfig, list_steps
 from datarax.core.errors import ConfigError
-from datarax.training.signals import StopSignals
+from datarax.multihost.signals import StopSignals
 from tests.support.kills import write_config
 from tests.support.many import write_config as write_many
 from tests.support.processes import Command, Fleet

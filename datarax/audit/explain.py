@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from datarax.audit.replay import RecordedSteps, Replayed
+from datarax.audit.report import SnapshotReport
+from datarax.audit.rows import StepRows, real
 from datarax.checkpoint import Snapshot
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
 from datarax.order import changed_algorithms
 from datarax.store.files import parse_json
-from datarax.verify.replay import RecordedSteps, Replayed
-from datarax.verify.report import SnapshotReport
-from datarax.verify.rows import StepRows, real
 
 _NAMED_RECORDS = 5
 

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from datarax.audit.records import neighbour_record
+from datarax.audit.trust import TRUST_VARIABLE, distrusted
 from datarax.checkpoint import read_config
 from datarax.checkpoint.identity_reader import parse_identity
 from datarax.checkpoint.layout import RunLayout
@@ -28,8 +30,6 @@ from datarax.run_config.build import named_code
 from datarax.sources import DataSource, RangeConfig, RangeSource
 from datarax.sources.open import open_source
 from datarax.training import LOADER_NAME
-from datarax.verify.records import neighbour_record
-from datarax.verify.trust import TRUST_VARIABLE, distrusted
 
 MakeStream = Callable[..., BatchStream]
 """Makes the stream of a run that keeps no config, at its beginning. If it has parameters named `process_index` and

@@ -7,6 +7,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from datarax.audit.explain import explain, name_delivered_changes
+from datarax.audit.files import check_snapshot, ledger_problems, run_problems
+from datarax.audit.finiteness import note_not_finite
+from datarax.audit.moved import notes_of_moved_files
+from datarax.audit.recipes import (
+    DataUnavailableError,
+    MakeStream,
+    Recipes,
+    no_keys,
+    recorded_identity,
+    usable_config,
+)
+from datarax.audit.records import contradictions
+from datarax.audit.replay import RecordedSteps, Replayed, replay
+from datarax.audit.report import Interval, SnapshotReport, VerifyReport
+from datarax.audit.rows import StepRows
 from datarax.checkpoint import Snapshot, ledger_steps, list_steps
 from datarax.checkpoint.advice import all_advice
 from datarax.checkpoint.layout import local_directory
@@ -15,22 +31,6 @@ from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addr
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
 from datarax.run_config import AnyRunConfig
 from datarax.training import LOADER_NAME
-from datarax.verify.explain import explain, name_delivered_changes
-from datarax.verify.files import check_snapshot, ledger_problems, run_problems
-from datarax.verify.finiteness import note_not_finite
-from datarax.verify.moved import notes_of_moved_files
-from datarax.verify.recipes import (
-    DataUnavailableError,
-    MakeStream,
-    Recipes,
-    no_keys,
-    recorded_identity,
-    usable_config,
-)
-from datarax.verify.records import contradictions
-from datarax.verify.replay import RecordedSteps, Replayed, replay
-from datarax.verify.report import Interval, SnapshotReport, VerifyReport
-from datarax.verify.rows import StepRows
 
 FAST_STEPS = 1000
 """How many of the newest steps a fast verification covers if nothing else is asked for."""

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
-from datarax.multihost import handler_address
+from datarax.multihost.startup import handler_address
 
 _URGENT = (signal.SIGINT, signal.SIGTERM)
 
@@ -69,7 +69,9 @@ class StopSignals:
             # So a shell starts jobs in the background, and nohup whatever it starts.
             if before == signal.SIG_IGN:
                 continue
-            if _is_default(number, before):
+            # Nobody has taken it: not in Python, nor in C (`faulthandler.register`), of which Python does not know.
+            is_default = before == signal.SIG_DFL and not handler_address(number)
+            if is_default or before is signal.default_int_handler:
                 self._before[number] = signal.signal(number, self._handle)
             else:
                 self.foreign.append(number.name)
@@ -98,13 +100,6 @@ class StopSignals:
     def _leave(self, number: int, frame: FrameType | None) -> None:
         _write(f"\ndatarax: second signal ({signal.Signals(number).name}), leaving at once\n")
         os._exit(128 + number)
-
-
-def _is_default(number: int, handler: Any) -> bool:
-    """Whether nobody has taken a signal: not in Python, nor in C (`faulthandler.register`), of which Python does not know."""
-    if handler == signal.SIG_DFL:
-        return not handler_address(number)
-    return handler is signal.default_int_handler
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

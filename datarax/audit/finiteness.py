@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datarax.verify.report import SnapshotReport, VerifyReport
+from datarax.audit.report import SnapshotReport, VerifyReport
 
 _BLOCK = 1 << 20  # values; with the booleans that are made of them a block stays in the cache
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from datarax.checkpoint import Snapshot
 from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.core.errors import MISSING, InputError
-from datarax.core.tree import differences, identical
+from datarax.core.tree import decode, differences, identical
 from datarax.order import Digest
 from datarax.training import LOADER_NAME
 
@@ -127,7 +127,7 @@ def replay(
 def _put(stream: BatchStream, recorded: RecordedSteps, index: int) -> None:
     """Puts a stream where the steps begin, through its own restore."""
     if recorded.before is not None:
-        stream.set_state(recorded.before.state(LOADER_NAME, index))
+        stream.set_state(stream.recorded_state(recorded.before.state(LOADER_NAME, index)))
     elif recorded.first:
         if not is_addressable(stream):
             raise InputError(
@@ -196,7 +196,7 @@ def _ends_of_keys(
 ) -> Iterator[str]:
     """The fields of the state that follow from the timeline and the keys alone."""
     assert is_addressable(stream)
-    before, after = stream.get_state(), recorded.item.state(LOADER_NAME)
+    before, after = stream.get_state(), stream.recorded_state(recorded.item.state(LOADER_NAME))
     begin, position = before["position"], stream.timeline.position_of(recorded.end)
     expected = {
         "idx": recorded.end,
@@ -205,7 +205,8 @@ def _ends_of_keys(
     }
     if recorded.whole:
         expected["digest_rows"] = before["digest_rows"] + position - begin
-        expected["digest_keys"] = (before["digest_keys"] + int(keys.sum(dtype=np.uint64))) % (1 << 64)
+        total = int(before["digest_keys"], 16) + int(keys.sum(dtype=np.uint64))
+        expected["digest_keys"] = f"{total % (1 << 64):016x}"
     for name, value in expected.items():
         if after.get(name) != value:
             yield f"data/record.json: {name} is recorded as {after.get(name)!r}, the keys give {value!r}"
@@ -214,7 +215,7 @@ def _ends_of_keys(
 def _differing_fields(
     stream: BatchStream, recorded: RecordedSteps, index: int, start: Digest
 ) -> Iterator[str]:
-    state, now = recorded.item.state(LOADER_NAME, index), stream.get_state()
+    state, now = stream.recorded_state(recorded.item.state(LOADER_NAME, index)), stream.get_state()
     skipped = set(_STATISTICS)
     if not recorded.whole:
         # Without the state before, sums since the start of the run are not known; the steps' own digests are.
@@ -241,7 +242,7 @@ def _differing_statistics(state: Mapping[str, Any], now: Mapping[str, Any], *, s
     if was != replayed or not (strict or replayed):
         return
     name = "_computed_stats"
-    for each in differences(state.get(name), now.get(name), name, equal=identical):
+    for each in differences(decode(state.get(name)), decode(now.get(name)), name, equal=identical):
         recorded, means = each.was, each.now
         numbers = isinstance(recorded, (float, np.ndarray)) and isinstance(means, (float, np.ndarray))
         # Sums of many processes round otherwise than those of one.

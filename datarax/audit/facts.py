@@ -1,6 +1,6 @@
-"""What a config will do, before anything runs: lengths, steps, and fit with an existing run.
+"""Plain facts, for people and for tools that read JSON: what a config will do before anything runs, what is in a snapshot.
 
-Reads no record and writes nothing. Which records are in which steps is for `audit/rows.py` to say.
+Reads no record of the data and writes nothing. Which records are in which steps is for `rows.py` to say.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datarax.audit.history import History, history_by_config
-from datarax.checkpoint import list_steps
+from datarax.checkpoint import Snapshot, decode, ledger_steps, list_steps
 from datarax.checkpoint.layout import place_of
 from datarax.core.errors import ConfigError
 from datarax.core.tree import digest
@@ -167,4 +168,47 @@ def _existing(
     return existing, mismatches, advice
 
 
-__all__ = ["ExistingRun", "Plan", "plan_run", "rows_per_process"]
+def inspect_run(directory: str | Path, step: int | None = None) -> dict[str, Any]:
+    """The facts of a snapshot, by default the newest; `problems` names each file that is not as it was written.
+
+    Of a damaged snapshot there are no facts beyond its problems.
+
+    Raises:
+        SnapshotNotFoundError: if there is no such committed step.
+        SnapshotDamagedError: if not even its manifest can be read.
+    """
+    snapshot = Snapshot.open(directory, step)
+    problems = snapshot.check()
+    facts: dict[str, Any] = {
+        "directory": str(snapshot.directory),
+        "step": snapshot.step,
+        "committed_steps": list_steps(directory),
+        "ledger_steps": ledger_steps(directory),
+        "problems": problems,
+    }
+    return facts if problems else facts | _content(snapshot)
+
+
+def _content(snapshot: Snapshot) -> dict[str, Any]:
+    record, parts = snapshot.record, snapshot.process_parts()
+    return {
+        "identity": snapshot.identity,
+        "identity_digest": record.identity,
+        "start": record.start,
+        "previous_step": record.previous,
+        "history": [vars(entry) for entry in snapshot.history],
+        "loaders": {
+            name: {
+                # Of a module whose state is each process's own: that of each.
+                "state": decode(loader.state)
+                if loader.scope == "global"
+                else {f"process {index}": decode(part[name]) for index, part in parts.items()},
+                "digest": loader.digest,
+            }
+            for name, loader in record.loaders.items()
+        },
+        "model": {leaf.path: str(leaf) for leaf in snapshot.leaves or ()},
+    }
+
+
+__all__ = ["ExistingRun", "Plan", "inspect_run", "plan_run", "rows_per_process"]

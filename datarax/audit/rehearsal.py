@@ -1,6 +1,6 @@
-"""A launch as a list of named steps: one that fails hides no other, and names what had to be skipped for it.
+"""The nouns of a rehearsal: a launch as a list of named steps, of which one that fails hides no other.
 
-Knows nothing of what the steps look at. Read next: `examine.py`, which lists them.
+Knows nothing of what the steps look at. Read next: `rehearse.py`, which lists them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Verdict(enum.StrEnum):
     WARNING = "warning"
     """A launch will begin; this may be unwanted later."""
     FAIL = "fail"
-    """A launch will end with this, at once or within the steps that were looked at."""
+    """A launch will end with this, at once or within the steps that were looked at, or could not be continued exactly."""
     SKIPPED = "skipped"
-    """Not looked at: what it depends on failed, or it cannot be known beforehand."""
+    """Not looked at: what it depends on failed or is not there yet, or it cannot be known beforehand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class Finding:
     """The same as data, for programs."""
     value: Any = None
     """For the steps that depend on this one; not part of a report."""
-    usable: bool = False
-    """Whether those may go on with `value` although this one failed."""
-    name: str = ""
-    """Of the step."""
+    usable: bool | None = None
+    """Whether those may go on with `value`; None: if this one neither failed nor was skipped."""
+    seconds: float = 0.0
+    """How long the step took; not part of a report."""
 
 
 def warning(found: str, do: str, **rest: Any) -> Finding:
@@ -76,33 +76,6 @@ def raised(error: Exception, do: str) -> Finding:
     return failure(found, do, details=[*(line.strip() for line in more), *notes])
 
 
-@dataclass
-class Report:
-    """The answer of `examine`."""
-
-    config: str
-    """The config file."""
-    directory: str | None = None
-    """The run directory; None if the config says none."""
-    checks: list[Finding] = field(default_factory=list)
-    """What the steps found, in the order in which they were made."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether no step failed."""
-        return self.count(Verdict.FAIL) == 0
-
-    def count(self, verdict: Verdict) -> int:
-        """How many steps came to this."""
-        return sum(check.verdict is verdict for check in self.checks)
-
-    def to_tree(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        shown = ("name", "verdict", "found", "do", "details", "numbers")
-        checks = [{name: getattr(check, name) for name in shown} for check in self.checks]
-        return {**vars(self), "checks": checks, "ok": self.ok}
-
-
 @dataclass(frozen=True)
 class Step:
     """One step of a launch."""
@@ -116,50 +89,49 @@ class Step:
     """Names of steps without whose values it cannot be made."""
 
 
+@dataclass
 class Rehearsal:
-    """A launch on its way; what one step opens, later ones use.
+    """A launch on its way, and in the end the report of it; what one step opens, later ones use."""
 
-    Args:
-        config: the run, `BaseRunConfig` of any kind.
-        report: gets what is found.
-        opened: closes what is opened.
-        num_steps: how many of the next steps have their files looked at.
-        num_devices: devices of the launch, if it will not be here.
+    config_path: str
+    """The config file."""
+    opened: ExitStack
+    """Closes what is opened."""
+    num_steps: int
+    """How many of the next steps have their files looked at."""
+    num_devices: int | None
+    """Devices of the launch, if it will not be here."""
+    config: Any = None
+    """The run, `BaseRunConfig` of any kind; None if it cannot be parsed."""
+    checks: dict[str, Finding] = field(default_factory=dict)
+    """What the steps found, by name, in the order in which they were made."""
 
-    Attributes:
-        values: name of each step -> what it gives to later ones.
-        seconds: name of each step -> how long it took.
-    """
+    def value(self, *names: str) -> Any:
+        """What the first of these steps that was made gives to later ones."""
+        return next((self.checks[name].value for name in names if name in self.checks), None)
 
-    def __init__(
-        self, config: Any, report: Report, opened: ExitStack, *, num_steps: int, num_devices: int | None
-    ) -> None:
-        self.config = config
-        self.opened = opened
-        self.num_steps = num_steps
-        self.num_devices = num_devices
-        self.directory = Path(config.run.directory)
-        self.values: dict[str, Any] = {}
-        self.seconds: dict[str, float] = {}
-        self._report = report
-        self._unusable: dict[str, Verdict] = {}
+    @property
+    def directory(self) -> Path:
+        """The run's."""
+        return Path(self.config.run.directory)
 
     @property
     def snapshot(self) -> Snapshot | None:
         """Where a launch would continue; None if it would not."""
-        return self.values.get("snapshot")
+        return self.value("snapshot")
 
     @property
     def stream(self) -> Any:
         """The batches, None if they cannot be had."""
-        return self.values.get("loader", self.values.get("pipeline"))
+        return self.value("loader", "pipeline")
 
     def blocked(self, *needs: str) -> Finding | None:
         """The finding of a step that needs others, if one of them has no value to give."""
+        words = {Verdict.FAIL: "failed", Verdict.SKIPPED: "was skipped"}
         for name in needs:
-            verdict = self._unusable.get(name)
-            if verdict is not None:
-                how = "failed" if verdict is Verdict.FAIL else "was skipped"
+            finding = self.checks.get(name)
+            if finding and not (finding.verdict not in words if finding.usable is None else finding.usable):
+                how = words.get(finding.verdict, "is not there yet")
                 return skipped(f"needs {name!r}, which {how}", f"see {name!r} first")
         return None
 
@@ -171,12 +143,30 @@ class Rehearsal:
                 finding = self.blocked(*step.needs) or step.look(self)
             except Exception as error:
                 finding = raised(error, step.otherwise)
-            self.seconds[step.name] = time.perf_counter() - started
-            if finding is None:
-                continue
-            if finding.verdict in (Verdict.FAIL, Verdict.SKIPPED) and not finding.usable:
-                self._unusable[step.name] = finding.verdict
-            self.values[step.name] = finding.value
-            more = len(finding.details) - _SHOWN_DETAILS
-            details = [*finding.details[:_SHOWN_DETAILS], *([f"and {more:,} more"] if more > 0 else [])]
-            self._report.checks.append(replace(finding, name=step.name, details=details))
+            if finding is not None:
+                more = len(finding.details) - _SHOWN_DETAILS
+                details = [*finding.details[:_SHOWN_DETAILS], *([f"and {more:,} more"] if more > 0 else [])]
+                seconds = time.perf_counter() - started
+                self.checks[step.name] = replace(finding, details=details, seconds=seconds)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no step failed."""
+        return self.count(Verdict.FAIL) == 0
+
+    def count(self, verdict: Verdict) -> int:
+        """How many steps came to this."""
+        return sum(check.verdict is verdict for check in self.checks.values())
+
+    def to_tree(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        shown = ("verdict", "found", "do", "details", "numbers")
+        return {
+            "config": self.config_path,
+            "directory": self.config and self.config.run.directory,
+            "checks": [
+                {"name": name, **{key: getattr(check, key) for key in shown}}
+                for name, check in self.checks.items()
+            ],
+            "ok": self.ok,
+        }

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from datarax.audit.rows import StepRows
 from datarax.checkpoint import Snapshot
 from datarax.checkpoint.file_stamps import FileStamps, all_file_stamps
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.snapshot import item_steps
 from datarax.sources import DataSource
-from datarax.verify.rows import StepRows
 
 
 def notes_of_moved_files(

@@ -12,14 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NoReturn
 
-from datarax.checkpoint import list_steps
 from datarax.core.errors import PeerLostError
-from datarax.multihost import Processes, leave_at_once
-
-_LISTEN_SECONDS = 0.5
+from datarax.multihost.processes import Processes
+from datarax.multihost.startup import leave_at_once, notice_replaced
 
 # How jaxlib says that others do not take part any more, in errors of whatever type; want of memory is a process's own.
 _BROKEN_COLLECTIVE = re.compile("(CANCELLED|UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED): ")
@@ -30,13 +27,16 @@ class Peers:
 
     Args:
         processes: those of the run.
-        directory: the run; what is committed there decides about the exit code of a loss.
+        newest_step: asks for the newest committed snapshot; whether there is one decides about the exit code of a loss.
     """
 
-    def __init__(self, processes: Processes, directory: str | Path) -> None:
+    def __init__(self, processes: Processes, newest_step: Callable[[], int | None]) -> None:
         self._processes = processes
-        self._directory = directory
+        self._newest_step = newest_step
         self._ended: Exception | None = None
+        self._warned = False
+        # However many they are: together they ask the coordinator some hundred times a second at most.
+        self._listen_seconds = max(0.5, processes.count / 200)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -47,7 +47,7 @@ class Peers:
         over = threading.Event()
 
         def listen() -> None:
-            while not over.wait(_listen_seconds(self._processes)):
+            while not over.wait(self._listen_seconds):
                 who = self._processes.abandoned_by()
                 if who is not None and not over.is_set():
                     self._leave(f"it lost {who}")
@@ -98,34 +98,41 @@ class Peers:
             self._leave(f"it lost {who} ({str(error).splitlines()[0]})")
         processes.broken = True
         processes.abandon(processes.index, f"{type(error).__name__}: {error}")
-        _let_others_hear(processes)
+        self._let_others_hear()
 
     def _leave(self, why: str) -> NoReturn:
-        steps = list_steps(self._directory)
-        what = (
-            f"snapshot {steps[-1]} is committed; run the same command again to continue after it"
-            if steps
-            else "no snapshot was committed yet; run again to start over"
+        newest, processes = self._newest_step(), self._processes
+        what = "no snapshot was committed yet; run again to start over"
+        if newest is not None:
+            what = f"snapshot {newest} is committed; run the same command again to continue after it"
+        self._let_others_hear()
+        text = f"process {processes.index} of {processes.count} stops: {why}. {what}"
+        leave_at_once(74 if newest is None else 75, text)
+
+    def _let_others_hear(self) -> None:
+        """With process 0 ends the coordinator, and JAX aborts who is still there: they get the time to listen once more."""
+        if self._processes.first:
+            time.sleep(2 * self._listen_seconds + 1)
+
+    def warn_of_lost_notice(self) -> None:
+        """Says once that this process would not hear of a preemption any more, if that is so."""
+        if self._warned or not notice_replaced():
+            return
+        self._warned = True
+        print(
+            f"datarax: warning: process {self._processes.index} has got another handler for SIGTERM since the start. JAX's "
+            f"notice of a preemption is lost there: a SIGTERM to this process will save nothing. Remove that handler",
+            file=sys.stderr,
+            flush=True,
         )
-        _let_others_hear(self._processes)
-        text = f"process {self._processes.index} of {self._processes.count} stops: {why}. {what}"
-        leave_at_once(75 if steps else 74, text)
-
-
-def _listen_seconds(processes: Processes) -> float:
-    # However many they are: together they ask the coordinator some hundred times a second at most.
-    return max(_LISTEN_SECONDS, processes.count / 200)
-
-
-def _let_others_hear(processes: Processes) -> None:
-    """With process 0 ends the coordinator, and JAX aborts who is still there: they get the time to listen once more."""
-    if processes.first:
-        time.sleep(2 * _listen_seconds(processes) + 1)
 
 
 @contextlib.contextmanager
-def deadline(seconds: float, why: Callable[[], str]) -> Iterator[None]:
-    """Ends the process with code 75 if what is inside takes longer."""
+def deadline(seconds: float | None, why: Callable[[], str]) -> Iterator[None]:
+    """Ends the process with code 75 if what is inside takes longer; None: it may take any time."""
+    if seconds is None:
+        yield
+        return
     timer = threading.Timer(seconds, lambda: leave_at_once(75, why()))
     timer.daemon = True
     timer.start()
@@ -133,16 +140,3 @@ def deadline(seconds: float, why: Callable[[], str]) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def warn_of_replaced_notice(processes: Processes) -> None:
-    """Says that this process would not hear of a preemption any more."""
-    print(
-        f"datarax: warning: process {processes.index} has got another handler for SIGTERM since the start. JAX's notice of a "
-        f"preemption is lost there: a SIGTERM to this process will save nothing. Remove that handler",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-__all__ = ["Peers", "deadline", "warn_of_replaced_notice"]

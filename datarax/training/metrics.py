@@ -1,14 +1,15 @@
-"""Metrics that are not finite: said once by name, or the end of the run.
+"""The metrics of the steps that the device still computes: waited for, and said by name where they are not finite.
 
-A loss that has become NaN stays so, and a run that goes on with it costs weeks and ends "complete". Looks only at metrics whose
-step the loop has waited for, so the device is never waited for here but before a save: no snapshot is begun of a step whose
-metrics were not looked at.
+JAX returns before a step is computed. The loop stays a few steps ahead of what is done, not dozens: a signal, a save that is
+due by time and a report would all wait for those. And a loss that has become NaN stays so; a run that goes on with it costs
+weeks and ends "complete". Only metrics of steps that the loop has waited for are looked at, so nothing but a save waits for the
+device longer: no snapshot is begun of a step whose metrics were not looked at.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,17 +17,19 @@ import numpy as np
 
 from datarax.core.errors import DataraxError
 
-_LARGEST = (
-    1 << 16
-)  # values; a larger array is no number that somebody watches, and would be copied from the device each step
+STEPS_AHEAD = 2
+"""How many steps the loop may stand before what is done."""
+
+_LARGEST = 1 << 16
+"""Values; a larger array is no number that somebody watches, and would be copied from the device each step."""
 
 
 class NonFiniteError(DataraxError, ArithmeticError):
     """A metric of a task is inf or NaN, and `run.on_nonfinite` says that this ends the run; nothing was saved since."""
 
 
-class FiniteMetrics:
-    """What a run's metrics are held to.
+class MetricsAhead:
+    """The metrics of the newest steps of a run.
 
     Args:
         stop: whether one that is not finite ends the run.
@@ -37,7 +40,7 @@ class FiniteMetrics:
         self._stop = stop
         self._say = say
         self._said: set[str] = set()
-        self._waiting: deque[tuple[int, str, jax.Array]] = deque()
+        self._ahead: deque[tuple[int, list[tuple[Any, jax.Array]]]] = deque()
 
     def handed_over(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Looks at what a step returned as plain numbers, and lets what is on the device set out for the host.
@@ -53,16 +56,23 @@ class FiniteMetrics:
                 f"the metrics that the task's step returned at step {step} have names of several kinds "
                 f"({', '.join(map(repr, metrics))}, or in one of these): use text for all of them"
             ) from error
+        on_device = [(path, leaf) for path, leaf in leaves if isinstance(leaf, jax.Array)]
         for path, leaf in leaves:
-            if not _is_watched(leaf):
-                continue
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            if isinstance(leaf, jax.Array):
-                if not leaf.is_deleted():
-                    leaf.copy_to_host_async()
-                self._waiting.append((step, name, leaf))
-            else:  # at once: the task may use the same dict or array again
-                self._look(step, name, leaf)
+            if not isinstance(leaf, jax.Array):  # at once: the task may use the same dict or array again
+                self._look(step, path, leaf)
+            elif _is_watched(leaf) and not leaf.is_deleted():
+                leaf.copy_to_host_async()
+        self._ahead.append((step, on_device))
+
+    def wait(self, step: int) -> None:
+        """Waits until all steps up to this one are computed.
+
+        Raises:
+            Exception: what one of them raised on the device.
+        """
+        # For metrics and not for the state: that one belongs to the next step, which may overwrite it.
+        arrays = [leaf for at, leaves in self._ahead if at <= step for _, leaf in leaves]
+        jax.block_until_ready([array for array in arrays if not array.is_deleted()])
 
     def look(self, step: int) -> None:
         """Looks at the metrics of all steps up to this one; waits for them if they are not there yet.
@@ -72,15 +82,16 @@ class FiniteMetrics:
         Raises:
             NonFiniteError: if one is not finite, and that is to end the run.
         """
-        while self._waiting and self._waiting[0][0] <= step:
-            self._look(*self._waiting.popleft())
+        while self._ahead and self._ahead[0][0] <= step:
+            at, leaves = self._ahead.popleft()
+            for path, leaf in leaves:
+                self._look(at, path, leaf)
 
-    def _look(self, step: int, name: str, leaf: Any) -> None:
-        value = _not_finite(leaf)
-        if value is not None:
-            self._found(name, value, step)
-
-    def _found(self, name: str, value: str, step: int) -> None:
+    def _look(self, step: int, path: Any, leaf: Any) -> None:
+        value = _not_finite(leaf) if _is_watched(leaf) else None
+        if value is None:
+            return
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
         found = f"metric {name!r} is {value} at step {step}"
         if self._stop:
             raise NonFiniteError(f'{found}, and run.on_nonfinite = "stop": nothing was saved since')
@@ -98,7 +109,11 @@ def _is_watched(leaf: Any) -> bool:
 
 def _not_finite(leaf: Any) -> str | None:
     """The first value of a leaf that is inf or NaN, as text; None if there is none, or the leaf holds no such numbers."""
-    for values in _on_the_host(leaf):
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():  # given away to a later step
+        return None
+    is_whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+    for part in [leaf] if is_whole else [shard.data for shard in leaf.addressable_shards]:
+        values = np.asarray(part)
         try:
             wrong = ~np.isfinite(values)
         except TypeError:  # a structured array
@@ -106,19 +121,3 @@ def _not_finite(leaf: Any) -> str | None:
         if wrong.any():
             return str(values[wrong].flat[0])
     return None
-
-
-def _on_the_host(leaf: Any) -> Iterator[np.ndarray]:
-    """The values of a leaf, those that this process holds."""
-    if not isinstance(leaf, jax.Array):
-        yield np.asarray(leaf)
-    elif leaf.is_deleted():  # given away to a later step
-        return
-    elif leaf.is_fully_addressable or leaf.is_fully_replicated:
-        yield np.asarray(leaf)
-    else:
-        for shard in leaf.addressable_shards:
-            yield np.asarray(shard.data)
-
-
-__all__ = ["FiniteMetrics", "NonFiniteError"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +23,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import future as ocp_future
 from orbax.checkpoint import options as ocp_options
 
-from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM
+from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, RunLayout
 from datarax.checkpoint.model_item import LeafSpec
+from datarax.checkpoint.retention import temporary_steps
 from datarax.multihost import Processes
-from datarax.store.files import sync, write_new
+from datarax.store import Store
 
 _STRAGGLER_SECONDS = 60.0
 _SHORTEST_DEADLINE_SECONDS = 60.0
@@ -51,17 +51,22 @@ class DataHandler(ocp.AsyncCheckpointHandler):
     `JsonSave` would serialise the caller's live objects in the background and so save a later step's state.
     """
 
-    def __init__(self) -> None:
-        self.item_directory: Path | None = None
-        """The temporary directory of the item now being written."""
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.temporary = ""
+        """The key of the temporary directory of the step now being written."""
 
     async def async_save(self, directory: Any, args: DataSave) -> list[ocp_future.Future]:
         """Begin to write; the returned future waits until Orbax has made the directory."""
-        self.item_directory = Path(directory)
+        self.temporary = Path(directory).parent.name
         if args.files is None:
             return []
-        write = _write_files(self.item_directory, args.files)
+        write = self._write(f"{self.temporary}/{Path(directory).name}", args.files)
         return [ocp_future.CommitFutureAwaitingContractedSignals(write, name="datarax_data")]
+
+    async def _write(self, item: str, files: Mapping[str, bytes]) -> None:
+        for name, content in files.items():
+            self._store.write(f"{item}/{name}", content, if_absent=True)
 
     def save(self, directory: Any, args: DataSave) -> None:
         """Not used: the manager is asynchronous."""
@@ -79,12 +84,6 @@ class DataHandler(ocp.AsyncCheckpointHandler):
 
 
 ocp.args.register_with_handler(DataHandler, for_save=True)(DataSave)
-
-
-async def _write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        write_new(directory / name, content)
-    sync(directory)
 
 
 class _Manager(ocp.CheckpointManager):
@@ -105,9 +104,9 @@ class OrbaxWriter:
     """One asynchronous `CheckpointManager`; one save at a time.
 
     Args:
-        directory: absolute path of the run, which must exist.
+        layout: the run, whose directory must exist.
         timeout_seconds: after how long a background save counts as failed.
-        before_commit: called in a background thread with the temporary directory of the step, when all items lie
+        before_commit: called in a background thread with the key of the step's temporary directory, when all items lie
             finished in it and before it is renamed; an exception there keeps the step from being committed. With many
             processes only process 0 is called.
         processes: those of the run; each has its writer, and all of them start and wait for the same saves.
@@ -115,15 +114,15 @@ class OrbaxWriter:
 
     def __init__(
         self,
-        directory: Path,
+        layout: RunLayout,
         *,
         timeout_seconds: int,
-        before_commit: Callable[[Path], None],
+        before_commit: Callable[[str], None],
         processes: Processes | None = None,
     ) -> None:
-        self._directory = directory
+        self._layout = layout
         self._before_commit = before_commit
-        self._data = DataHandler()
+        self._data = DataHandler(layout.store)
         self._failed = False
         self._processes = processes or Processes()
         # Two writers commit in the background at the same time: their meetings must not be taken for each other's.
@@ -137,7 +136,7 @@ class OrbaxWriter:
         registry.add(DATA_ITEM, DataSave, self._data)
         _quiet.acquire()
         self._manager = _Manager(
-            str(directory),
+            str(layout.directory),
             options=manager_options(
                 timeout_seconds,
                 self._run_before_commit,
@@ -180,7 +179,7 @@ class OrbaxWriter:
             # force: whether a save is due is decided by the session; Orbax would skip one in silence.
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except BaseException:
-            self._failed = True
+            self._after_failure()
             raise
 
     def wait(self) -> None:
@@ -192,7 +191,7 @@ class OrbaxWriter:
         try:
             self._manager.wait_until_finished()
         except BaseException:
-            self._failed = True
+            self._after_failure()
             raise
         self._slowest = max(self._slowest, time.monotonic() - self._begun)
 
@@ -245,15 +244,24 @@ class OrbaxWriter:
         self._met = met + 1
 
     def remove_remains(self, step: int) -> None:
-        """Delete what a failed save of `step` left: on a full disk it would keep the disk full.
+        """Delete what a failed save of `step` left: on a full disk it would keep the disk full."""
+        for path in temporary_steps(self._layout, TEMPORARY_SUFFIX):
+            if path.name.startswith(f"{step}{TEMPORARY_SUFFIX}"):
+                self._remove(path.name)
 
-        When one file fails, Orbax's other threads go on writing. They are waited for, because they would write into the
-        directory of a second try too.
-        """
-        _join_orbax_threads(_STRAGGLER_SECONDS)
-        remains = list(self._directory.glob(f"{step}{TEMPORARY_SUFFIX}*"))
-        for path in remains:
-            _remove(path)
+    def _remove(self, key: str) -> None:
+        # Orbax writes its step metadata on yet another thread, which may put a file back while the directory is emptied.
+        for _ in range(50):
+            try:
+                return self._layout.store.delete(key)
+            except OSError as error:
+                if error.errno not in (
+                    errno.ENOTEMPTY,
+                    errno.ENOENT,
+                ):  # as on a disk that has become read-only
+                    return None
+            time.sleep(0.1)
+        return None
 
     def reload(self) -> None:
         """Look at the directory again after steps were moved away behind the manager's back."""
@@ -270,6 +278,11 @@ class OrbaxWriter:
         finally:
             _quiet.release()
 
+    def _after_failure(self) -> None:
+        # When one file fails, Orbax's other threads go on writing, and would write into the directory of a second try too.
+        self._failed = True
+        _join_orbax_threads(_STRAGGLER_SECONDS)
+
     def _drain(self) -> None:
         # Orbax hands the exception of a failed save to every thread once, and to `save` in place of the next save.
         for _ in range(2):
@@ -281,22 +294,7 @@ class OrbaxWriter:
         self._failed = False
 
     def _run_before_commit(self) -> None:
-        assert self._data.item_directory is not None
-        self._before_commit(self._data.item_directory.parent)
-
-
-def _remove(path: Path) -> None:
-    # Orbax writes its step metadata on yet another thread, which may put a file back while the directory is emptied.
-    for _ in range(50):
-        try:
-            return shutil.rmtree(path)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # as on a disk that has become read-only
-                return shutil.rmtree(path, ignore_errors=True)
-        if not path.exists():
-            return None
-        time.sleep(0.1)
-    return None
+        self._before_commit(self._data.temporary)
 
 
 def _join_orbax_threads(timeout_seconds: float) -> None:

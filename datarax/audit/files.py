@@ -8,13 +8,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from datarax.audit.finiteness import held
+from datarax.audit.report import SnapshotReport
 from datarax.checkpoint import Snapshot
 from datarax.checkpoint.identity_reader import parse_identity
 from datarax.checkpoint.layout import DATA_ITEM, RunLayout
 from datarax.checkpoint.snapshot import read_addressed
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
-from datarax.verify.finiteness import held
-from datarax.verify.report import SnapshotReport
 
 
 def run_problems(directory: Path) -> list[str]:
