@@ -224,6 +224,15 @@ def test_wrong_use_is_told():
         assert_resumes_everywhere(loader, make_part=lambda rows: loader(rows=rows), process_counts=[7])
 
 
+def test_a_transform_that_looks_at_the_place_in_its_batch_is_caught_without_a_split():
+    number = map_batch(lambda x: {"x": np.asarray(x), "number": np.arange(len(x))}, name="number")
+    with pytest.raises(
+        AssertionError,
+        match=r"transform 'number', run on the same records in another order: 6 of 6 rows differ, the first is range:\d+ \(ep",
+    ):
+        assert_resumes_everywhere(lambda: loader(transforms=[number]), steps=1, snapshots=False)
+
+
 # Splitting over processes.
 
 
