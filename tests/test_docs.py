@@ -1,16 +1,13 @@
 """The documentation is true: its blocks run, its pages are what the code says."""
 
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.processes import run_command
+from tests.support.processes import run_command, run_python
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,18 +19,7 @@ def blocks(page, language):
 @pytest.mark.full
 def test_the_python_block_of_the_readme_runs_and_resumes(tmp_path):
     (code,) = blocks("README.md", "python")
-    outputs = []
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        outputs.append(done.stdout)
+    outputs = [run_python("-c", code, directory=tmp_path) for _ in range(2)]
     assert all("Outcome(step=468, complete=True" in output for output in outputs)
 
 
@@ -60,16 +46,7 @@ def test_the_commands_of_the_readme_do_what_it_says(tmp_path):
 def test_the_python_blocks_of_the_testing_guide_are_a_test_file_that_passes(tmp_path):
     guide = tmp_path / "test_guide.py"
     guide.write_text("\n\n".join(blocks("docs/testing.md", "python")))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", str(guide)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    assert " passed" in run_python("-m", "pytest", "-q", "-W", "error", guide, directory=tmp_path)
 
 
 def test_no_page_holds_what_a_merge_left():

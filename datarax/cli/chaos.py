@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Snapshots are read here while the runs have the accelerators.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from datarax.run_config import load_any_config
-    from datarax.testing.kills import Campaign, Stopped, UndisturbedRunError
+    from datarax.testing.kills import Campaign, ChaosReport, Stopped, UndisturbedRunError
 
     overrides = [*arguments.overrides]
     if arguments.steps is not None:
@@ -72,22 +72,24 @@ def run(arguments: argparse.Namespace) -> int:
         command += ["--processes", str(arguments.processes)]
     kept = False
     with _StopSignals() as signals:
-        place = _new_directory(arguments.directory)
+        report = ChaosReport(
+            directory=str(_new_directory(arguments.directory)),
+            seed=arguments.seed,
+            kills_planned=arguments.kills,
+            processes=arguments.processes,
+        )
         campaign = Campaign(
+            report=report,
             config=config,
             command=command,
-            place=place,
             environment=environment,
-            kills=arguments.kills,
-            seed=arguments.seed,
-            processes=arguments.processes,
             max_seconds=arguments.max_seconds,
             keep=arguments.keep,
             say=_say,
             stopping=lambda: signals.received != 0,
         )
         try:
-            report = campaign.run()
+            campaign.run()
             kept = arguments.keep or not report.ok
         except Stopped:
             kept = arguments.keep
@@ -97,11 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
             # A run that did not begin has written nothing to look at.
             kept = arguments.keep or error.exit_code != 2
             if kept:
-                error.add_note(f"what it wrote is kept in {place}")
+                error.add_note(f"what it wrote is kept in {report.directory}")
             raise
         finally:
             if not kept:
-                shutil.rmtree(place, ignore_errors=True)
+                shutil.rmtree(report.directory, ignore_errors=True)
     if arguments.json:
         print_json(_tree(report, kept=kept))
     else:

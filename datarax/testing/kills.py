@@ -187,15 +187,15 @@ class Trial:
 
 @dataclass(kw_only=True)
 class ChaosReport:
-    """The answer of a campaign."""
+    """What a campaign is to do, and what came of it."""
 
     directory: str
     """Where all runs are."""
-    seed: int
-    """What everything random came from."""
-    kills_planned: int
-    """How many kills were to be tried."""
-    processes: int
+    seed: int = 0
+    """What everything random comes from: see `plan_kills`."""
+    kills_planned: int = 12
+    """How many kills are tried, over all trials."""
+    processes: int = 1
     """Number of processes of each run."""
     steps: int = 0
     """Steps of the whole run."""
@@ -228,20 +228,14 @@ class ChaosReport:
 class Campaign:
     """One undisturbed run, then trials: runs that are killed, started again until they are complete, and must be the same."""
 
+    report: ChaosReport
+    """What is to be done, and afterwards what came of it; its directory is empty."""
     config: BaseRunConfig
     """What `command` runs; only read here."""
     command: Sequence[str]
     """Program and arguments that run it, in one process or under a launcher; more `--set` are added."""
-    place: Path
-    """An empty directory for all runs."""
     environment: Mapping[str, str]
     """That of the processes."""
-    kills: int = 12
-    """How many are tried, over all trials."""
-    seed: int = 0
-    """See `plan_kills`."""
-    processes: int = 1
-    """How many `command` starts."""
     max_seconds: float = 600.0
     """After this time everything is killed, and the report says so."""
     keep: bool = False
@@ -252,26 +246,24 @@ class Campaign:
     """Asked all the time; once it says so, all processes are killed. (A signal handler that raises might do so just when a
     process has been started and nobody knows of it yet.)"""
 
-    def run(self) -> ChaosReport:
+    def run(self) -> None:
         """Runs the config undisturbed, then in trials with kills, and compares.
 
         Raises:
             Stopped: if `stopping` said so.
-            ConfigError: if `kills` or `processes` is below 1, or there is no time.
+            ConfigError: if there is nothing to kill, nobody, or no time.
             UndisturbedRunError: if the run fails, or takes too long, without any kill.
         """
         if not self.max_seconds > 0:
             raise ConfigError(f"--max-seconds must be more than 0, got {self.max_seconds}")
-        queue = deque(plan_kills(self.seed, self.kills, processes=self.processes))
-        self._report = report = ChaosReport(
-            directory=str(self.place), seed=self.seed, kills_planned=self.kills, processes=self.processes
-        )
+        report = self.report
+        queue = deque(plan_kills(report.seed, report.kills_planned, processes=report.processes))
         self._until = time.monotonic() + self.max_seconds
         self._run_undisturbed()
         self.say(f"undisturbed: {report.steps} steps in {report.seconds:.1f} s")
         while queue and not report.time_is_up:
             number = len(report.trials) + 1
-            trial = Trial(number=number, directory=str(self.place / f"trial-{number}"))
+            trial = Trial(number=number, directory=str(Path(self.report.directory) / f"trial-{number}"))
             report.trials.append(trial)
             try:
                 self._try(trial, queue)
@@ -282,13 +274,12 @@ class Campaign:
             self.say(f"trial {number}: {trial.problems[0] if trial.problems else verdict}")
             if trial.same and not self.keep:
                 shutil.rmtree(trial.directory)
-        return report
 
     def _run_undisturbed(self) -> None:
         """Runs to the end; what the trials need to know of it is then known."""
         # Reports of every step show from outside how far a run is, and where it went on.
         self._settings = ["log.every_seconds=0"]
-        self._undisturbed = self.place / "undisturbed"
+        self._undisturbed = Path(self.report.directory) / "undisturbed"
         with self._start(self._undisturbed, "output.log") as start:
             try:
                 code = start.wait(math.inf)
@@ -308,22 +299,22 @@ class Campaign:
                 )
             steps, seconds = start.newest, start.seconds
             first = seconds if start.seconds_to_first_step is None else start.seconds_to_first_step
-        self._report.steps, self._report.seconds = steps, round(seconds, 3)
+        self.report.steps, self.report.seconds = steps, round(seconds, 3)
         self._start_up_seconds, self._step_seconds = first, (seconds - first) / steps
         self._limit_seconds = _LIMIT_MORE_SECONDS + _LIMIT_FACTOR * seconds
-        if self.processes > 1:  # some may wait so long for one that was killed
+        if self.report.processes > 1:  # some may wait so long for one that was killed
             waits = self.config.multihost
             self._limit_seconds += waits.start_timeout_seconds + waits.heartbeat_seconds
         if self.config.save.every_steps is None:
             every = max(1, steps // _SAVES_PER_RUN)
             self._settings.append(f"save.every_steps={every}")
-            self._report.notes.append(f"save.every_steps was set to {every}: the config saves by time only")
+            self.report.notes.append(f"save.every_steps was set to {every}: the config saves by time only")
 
     def _try(self, trial: Trial, queue: deque[PlannedKill]) -> None:
         """One run with the next kills of the queue; a trial that the end of all time breaks off is not finished."""
         # How many kills share what is left of the run.
         for share in range(min(_KILLS_PER_TRIAL, len(queue)), 0, -1):
-            at_end = newest(_run_of(trial.directory)) == self._report.steps
+            at_end = newest(_run_of(trial.directory)) == self.report.steps
             if trial.code is not None or trial.problems or at_end:
                 break
             self._kill(trial, queue.popleft(), share)
@@ -353,15 +344,12 @@ class Campaign:
             # One that did not come to the point and still lives has hung already.
             code = start.wait(self._limit_seconds if came else 0)
             done, later = start.reached - step, start.seconds_to_last_step - seconds
-            longest = _UNHEARD_SECONDS if self.processes == 1 else _UNHEARD_BY_MANY_SECONDS
+            longest = _UNHEARD_SECONDS if self.report.processes == 1 else _UNHEARD_BY_MANY_SECONDS
             ignored = came and code == 0 and done > _UNHEARD_STEPS and later > longest
-            if self.processes == 1:
-                target = ""
-            else:
-                target = f"process {planned.victim}" if hit_victim else "launcher"
+            target = f"process {planned.victim}" if hit_victim else "launcher"
             kill = Kill(
                 planned=planned,
-                target=target,
+                target=target if self.report.processes > 1 else "",
                 where=where,
                 landed=came and code != 0,
                 heard=not ignored,
@@ -370,7 +358,7 @@ class Campaign:
             )
             trial.kills.append(kill)
             trial.code = 0 if code == 0 else None
-            allowed = {0} | _promised(planned, self.processes, hit_victim) if came else {0}
+            allowed = {0} | _promised(planned, self.report.processes, hit_victim) if came else {0}
             when = f"{'after' if came else 'before'} {planned.kind} ({where})"
             if not (came and _interrupted_before_datarax(planned, start, code)):
                 self._check(trial, start, code, allowed, when)
@@ -386,7 +374,7 @@ class Campaign:
         The kills of a trial lie as if all of them were drawn over the whole run: each is the first of those that are left.
         """
         fraction = 1 - (1 - planned.fraction) ** (1 / share)
-        before, left = start.newest_before, self._report.steps - start.newest_before
+        before, left = start.newest_before, self.report.steps - start.newest_before
         if planned.point == "moment":
             seconds = fraction * (self._start_up_seconds + left * self._step_seconds)
             return f"after {seconds:.2f} s", lambda: start.seconds >= seconds, 0.0
@@ -409,25 +397,29 @@ class Campaign:
         """Whether a start ended as it may, went on where it must, and lost nothing that was committed."""
         if start.seconds_to_first_step is not None:
             self._start_up_seconds = min(self._start_up_seconds, start.seconds_to_first_step)
-        problems, before, after = [], start.newest_before, start.newest
-        if code is None:
-            problems.append(
+        before, after, first, last = start.newest_before, start.newest, start.first_step, start.last_step
+        right = " or ".join(map(str, sorted(allowed, key=abs)))
+        rules = [
+            (
+                code is None,
                 f"the run hung {when}: it was killed after {start.seconds:.0f} s, the undisturbed one took "
-                f"{self._report.seconds:.0f} s"
-            )
-        elif code not in allowed:
-            right = " or ".join(map(str, sorted(allowed, key=abs)))
-            problems.append(f"the run ended with code {code} {when}; {right} would be right")
-        if start.first_step not in (None, before + 1):
-            problems.append(
-                f"the run went on with step {start.first_step} {when}, but the newest snapshot was {before}"
-            )
-        if after < before:
-            problems.append(f"snapshot {before} was there, and is gone {when}")
-        if code == 75 and self.processes == 1 and start.last_step not in (None, after):
-            problems.append(
-                f"the run ended with 75 {when}, but of the {start.last_step} steps done only {after} are in a snapshot"
-            )
+                f"{self.report.seconds:.0f} s",
+            ),
+            (
+                code is not None and code not in allowed,
+                f"the run ended with code {code} {when}; {right} would be right",
+            ),
+            (
+                first not in (None, before + 1),
+                f"the run went on with step {first} {when}, but the newest snapshot was {before}",
+            ),
+            (after < before, f"snapshot {before} was there, and is gone {when}"),
+            (
+                code == 75 and self.report.processes == 1 and last not in (None, after),
+                f"the run ended with 75 {when}, but of the {last} steps done only {after} are in a snapshot",
+            ),
+        ]
+        problems = [told for broken, told in rules if broken]
         if problems:
             trial.problems += problems
             trial.output = start.last_lines(_LINES_SHOWN)
@@ -463,8 +455,8 @@ class Campaign:
         trial.problems += model
         note = "bytes were not compared, only record keys: --set loader.byte_digest=true compares them too"
         has_bytes = bool(both) and all(ours[each][1] is not None for each in both)
-        if not has_bytes and note not in self._report.notes:
-            self._report.notes.append(note)
+        if not has_bytes and note not in self.report.notes:
+            self.report.notes.append(note)
 
     def _start(self, directory: Path, log: str) -> Start:
         directory.mkdir(exist_ok=True)

@@ -14,10 +14,12 @@ from typing import Any
 from datarax.checkpoint import Checkpointer, SaveConfig
 from datarax.core.module import CheckpointableIteratorModule, DataraxModule
 from datarax.core.tree import detached
+from datarax.loader import DataLoader
 from datarax.multihost import Processes
 from datarax.testing.parts import MakePart, check_parts
 from datarax.testing.states import check_states, damaged, through_json
 from datarax.testing.streams import Delivery, Make, delivered, must_equal, next_of, opened, overwrite
+from datarax.transforms.steadiness import unsteady_transforms
 
 
 def assert_resumes_everywhere(
@@ -34,8 +36,9 @@ def assert_resumes_everywhere(
     Held are: two fresh modules give the same stream; `get_state` changes nothing and hands out a value that shares nothing
     with the module; every state, restored into a fresh module, one that has gone elsewhere, and one that goes backwards,
     in memory, through JSON and through a snapshot on disk, gives exactly the rest of the stream, the same later states
-    and the same digests; a damaged state is refused and changes nothing; states stay small. The time grows with the square
-    of `steps`.
+    and the same digests; a damaged state is refused and changes nothing; states stay small; each transform of a
+    `DataLoader` gives the same bytes for the records of its first batch, again and in another order. The time grows with
+    the square of `steps`.
 
     Args:
         make_loader: makes a new module at the beginning: a `DataLoader`, a source, or any module with `__next__`,
@@ -72,6 +75,7 @@ def assert_resumes_everywhere(
         _check_snapshots(make_loader, run)
     if make_part is not None:
         check_parts(make_loader, make_part, process_counts, run)
+    _check_transforms(make_loader)
 
 
 def _undisturbed(make: Make, steps: int, max_state_bytes: int) -> Delivery:
@@ -210,3 +214,28 @@ def _check_damaged_states(make: Make, run: Delivery) -> None:
             raise AssertionError(f"set_state accepted a state {what}; what does not fit must be refused")
         where = "after refused states"
         run.check(delivered(module, range(here, there), where, asks=True), where)
+
+
+# Transforms.
+
+
+def _check_transforms(make: Make) -> None:
+    """What no restore shows: each transform run again on the records of the first batch, and on these in another order."""
+    with opened(make) as module:
+        if not isinstance(module, DataLoader):
+            return
+        step = int(module.idx.get_value() or 0)
+        if step == module.num_steps:
+            return
+        keys, order, source = module.record_keys(step), module.order, module.source
+        keys = keys[keys.source >= 0]
+        found = unsteady_transforms(
+            module.recipe.transforms,
+            source.read(keys.index),
+            lambda transform: order.row_seeds(transform.name, keys),
+            lambda i: f"{source.name}:{keys.index[i]} (epoch {keys.epoch[i]})",
+        )
+    if found:
+        raise AssertionError(
+            f"{'; '.join(map(str, found))}; make it a function of the record, its parameters and its seed alone"
+        )

@@ -17,6 +17,7 @@ from datarax.run_config import load_config
 from datarax.testing import kills
 from datarax.testing.kills import Campaign, ChaosReport, Kill, PlannedKill, Trial, plan_kills
 from datarax.testing.start import Start
+from tests.support.processes import run_python
 from tests.support.runs import tree, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -147,14 +148,14 @@ def test_a_run_that_starts_over_although_a_snapshot_was_there_is_caught(config, 
         "shutil.rmtree(run, ignore_errors=True)\nsys.exit(main(sys.argv[1:]))\n"
     )
     place(config).mkdir()
+    report = ChaosReport(directory=str(place(config)), kills_planned=1)
     campaign = Campaign(
+        report=report,
         config=load_config(config),
         command=[sys.executable, str(program), "run", str(config)],
-        place=place(config),
         environment=os.environ,
-        kills=1,
     )
-    report = campaign.run()
+    campaign.run()
     (trial,) = report.trials
     newest = trial.kills[0].newest
     assert newest > 0
@@ -179,6 +180,14 @@ def test_wrong_input_is_refused_before_anything_runs(config, capsys):
     assert "--kills must be at least 1, got 0" in capsys.readouterr().err
     assert chaos(config, "--max-seconds", "nan") == 2
     assert not place(config).exists() or list(place(config).iterdir()) == []
+
+
+def test_it_needs_no_pytest(config):
+    code = (
+        "import sys\nsys.modules['pytest'] = None\nfrom datarax.cli.main import main\nassert main(sys.argv[1:]) == 2\n"
+        "assert 'datarax.testing.kills' in sys.modules"
+    )
+    run_python("-c", code, "chaos", config, "--kills", 0, "--directory", place(config))
 
 
 def test_an_undisturbed_run_that_takes_too_long_is_ended_with_advice(config, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from datarax.cli.import_path import HERE, _InstalledFirst
+from tests.support.processes import run_python
 from tests.support.runs import copy_run
 
 ROOT = str(Path(__file__).parents[2])
@@ -176,16 +177,8 @@ def test_a_namespace_package_does_not_take_in_what_lies_here(before, tmp_path):
         "    except ModuleNotFoundError: pass\n"
     )
     trapped = tmp_path / "trapped"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "TRAPPED": str(trapped)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    run_python("-c", code, directory=tmp_path, TRAPPED=str(trapped))
     assert not trapped.exists(), trapped.read_text()
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("place", [*site.getsitepackages(), site.getusersitepackages()])

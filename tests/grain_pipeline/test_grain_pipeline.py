@@ -1,15 +1,13 @@
 """A wrapped pipeline goes on exactly from every element, whatever it is made of and wherever its state has been."""
 
-import json
-
 import grain
 import jax
 import numpy as np
 import pytest
 
 from datarax import Checkpointer
-from datarax.core.tree import decode, encode
 from datarax.order import id64, key_hashes
+from datarax.testing import assert_resumes_everywhere
 from tests.support.grain_pipelines import (
     ALL,
     concat_then_split,
@@ -42,10 +40,6 @@ def run(module):
     return elements, states
 
 
-def through_json(state):
-    return decode(json.loads(json.dumps(encode(state))))
-
-
 # The first tier restores few kinds of pipelines, and this one is unlike the others.
 def test_a_state_that_describes_no_sampler_goes_on_exactly():
     elements, states = run(wrap(data_loader_with_flat_map()))
@@ -61,33 +55,6 @@ def test_the_elements_are_those_of_the_bare_pipeline(build):
     assert [state["idx"] for state in states] == list(range(len(elements) + 1))
 
 
-@pytest.mark.parametrize("build", ALL, ids=lambda build: build.__name__)
-@pytest.mark.few(8)
-def test_every_state_goes_on_exactly_in_a_fresh_and_in_a_used_module(build):
-    elements, states = run(wrap(build()))
-    used = wrap(build())
-    for i in reversed(range(len(states))):
-        for module, state in ((wrap(build()), through_json(states[i])), (used, states[i])):
-            module.set_state(state)
-            assert module.get_state() == states[i]
-            tail, seconds = run(module)
-            assert same(tail, elements[i:])
-            assert [second["digest_bytes"] for second in seconds] == [s["digest_bytes"] for s in states[i:]]
-
-
-@pytest.mark.parametrize("build", ALL, ids=lambda build: build.__name__)
-@pytest.mark.few(8)
-def test_a_state_of_the_second_generation_goes_on_exactly(build):
-    elements, states = run(wrap(build()))
-    for i in range(0, len(states) - 1, 3):
-        module = wrap(build())
-        module.set_state(through_json(states[i]))
-        next(module)
-        third = wrap(build())
-        third.set_state(through_json(module.get_state()))
-        assert same(list(third), elements[i + 1 :])
-
-
 ON_DISK = [
     concat_then_split,
     data_loader,
@@ -100,20 +67,10 @@ ON_DISK = [
 ]
 
 
-@pytest.mark.parametrize("build", ON_DISK, ids=lambda build: build.__name__)
-def test_a_snapshot_on_disk_goes_on_exactly(build, tmp_path):
-    saved, elements = [], []
-    with wrap(build()) as module, Checkpointer(tmp_path) as checkpointer:
-        for i, element in enumerate(module, start=1):
-            elements.append(element)
-            if i in (1, 3, 6):
-                checkpointer.save(i, data=module)
-                checkpointer.wait()
-                saved.append(i)
-    for step in saved:
-        with wrap(build()) as module, Checkpointer(tmp_path) as checkpointer:
-            checkpointer.restore(step, data=module)
-            assert same(list(module), elements[step:])
+@pytest.mark.parametrize("build", ALL, ids=lambda build: build.__name__)
+@pytest.mark.few(3)
+def test_it_resumes_everywhere(build):
+    assert_resumes_everywhere(lambda: wrap(build()), steps=20, snapshots=build in ON_DISK)
 
 
 def test_a_snapshot_taken_while_the_loop_goes_on_is_of_the_moment_it_was_asked_for(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from datarax import Checkpointer
-from datarax.core.errors import ConfigError, MismatchError
+from datarax.core.errors import MismatchError
 from tests.support.grain_pipelines import (
     AddNoise,
     AddOne,
@@ -282,15 +282,6 @@ def test_a_changed_dataset_pipeline_is_refused_by_name(case, tmp_path):
 def test_a_changed_data_loader_is_refused_by_name(case, tmp_path):
     save(tmp_path, case.was)
     assert_refused(tmp_path, case.now, case.field)
-
-
-def test_a_legacy_operation_is_refused_when_the_pipeline_is_wrapped():
-    class Pairs:
-        def __call__(self, records):
-            yield from records
-
-    with pytest.raises(ConfigError, match="Pairs is an operation of the old kind"):
-        wrap(loader([Pairs()]))
 
 
 def write(path, records):

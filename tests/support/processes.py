@@ -16,6 +16,21 @@ LIMIT_SECONDS = 600
 """After which something is taken to hang: a guard for who waits, below that of pytest, and no measure of what is slow."""
 
 
+def run_python(*words, directory=None, **environment):
+    """What a fresh interpreter that has datarax on its path writes to standard output; it must end with 0."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def fork_server():
     """The context whose processes are forks of the one server of this session."""
     context = multiprocessing.get_context("forkserver")

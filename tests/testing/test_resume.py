@@ -1,10 +1,5 @@
 """`assert_resumes_everywhere` holds for our own loaders and sources, cleans up, and sees what splitting does."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +7,6 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from flax import nnx
 
-import datarax
 from datarax.core.config import DataraxModuleConfig
 from datarax.core.module import CheckpointableIteratorModule, DataraxModule
 from datarax.loader import DataLoader, DataLoaderConfig
@@ -26,6 +20,7 @@ from datarax.sources import (
 )
 from datarax.testing import assert_resumes_everywhere
 from datarax.transforms import map_batch, random_map_batch
+from tests.support.processes import run_python
 from tests.testing import streams
 
 RECORDS = 23
@@ -229,6 +224,15 @@ def test_wrong_use_is_told():
         assert_resumes_everywhere(loader, make_part=lambda rows: loader(rows=rows), process_counts=[7])
 
 
+def test_a_transform_that_looks_at_the_place_in_its_batch_is_caught_without_a_split():
+    number = map_batch(lambda x: {"x": np.asarray(x), "number": np.arange(len(x))}, name="number")
+    with pytest.raises(
+        AssertionError,
+        match=r"transform 'number', run on the same records in another order: 6 of 6 rows differ, the first is range:\d+ \(ep",
+    ):
+        assert_resumes_everywhere(lambda: loader(transforms=[number]), steps=1, snapshots=False)
+
+
 # Splitting over processes.
 
 
@@ -273,18 +277,10 @@ def test_parts_that_do_not_digest_alike_are_caught():
 # Importing.
 
 
-def python(code):
-    environment = {**os.environ, "PYTHONPATH": str(Path(datarax.__file__).parent.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.full
 def test_without_pytest_a_stream_can_be_tested_and_the_laws_say_what_to_install():
-    output = python(
+    output = run_python(
+        "-c",
         "import sys\n"
         "sys.modules['pytest'] = None\n"
         "from datarax.testing import assert_resumes_everywhere\n"
@@ -293,7 +289,7 @@ def test_without_pytest_a_stream_can_be_tested_and_the_laws_say_what_to_install(
         "try:\n"
         "    from datarax.testing import SourceLaws\n"
         "except ImportError as error:\n"
-        "    print(error)\n"
+        "    print(error)\n",
     )
     assert (
         "datarax.testing.SourceLaws needs pytest, which is not installed: pip install datarax[test]" in output
@@ -301,5 +297,7 @@ def test_without_pytest_a_stream_can_be_tested_and_the_laws_say_what_to_install(
 
 
 def test_datarax_does_not_load_the_test_kit():
-    loaded = python("import sys, datarax, datarax.loader, datarax.training; print(*sys.modules)").split()
+    loaded = run_python(
+        "-c", "import sys, datarax.cli.main, datarax.loader, datarax.training; print(*sys.modules)"
+    ).split()
     assert not {"datarax.testing", "pytest"} & set(loaded)
