@@ -116,7 +116,7 @@ BUDGETS = {
     "sources": 1598,
     "loader": 893,
     "grain_pipeline": 639,
-    "training": 610,
+    "training": 616,
     "run_config": 213,
 }
 
