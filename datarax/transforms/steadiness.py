@@ -30,7 +30,8 @@ from datarax.transforms.transform import Randomness, Transform, check_pipeline
 _START_SECONDS = 300.0
 """Within which a fresh process is to have imported what it needs."""
 
-# The path of this process, without the working directory until our own finder keeps that behind what is installed.
+# This very datarax, wherever else another one may lie, and the path of this process: without the working directory, until our
+# own finder keeps that behind what is installed.
 _CHILD = """\
 import sys
 sys.path[:] = {path!r}
@@ -199,7 +200,8 @@ def _in_a_fresh_process(
         raise InputError(
             f"transforms or records cannot be sent to a fresh process: {type(error).__name__}: {error}"
         ) from error
-    code = _CHILD.format(path=[entry for entry in sys.path if entry])
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    code = _CHILD.format(path=[own, *filter(None, sys.path)])
     flags = ["-P"] * sys.flags.safe_path + ["-O"] * sys.flags.optimize
     environment = {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the memory of a GPU is this process's already
