@@ -17,15 +17,17 @@ import numpy as np
 
 from datarax.checkpoint.compose import FixedData, Modules, fix_data, identities, merge_data, position_of
 from datarax.checkpoint.global_arrays import make_global
-from datarax.checkpoint.history import INLINE_ENTRIES, Lineage, entries_to_bytes
 from datarax.checkpoint.layout import RunLayout, sha256_hex
 from datarax.checkpoint.model_item import LeafSpec, flatten_model, held_alone
-from datarax.checkpoint.record import Record
+from datarax.checkpoint.record import HistoryEntry, Record
 from datarax.checkpoint.restore import Restored
 from datarax.core.errors import ConfigError, InputError, SaveError
 from datarax.core.tree import canonical_json, leaves
 from datarax.multihost import check_agreement
 from datarax.store.files import make_directory, read_file, write_new
+
+INLINE_ENTRIES = 4
+"""How many entries of the history a record holds itself, at about 230 bytes each; the others lie in a file that it names."""
 
 _READERS = 16
 """Files of other processes that are read at once: a network file system needs a millisecond for each."""
@@ -80,7 +82,9 @@ class Recorder:
         self._identified: tuple[Modules, bytes] | None = None
         self._stored: set[Path] = set()
         self._notes = notes
-        self._lineage = Lineage()
+        self._history: list[HistoryEntry] = []
+        self._change: dict[str, Any] | None = None
+        """Place and reason of a change of the identity that no record holds yet."""
 
     def store_texts(self) -> None:
         """Store what is known before the first snapshot.
@@ -94,18 +98,14 @@ class Recorder:
 
     def continue_from(self, restored: Restored, modules: Modules) -> None:
         """Later records continue the history of a snapshot; an allowed change of identity enters it, and other rules do."""
-        self._lineage = Lineage(list(restored.history))
+        self._history, self._change = list(restored.history), None
         if restored.reason is not None:
             positions = {name: position_of(module.get_state()) for name, module in modules.items()}
-            self._lineage.change = {
-                "from_step": restored.step,
-                "positions": positions,
-                "reason": restored.reason,
-            }
+            self._change = {"from_step": restored.step, "positions": positions, "reason": restored.reason}
 
     def begin_anew(self) -> None:
         """Later records belong to no earlier one."""
-        self._lineage = Lineage()
+        self._history, self._change = [], None
 
     def facts(self) -> dict[str, Any]:
         """What all processes of a run must say alike before it begins, field by field."""
@@ -205,7 +205,13 @@ class Recorder:
         data = merge_data(modules, own.data, others)
         identity = self._store_identity(modules)
         self._store_config()
-        entries = self._lineage.advanced(identity, self._config, own.data.positions)
+        entries, change = list(self._history), self._change
+        if not entries:
+            # What matters of the positions is only which modules have one.
+            begin = {name: None if position is None else 0 for name, position in own.data.positions.items()}
+            change = {"from_step": 0, "positions": begin, "reason": None}
+        if change is not None:
+            entries.append(HistoryEntry(identity=identity, config=self._config, **change))
         record = Record(
             step=step,
             previous=previous,
@@ -240,7 +246,7 @@ class Recorder:
     def _store_earlier(self, entries: list[Any]) -> str | None:
         if not entries:
             return None
-        data = entries_to_bytes(entries)
+        data = canonical_json([vars(entry) for entry in entries])
         sha256 = sha256_hex(data)
         self._store(self._layout.history(sha256), data)
         return sha256
