@@ -96,7 +96,7 @@ def check_module(name: str, says: str) -> None:
     if top == "datarax":
         return  # which one runs is settled: this one
     found, here = _found(top), _in_working_directory(top)
-    if found is not None and here is not None and not _same(found, here):
+    if found is not None and here is not None and os.path.realpath(found) != os.path.realpath(here):
         raise ConfigError(
             f"{says}: {top!r} is {found}, which comes first, but the working directory holds {here} too; rename the one that "
             f"you mean, or start in another directory"
@@ -167,7 +167,3 @@ def _place(spec: ModuleSpec) -> str:
     if spec.origin is not None:
         return spec.origin
     return next(iter(spec.submodule_search_locations or []), "built in")
-
-
-def _same(left: str, right: str) -> bool:
-    return os.path.realpath(left) == os.path.realpath(right)

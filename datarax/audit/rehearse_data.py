@@ -21,6 +21,7 @@ from datarax.audit.rehearsal import Finding, Rehearsal, Verdict, failure, skippe
 from datarax.checkpoint import Change, list_steps
 from datarax.core.errors import InputError
 from datarax.core.tree import ARRAYS
+from datarax.loader import DataLoader
 from datarax.multihost import current
 from datarax.order import Order, Segment, Timeline
 from datarax.run_config import GrainRunConfig, RunConfig, batch_sharding, build_grain_pipeline, build_loader
@@ -40,7 +41,7 @@ from datarax.store.files import open_file
 from datarax.training import LOADER_NAME
 from datarax.training.unlisted_files import unlisted_note
 from datarax.transforms.load import load_transforms
-from datarax.transforms.steadiness import unsteady_transforms
+from datarax.transforms.steadiness import Unsteady, unsteady_transforms
 
 # Looking waits for the disk, or for a network file system.
 _LOOKING_THREADS = 16
@@ -382,18 +383,9 @@ def steady_transforms(rehearsal: Rehearsal) -> Finding:
     names = [each.name for each in stream.recipe.transforms]
     if not names:
         return Finding(found="none")
-    keys, order, source = stream.record_keys(step), stream.order, stream.source
-    keys = keys[keys.source >= 0][:_MOST_RECORDS]
-    rebuild = partial(load_transforms, transform_settings(rehearsal.config))
-    numbers: dict[str, Any] = {"step": step, "records": len(keys), "transforms": names}
+    numbers: dict[str, Any] = {"step": step, "transforms": names}
     try:
-        found = unsteady_transforms(
-            stream.recipe.transforms,
-            source.read(keys.index),
-            lambda transform: order.row_seeds(transform.name, keys),
-            lambda i: f"{source.name}:{keys.index[i]} (epoch {keys.epoch[i]})",
-            rebuild=rebuild,
-        )
+        found = unsteady_at(rehearsal.config, stream, step)
     except InputError as error:
         return skipped(
             f"the same bytes again and in another order; nothing could be compared in a fresh process: {error}",
@@ -409,7 +401,24 @@ def steady_transforms(rehearsal: Rehearsal) -> Finding:
             numbers={**numbers, "unsteady": [vars(each) for each in found]},
         )
     return Finding(
-        found=f"{', '.join(names)}: the same bytes for {len(keys):,} records of step {step:,}, run again, in another order, "
-        f"and in a fresh process",
+        found=f"{', '.join(names)}: the same bytes for the records of step {step:,}, run again, in another order, and in a "
+        f"fresh process",
         numbers=numbers,
+    )
+
+
+def unsteady_at(config: RunConfig, loader: DataLoader, step: int) -> list[Unsteady]:
+    """The transforms of a run that do not give the same bytes every time for the first records of a step.
+
+    Raises:
+        InputError: see `unsteady_transforms`, as all else that is raised.
+    """
+    keys, order, source = loader.record_keys(step), loader.order, loader.source
+    keys = keys[keys.source >= 0][:_MOST_RECORDS]
+    return unsteady_transforms(
+        loader.recipe.transforms,
+        source.read(keys.index),
+        lambda transform: order.row_seeds(transform.name, keys),
+        lambda i: f"{source.name}:{keys.index[i]} (epoch {keys.epoch[i]})",
+        rebuild=partial(load_transforms, transform_settings(config)),
     )

@@ -51,15 +51,11 @@ class _Ended:
     code: int
     """As `Popen` gives it: negative for a signal."""
 
-    @property
-    def by_signal(self) -> bool:
-        return self.code < 0
-
     def __str__(self) -> str:
         who = f"process {self.index} (pid {self.pid})"
         if self.code == -signal.SIGABRT:
             return f"{who} was aborted (SIGABRT): JAX does so when the coordinator or another process dies"
-        if self.by_signal:
+        if self.code < 0:
             return f"{who} was killed by {signal.Signals(-self.code).name}"
         meaning = {0: ", complete", 75: ", stopped well"}.get(self.code, "")
         return f"{who} ended with code {self.code}{meaning}"
