@@ -142,6 +142,8 @@ def test_all_parts_together_are_the_whole(parts, kept, capsys):
         assert code == 0
         found += [line["step"] for line in lines]
         checked.append(summary["data_checked"])
+        after = f"datarax verify {kept / 'run'} --subset {part + 1}/{parts}"
+        assert summary["next"] == (after if part < parts else None)
     assert sorted(found) == STEPS
     assert not any(checked[1:])
 
