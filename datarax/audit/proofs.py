@@ -24,6 +24,16 @@ DATA = "data"
 _MOST_BYTES = 1 << 28
 
 
+def make_proof_directory(directory: Path) -> Path:
+    """Makes the directory of a run's proofs, if it is not there.
+
+    Raises:
+        OSError: if it cannot be made, or something else is there.
+    """
+    make_directory(directory / "proofs")
+    return directory / "proofs"
+
+
 def write_proof(directory: Path, report: VerifyReport) -> Path:
     """Keeps what a verification found to be as recorded; what was not is no proof.
 
@@ -50,8 +60,7 @@ def write_proof(directory: Path, report: VerifyReport) -> Path:
             "snapshots": proved,
         }
     )
-    path = directory / "proofs" / f"{sha256_hex(data)}.json"
-    make_directory(path.parent)
+    path = make_proof_directory(directory) / f"{sha256_hex(data)}.json"
     write_whole(path, data)
     return path
 
@@ -82,4 +91,4 @@ def record_of(directory: Path, step: int) -> str | None:
     return None
 
 
-__all__ = ["DATA", "PROOF_FORMAT", "proved_at", "record_of", "write_proof"]
+__all__ = ["DATA", "PROOF_FORMAT", "make_proof_directory", "proved_at", "record_of", "write_proof"]

@@ -26,7 +26,7 @@ from datarax.audit.evidence import (
     run_problems,
 )
 from datarax.audit.explain import explain, name_delivered_changes, notes_of_moved_files
-from datarax.audit.proofs import DATA, proved_at, record_of, write_proof
+from datarax.audit.proofs import DATA, make_proof_directory, proved_at, record_of, write_proof
 from datarax.audit.recipes import DataUnavailableError, MakeStream, Recipes
 from datarax.audit.replay import Replay
 from datarax.audit.report import INTERRUPTED, Interval, SnapshotReport, VerifyReport
@@ -122,6 +122,8 @@ def verify_run(
             raise InputError(why)
     if fast and last_steps is None and not whole_history and step is None:
         last_steps = FAST_STEPS
+    if record:
+        make_proof_directory(directory)  # what cannot be kept is said before the work
     known = {*committed}
     through_ledger = step is None and (whole_history or last_steps is not None)
     everything = sorted({*committed, *(ledger if through_ledger else ())})

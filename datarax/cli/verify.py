@@ -101,25 +101,28 @@ def run(arguments: argparse.Namespace) -> int:
     make_stream = load_attribute(arguments.loader, "--loader") if arguments.loader else None
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, _interrupt)
-    report = verify_run(
-        arguments.run_directory,
-        config=config,
-        overrides=arguments.overrides,
-        make_stream=make_stream,
-        step=arguments.step,
-        last_steps=arguments.steps,
-        whole_history=arguments.all,
-        subset=arguments.subset,
-        max_duration_seconds=arguments.max_duration,
-        max_errors=arguments.max_errors,
-        require_finite=arguments.require_finite,
-        require_contents=arguments.require_contents,
-        fast=arguments.fast,
-        trust=arguments.trust,
-        record=arguments.record,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-        tell=_print_json if arguments.json else _show_snapshot,
-    )
+    try:
+        report = verify_run(
+            arguments.run_directory,
+            config=config,
+            overrides=arguments.overrides,
+            make_stream=make_stream,
+            step=arguments.step,
+            last_steps=arguments.steps,
+            whole_history=arguments.all,
+            subset=arguments.subset,
+            max_duration_seconds=arguments.max_duration,
+            max_errors=arguments.max_errors,
+            require_finite=arguments.require_finite,
+            require_contents=arguments.require_contents,
+            fast=arguments.fast,
+            trust=arguments.trust,
+            record=arguments.record,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+            tell=_print_json if arguments.json else _show_snapshot,
+        )
+    except KeyboardInterrupt:
+        return 130  # before anything was looked at
     report.options = _options(arguments)
     (_print_json if arguments.json else _show)(report)
     if not report.ok:
