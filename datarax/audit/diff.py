@@ -7,7 +7,6 @@ paths, times, starts, metrics, provenance, or which other steps exist.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from datarax.checkpoint import Snapshot, newest_good_step
 from datarax.checkpoint.layout import is_step_name
 from datarax.checkpoint.policy import identity_differences
-from datarax.core.errors import Difference, InputError
+from datarax.core.errors import InputError
 from datarax.core.tree import differences
 
 
@@ -44,13 +43,11 @@ def diff_runs(left: str | Path, right: str | Path) -> DiffReport:
         SnapshotDamagedError: if a snapshot that was named fails its checks.
     """
     a, b = _snapshot(Path(left)), _snapshot(Path(right))
-    report = DiffReport(str(a.directory), str(b.directory))
-    if a.step != b.step:
-        report.lines.append(f"step: {a.step} and {b.step}")
-    report.lines += _both("identity", identity_differences(a.identity, b.identity))
-    report.lines += _both("data", differences(_data(a), _data(b)))
-    report.lines += _model(a, b)
-    return report
+    found = [("", differences({"step": a.step}, {"step": b.step}))]
+    found += [("identity.", identity_differences(a.identity, b.identity))]
+    found += [("data.", differences(_data(a), _data(b)))]
+    lines = [f"{what}{each.path}: {each.was!r} and {each.now!r}" for what, some in found for each in some]
+    return DiffReport(str(a.directory), str(b.directory), lines + _model(a, b))
 
 
 def _snapshot(path: Path) -> Snapshot:
@@ -80,10 +77,6 @@ def _data(snapshot: Snapshot) -> dict[str, object]:
     }
 
 
-def _both(what: str, found: Sequence[Difference]) -> list[str]:
-    return [f"{what}.{each.path}: {each.was!r} and {each.now!r}" for each in found]
-
-
 def _model(left: Snapshot, right: Snapshot) -> list[str]:
     """The model leaf by leaf: kinds and shapes as recorded, then bits."""
     specs = [{leaf.path: leaf for leaf in each.leaves or ()} for each in (left, right)]
@@ -99,11 +92,7 @@ def _model(left: Snapshot, right: Snapshot) -> list[str]:
         a, b = values[0][path], values[1][path]
         # Bits, not values: NaN equals itself, and 0.0 differs from -0.0.
         if a.tobytes() != b.tobytes():
-            count = int(np.count_nonzero(_bits(a) != _bits(b)))
+            bits = [np.ascontiguousarray(each).reshape(-1).view(f"V{each.dtype.itemsize}") for each in (a, b)]
+            count = int(np.count_nonzero(bits[0] != bits[1]))
             lines.append(f"model.{path}: {count} of {a.size} elements differ in their bits")
     return lines
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    """uint8[elements, bytes per element] -> one row of bytes per element, joined for comparison."""
-    return np.ascontiguousarray(array).reshape(-1).view(f"V{array.dtype.itemsize}")

@@ -5,8 +5,6 @@ Reads single records, through the source. Knows nothing of which steps are looke
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +21,7 @@ from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addr
 from datarax.checkpoint.snapshot import item_steps
 from datarax.order import Timeline, changed_algorithms
 from datarax.sources import DataSource
+from datarax.training.provenance import provenance
 
 _NAMED_RECORDS = 5
 _NAMED_FILES = 5
@@ -30,7 +29,7 @@ _NAMED_FILES = 5
 
 def explain(report: SnapshotReport, stream: BatchStream, replayed: Replay) -> None:
     """What the first divergence comes from, as far as it can be known."""
-    step = replayed.first_diverging_step
+    step = report.first_diverging_step
     assert step is not None
     if report.differences:
         fields = ", ".join(each.path for each in report.differences)
@@ -54,47 +53,34 @@ def explain(report: SnapshotReport, stream: BatchStream, replayed: Replay) -> No
                 f"not what it was{algorithms}"
             )
         elif len(replayed.wrong_bytes):
-            known = f"{_unexplained(stream)}{algorithms}{_other_versions(replayed.item)}"
+            without_manifest = (
+                "its records are the same by key; which of them has changed cannot be said without a manifest of the data "
+                "(datarax build manifest)"
+            )
+            as_it_says = (
+                "every record of it is what the manifest says today: the files were others when it was delivered, or code that "
+                "is not part of the identity (a function of another module, a library) has changed"
+            )
+            known = as_it_says if stream.source.content_recorded else without_manifest
+            known += algorithms + _other_versions(replayed.item)
     if known and not (report.records or report.differences):
         report.problems.append(f"step {step}: {known}")
 
 
-def _unexplained(stream: AddressableStream) -> str:
-    if not stream.source.content_recorded:
-        return (
-            "its records are the same by key; which of them has changed cannot be said without a manifest of the data "
-            "(datarax build manifest)"
-        )
-    return (
-        "every record of it is what the manifest says today: the files were others when it was delivered, or code that is "
-        "not part of the identity (a function of another module, a library) has changed"
-    )
-
-
 def _other_versions(item: Snapshot) -> str:
-    """Libraries that were others when the steps were made: recorded, never refused, and a hint where bytes differ."""
+    """Libraries and devices that were others when the steps were made: recorded, never refused, a hint where bytes differ."""
     made_with = item.made_with
-    now = {name: _version(name) for name in made_with}
     others = [
         f"{name} {made_with[name]} (now {version})"
-        for name, version in now.items()
-        if version is not None and version != made_with[name]
+        for name, version in provenance().items()
+        if not name.endswith("_count") and made_with.get(name, version) != version
     ]
     return f"; it was made with {', '.join(others)}" if others else ""
 
 
-def _version(package: str) -> str | None:
-    if package == "python":
-        return platform.python_version()
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def name_delivered_changes(report: SnapshotReport, stream: AddressableStream, replayed: Replay) -> None:
     """Steps that came out as recorded although their records are not what the manifest says: they got them as they are."""
-    if replayed.ended_at is not None or report.keys_only:
+    if not replayed.completed or report.keys_only:
         return
     indices = indices_of(stream.timeline, replayed.steps)
     changed = stream.source.changed_among(indices[indices >= 0])
@@ -141,15 +127,11 @@ def notes_of_moved_files(
         ranges = [(f.first_index, f.first_index + f.num_records) for f in files if f.name in moved]
         ranges = ranges if files else [(0, len(source))]
         first = next(_reading(looked_at, since, ranges), None)
-        read = (
-            "none of these steps read them since"
-            if first is None
-            else f"step {first} is the first that read them since"
-        )
+        read = "none of these steps" if first is None else f"step {first} is the first that"
         names = ", ".join(moved[:_NAMED_FILES]) + (" and more" if len(moved) > _NAMED_FILES else "")
         yield (
             f"{names} changed on the disk between start {before.start} and start {after.start}, after step {since}; without a "
-            f"manifest nobody can say whether their records did: {read}"
+            f"manifest nobody can say whether their records did: {read} read them since"
         )
 
 

@@ -6,13 +6,12 @@ Reads no record of the data and writes nothing. Which records are in which steps
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datarax.audit.history import History, history_by_config
+from datarax.audit.history import history_by_config
 from datarax.checkpoint import Snapshot, decode, ledger_steps, list_steps
 from datarax.checkpoint.layout import place_of
 from datarax.core.errors import ConfigError
@@ -24,56 +23,15 @@ from datarax.training import LOADER_NAME, total_steps
 from datarax.training.unlisted_files import unlisted_note
 
 
-@dataclass(frozen=True)
-class ExistingRun:
-    """What is in the run directory already."""
-
-    newest_step: int
-    """Its newest snapshot."""
-    snapshots: list[int]
-    """All its committed snapshots."""
-    changes: list[str] = field(default_factory=list)
-    """Differences from the config that `resume.allow_changed` or `resume.warn_changed` accepts."""
-    warned: list[str] = field(default_factory=list)
-    """Those of them that `resume.warn_changed` wants a person to see."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The answer of `plan_run`."""
-
-    directory: str
-    """Where the run lives."""
-    records: int
-    """Records of the source: one epoch."""
-    batch_size: int
-    """Rows of a global batch."""
-    processes: int
-    """Of how many processes."""
-    rows_per_process: int
-    """Rows of a global batch that one of them reads; the most, where some read fewer."""
-    steps_per_epoch: float
-    """Batches in one pass over the records."""
-    steps: int
-    """Steps of the whole run."""
-    epochs: float
-    """Passes over the records in the whole run."""
-    identity: str
-    """SHA-256 of the identity: the same for every config that delivers the same batches."""
-    warnings: list[str]
-    """What to know before starting."""
-    existing_run: ExistingRun | None
-    """The run that is there; None if there is none."""
-    mismatches: list[str]
-    """Why it would be refused; [] if it would not."""
-    advice: list[str] = field(default_factory=list)
-    """For each of `mismatches` the nearest thing to do; "" where that was said already."""
-
-
 def plan_run(
     config: RunConfig, loader: DataLoader, *, processes: int = 1, devices: int | None = None
-) -> Plan:
-    """What `config` will do; `loader` is its loader.
+) -> dict[str, Any]:
+    """What `config` will do, as facts with JSON.
+
+    `records` (of the source: one epoch), `batch_size` (rows of a global batch) and `rows_per_process` (those that one of the
+    `processes` reads; the most, where some read fewer), `steps` and `epochs` of the whole run, `steps_per_epoch`, `identity`
+    (the same for every config that delivers the same batches), `warnings`; of the run that is there `existing_run` (None if
+    there is none), `mismatches` (why it would be refused) and, for each of them, `advice`.
 
     Args:
         config: the run.
@@ -89,30 +47,44 @@ def plan_run(
         MismatchError: if the records of the existing run contradict each other.
     """
     history = history_by_config(config, loader)
-    schedule, records = loader.timeline.last, loader.order.num_records
+    batch_size, records = loader.timeline.last.batch_size, loader.order.num_records
     steps = total_steps(config.run.steps, history.available, ends="run.steps or loader.num_epochs")
-    existing, mismatches, advice = _existing(config, history, steps)
+    newest, existing = history.newest_step, None
+    mismatches, advice = [str(each) for each in history.refused], list(history.advice)
+    if newest is None:
+        place_of(Path(config.run.directory))
+    else:
+        existing = {
+            "newest_step": newest,
+            "snapshots": list_steps(config.run.directory),
+            "changes": [str(each) for each in history.allowed],
+            "warned": [str(each) for each in history.warned],
+        }
+        if newest > steps:
+            mismatches.append(f"steps: the run has {newest} already, the config asks for {steps}")
+            advice.append(f"set run.steps to at least {newest}, or go back with datarax run --step")
     unlisted = unlisted_note(loader.source, new=existing is None)
-    return Plan(
-        directory=config.run.directory,
-        records=records,
-        batch_size=schedule.batch_size,
-        processes=processes,
-        rows_per_process=rows_per_process(config.mesh, schedule.batch_size, processes, devices),
-        steps_per_epoch=records / schedule.batch_size,
-        steps=steps,
-        epochs=history.timeline.position_of(steps) / records,
-        identity=digest({LOADER_NAME: loader.identity()}),
-        warnings=[
+    unlisted_notes = [unlisted] if unlisted else []
+    return {
+        "directory": config.run.directory,
+        "records": records,
+        "batch_size": batch_size,
+        "processes": processes,
+        "rows_per_process": rows_per_process(config.mesh, batch_size, processes, devices),
+        "steps_per_epoch": records / batch_size,
+        "steps": steps,
+        "epochs": history.timeline.position_of(steps) / records,
+        "identity": digest({LOADER_NAME: loader.identity()}),
+        "warnings": [
             *loader.order.warnings(),
             *changed_algorithms(),
             *history.unknown_fields,
-            *([unlisted] if unlisted else []),
+            *unlisted_notes,
         ],
-        existing_run=existing,
-        mismatches=mismatches,
-        advice=advice,
-    )
+        "existing_run": existing,
+        "mismatches": mismatches,
+        "advice": advice,
+    }
 
 
 def rows_per_process(
@@ -133,39 +105,21 @@ def rows_per_process(
     if devices < 1 or devices % processes:
         raise ConfigError(f"{devices} devices are not {processes} processes with equally many devices each")
     axes = mesh_sizes(section, devices)
-    device, stride, place = np.arange(devices), devices, {}
-    for axis, size in axes.items():  # the slowest first
-        stride //= size
-        place[axis] = device // stride % size
-    row_shard, shards = np.zeros(devices, np.int64), 1
-    for axis in section.batch_axes:
-        row_shard, shards = row_shard * axes[axis] + place[axis], shards * axes[axis]
+    grid = np.indices(tuple(axes.values())).reshape(
+        len(axes), devices
+    )  # where each device is; the slowest axis first
+    place = dict(zip(axes, grid, strict=True))
+    sizes = [axes[axis] for axis in section.batch_axes]
+    shards = math.prod(sizes)
+    row_shard = np.zeros(devices, np.int64)
+    for axis, size in zip(section.batch_axes, sizes, strict=True):
+        row_shard = row_shard * size + place[axis]
     if batch_size % shards:
         raise ConfigError(
             f"a batch of {batch_size} rows cannot be split into {shards} row shards (mesh axes "
             f"{', '.join(section.batch_axes)}); `datarax doctor --devices {devices}` lists the numbers of devices that fit"
         )
     return batch_size // shards * max(len(np.unique(held)) for held in row_shard.reshape(processes, -1))
-
-
-def _existing(
-    config: RunConfig, history: History, steps: int
-) -> tuple[ExistingRun | None, list[str], list[str]]:
-    newest = history.newest_step
-    if newest is None:
-        place_of(Path(config.run.directory))
-        return None, [], []
-    mismatches, advice = [str(each) for each in history.refused], list(history.advice)
-    if newest > steps:
-        mismatches.append(f"steps: the run has {newest} already, the config asks for {steps}")
-        advice.append(f"set run.steps to at least {newest}, or go back with datarax run --step")
-    existing = ExistingRun(
-        newest,
-        list_steps(config.run.directory),
-        [str(each) for each in history.allowed],
-        [str(each) for each in history.warned],
-    )
-    return existing, mismatches, advice
 
 
 def inspect_run(directory: str | Path, step: int | None = None) -> dict[str, Any]:
@@ -186,29 +140,29 @@ def inspect_run(directory: str | Path, step: int | None = None) -> dict[str, Any
         "ledger_steps": ledger_steps(directory),
         "problems": problems,
     }
-    return facts if problems else facts | _content(snapshot)
-
-
-def _content(snapshot: Snapshot) -> dict[str, Any]:
+    if problems:
+        return facts
     record, parts = snapshot.record, snapshot.process_parts()
+    loaders = {
+        name: {
+            # Of a module whose state is each process's own: that of each.
+            "state": decode(loader.state)
+            if loader.scope == "global"
+            else {f"process {index}": decode(part[name]) for index, part in parts.items()},
+            "digest": loader.digest,
+        }
+        for name, loader in record.loaders.items()
+    }
     return {
+        **facts,
         "identity": snapshot.identity,
         "identity_digest": record.identity,
         "start": record.start,
         "previous_step": record.previous,
         "history": [vars(entry) for entry in snapshot.history],
-        "loaders": {
-            name: {
-                # Of a module whose state is each process's own: that of each.
-                "state": decode(loader.state)
-                if loader.scope == "global"
-                else {f"process {index}": decode(part[name]) for index, part in parts.items()},
-                "digest": loader.digest,
-            }
-            for name, loader in record.loaders.items()
-        },
+        "loaders": loaders,
         "model": {leaf.path: str(leaf) for leaf in snapshot.leaves or ()},
     }
 
 
-__all__ = ["ExistingRun", "Plan", "inspect_run", "plan_run", "rows_per_process"]
+__all__ = ["inspect_run", "plan_run", "rows_per_process"]

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from datarax.audit.report import VerifyReport
 from datarax.checkpoint import Snapshot
@@ -22,7 +20,18 @@ from datarax.store.files import make_directory, parse_json, read_file, write_who
 PROOF_FORMAT = 1
 """Raise this when the meaning of a field changes. Proofs of another format count as none."""
 
+DATA = "data"
 _MOST_BYTES = 1 << 28
+
+
+def make_proof_directory(directory: Path) -> Path:
+    """Makes the directory of a run's proofs, if it is not there.
+
+    Raises:
+        OSError: if it cannot be made, or something else is there.
+    """
+    make_directory(directory / "proofs")
+    return directory / "proofs"
 
 
 def write_proof(directory: Path, report: VerifyReport) -> Path:
@@ -34,7 +43,7 @@ def write_proof(directory: Path, report: VerifyReport) -> Path:
     proved = [
         {
             "step": each.step,
-            "record": _record_of(directory, each.step),
+            "record": record_of(directory, each.step),
             "steps": each.replayed_steps,
             "contents": each.bytes_compared,
             "model": each.model_leaves is not None,
@@ -51,50 +60,35 @@ def write_proof(directory: Path, report: VerifyReport) -> Path:
             "snapshots": proved,
         }
     )
-    path = directory / "proofs" / f"{sha256_hex(data)}.json"
-    make_directory(path.parent)
+    path = make_proof_directory(directory) / f"{sha256_hex(data)}.json"
     write_whole(path, data)
     return path
 
 
-class Proofs:
-    """When what was proved last.
+def proved_at(directory: Path, *, keys_only: bool) -> dict[str | None, float]:
+    """When what was proved last, in seconds since 1970, by the record (see `record_of`) or, of the data files, `DATA`.
 
     Args:
         directory: the run.
         keys_only: whether proofs of keys alone count too.
     """
-
-    def __init__(self, directory: Path, *, keys_only: bool) -> None:
-        self._directory = directory
-        self.of_data = 0.0
-        """When all data files were read and good; 0 if never."""
-        self._of_records: dict[Any, float] = {}
-        for path in directory.glob("proofs/[!.]*.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                data = read_file(path, _MOST_BYTES, root=directory)
-                if sha256_hex(data) == path.stem:
-                    self._take(parse_json(data), keys_only=keys_only)
-
-    def _take(self, proof: Mapping[str, Any], *, keys_only: bool) -> None:
-        if proof["format"] != PROOF_FORMAT or (proof["keys_only"] and not keys_only):
-            return
-        when = float(proof["unix_seconds"])
-        if proof["data"]:
-            self.of_data = max(self.of_data, when)
-        for each in proof["snapshots"]:
-            self._of_records[each["record"]] = max(self._of_records.get(each["record"], 0.0), when)
-
-    def of(self, step: int) -> float:
-        """When the steps before a snapshot were proved, in seconds since 1970; 0 if never, or if it has another record now."""
-        return self._of_records.get(_record_of(self._directory, step), 0.0)
+    last: dict[str | None, float] = {}
+    for path in directory.glob("proofs/[!.]*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            data = read_file(path, _MOST_BYTES, root=directory)
+            proof = parse_json(data)
+            good = sha256_hex(data) == path.stem and proof["format"] == PROOF_FORMAT
+            if good and proof["keys_only"] <= keys_only:
+                for name in [*(each["record"] for each in proof["snapshots"]), *[DATA] * proof["data"]]:
+                    last[name] = max(last.get(name, 0.0), float(proof["unix_seconds"]))
+    return last
 
 
-def _record_of(directory: Path, step: int) -> str | None:
+def record_of(directory: Path, step: int) -> str | None:
     """SHA-256 of the record of a step: it holds the sums of all that was delivered up to there. None if it is damaged."""
     with contextlib.suppress(SnapshotDamagedError, SnapshotNotFoundError):
         return sha256_hex(Snapshot.find(directory, step).data_file(RECORD_NAME))
     return None
 
 
-__all__ = ["PROOF_FORMAT", "Proofs", "write_proof"]
+__all__ = ["DATA", "PROOF_FORMAT", "make_proof_directory", "proved_at", "record_of", "write_proof"]

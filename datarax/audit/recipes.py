@@ -17,7 +17,7 @@ from datarax.checkpoint import read_config
 from datarax.checkpoint.layout import RunLayout
 from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.checkpoint.record import Record
-from datarax.core.errors import ConfigError, InputError
+from datarax.core.errors import ConfigError, InputError, SnapshotDamagedError
 from datarax.grain_pipeline.config import arguments_for
 from datarax.run_config import (
     AnyRunConfig,
@@ -82,14 +82,11 @@ class Recipes:
         self._of_the_run = config is None and make_stream is None
         self.stored = self._of_the_run and not overrides
         """Whether all that is opened is what the run itself keeps, nothing of it asked for by the user."""
-        self.without_code = keys_only and self._of_the_run
-        """Whether nothing is imported that the run names, so that nothing is known of its stages."""
-        self.left_out: dict[str, None] = {}
-        """What was not compared because it is not here, or is code: notes, in order."""
+        self._without_code = keys_only and self._of_the_run
+        self.left_out: dict[str, str] = {}
+        """What cannot be compared because it is not here, or is code: how fields of an identity begin -> a note."""
         self.sources: list[DataSource] = []
         """Every source that was opened."""
-        self.stand_ins: list[DataSource] = []
-        """Sources without data of their own."""
         self._streams: dict[tuple[str, int, int], tuple[BatchStream, dict[str, Any]]] = {}
         self._known_sources: dict[str, DataSource | DataUnavailableError] = {}
 
@@ -100,10 +97,11 @@ class Recipes:
         return [str(each) for each in known if isinstance(each, DataUnavailableError)]
 
     def trains(self, record: Record) -> bool:
-        """Whether the run of this record has a task, so that its snapshots hold a model."""
-        if record.config is None or not RunLayout(self._directory).config(record.config).exists():
-            return False
-        return self._stored(record.config).task is not None
+        """Whether the run of this record has a task, so that its snapshots hold a model; not if its config cannot be read."""
+        try:
+            return record.config is not None and self._stored(record.config).task is not None
+        except (SnapshotDamagedError, ConfigError):
+            return False  # which is said elsewhere
 
     def streams(
         self, config_digest: str | None, process_count: int, recorded: Mapping[str, Any]
@@ -143,11 +141,10 @@ class Recipes:
                 raise self._no_keys()
             self._check_trust(config, config_digest)
             return build_grain_pipeline(config, process_index=index, process_count=count)
-        if self.without_code:
-            if config.transforms:
-                self._leave_out(
-                    "nothing was imported that the run names, so its transforms were not compared"
-                )
+        if self._without_code:
+            if config.transforms or config.batch_stats_fn is not None:
+                note = "nothing was imported that the run names, so its transforms were not compared"
+                self.left_out[f"{LOADER_NAME}.pipeline."] = note
             config = dataclasses.replace(config, transforms=(), batch_stats_fn=None)
         self._check_trust(config, config_digest)
         # Digest all bytes again whatever the config says now: whether they were recorded is the snapshot's to say.
@@ -184,9 +181,9 @@ class Recipes:
         self, config: RunConfig, config_digest: str | None, recorded: Mapping[str, Any]
     ) -> DataSource:
         name, key = config.source.name, repr(config.source)  # a table holds mappings, which have no hash
-        if self.without_code and "use" in config.source.settings:
-            self._leave_out("nothing was imported that the run names, so its source was not compared")
-            stand_in = self._stand_in(name, recorded)
+        if self._without_code and "use" in config.source.settings:
+            note = "nothing was imported that the run names, so its source was not compared"
+            stand_in = self._stand_in(name, recorded, note)
             if stand_in is None:
                 raise DataUnavailableError(f"how many records source {name!r} has is not recorded")
             return stand_in
@@ -196,9 +193,9 @@ class Recipes:
                 self.sources.append(source)
                 self._known_sources[key] = source
             except InputError as error:
-                stand_in = self._stand_in(name, recorded) if self._keys_only else None
+                note = "the data are not here, so what they are was not compared"
+                stand_in = self._stand_in(name, recorded, note) if self._keys_only else None
                 if stand_in is not None:
-                    self._leave_out("the data are not here, so what they are was not compared")
                     return stand_in
                 stored = None if config_digest is None else self._stored(config_digest)
                 if not isinstance(stored, RunConfig) or stored.source != config.source:
@@ -209,16 +206,14 @@ class Recipes:
             raise known
         return known
 
-    def _stand_in(self, name: str, recorded: Mapping[str, Any]) -> DataSource | None:
+    def _stand_in(self, name: str, recorded: Mapping[str, Any], note: str) -> DataSource | None:
+        """A range of as many numbers as the source had records, if that is known."""
         try:
             stop = recorded[LOADER_NAME]["sources"][name]["num_records"]
         except (KeyError, TypeError):
             return None
-        self.stand_ins.append(RangeSource(RangeConfig(name=name, stop=stop)))
-        return self.stand_ins[-1]
-
-    def _leave_out(self, note: str) -> None:
-        self.left_out[note] = None
+        self.left_out[f"{LOADER_NAME}.sources.{name}."] = note
+        return RangeSource(RangeConfig(name=name, stop=stop))
 
     def _check_trust(self, config: AnyRunConfig, digest: str | None) -> None:
         """Refuses to import what a stored config names, if others could have written it and the caller has not agreed."""

@@ -1,7 +1,7 @@
 """Runs recorded steps again and says what did not come out as recorded: the first step, and the fields of the state.
 
 A stream is put where a snapshot was, by its own `set_state`, and handed over batch by batch, or (keys only) asked for the keys
-of its steps. Knows nothing of manifests and reports.
+of its steps. Knows nothing of manifests.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datarax.audit.report import SnapshotReport
 from datarax.checkpoint import Snapshot
 from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.core.errors import InputError
@@ -46,10 +47,6 @@ def unlike(
     ]
 
 
-def _no_steps() -> Steps:
-    return np.zeros(0, np.int64)
-
-
 @dataclass
 class Replay:
     """Recorded steps, and what was not as recorded when they were run again."""
@@ -66,16 +63,12 @@ class Replay:
     """uint64[steps], recorded."""
     row_bytes: Numbers | None
     """uint64[steps], recorded; None if bytes were not digested."""
-    problems: list[str] = field(default_factory=list)
-    """Sentences, the first diverging step first."""
-    wrong_keys: Steps = field(default_factory=_no_steps)
+    wrong_keys: Steps = field(default_factory=lambda: np.zeros(0, np.int64))
     """Steps whose keys differ, ascending."""
-    wrong_bytes: Steps = field(default_factory=_no_steps)
+    wrong_bytes: Steps = field(default_factory=lambda: np.zeros(0, np.int64))
     """Steps whose bytes differ, ascending."""
-    bytes_compared: bool = False
-    """Whether delivered bytes were compared."""
-    ended_at: int | None = None
-    """The step at which the replay stopped with an error; None if it came to its end."""
+    completed: bool = False
+    """Whether it came to its end, and did not stop with an error."""
 
     @staticmethod
     def of(item: Snapshot, steps: range) -> Replay | None:
@@ -98,22 +91,13 @@ class Replay:
         """Whether all recorded steps are run, from a known state: then the state at the end can be compared."""
         return self.steps.start == self.first and (self.before is not None or self.first == 0)
 
-    @property
-    def first_diverging_step(self) -> int | None:
-        """The first step that is not as recorded, or that could not be run."""
-        found = [int(steps[0]) for steps in (self.wrong_keys, self.wrong_bytes) if len(steps)]
-        if self.ended_at is not None:
-            found.append(self.ended_at)
-        return min(found, default=None)
-
-    def run(self, streams: Sequence[BatchStream], *, keys_only: bool, recipe_differs: bool = False) -> None:
+    def run(self, streams: Sequence[BatchStream], report: SnapshotReport) -> None:
         """Runs the steps again.
 
         Args:
             streams: one per recorded process, each at its beginning; one alone for a stream whose state is global.
-            keys_only: compute the keys of each step and read no record; for a stream with a timeline only.
-            recipe_differs: whether the streams follow another recipe; then only the steps are compared, for the state follows
-                from them.
+            report: gets what is not as recorded. If it says `keys_only`, the keys of each step are computed and no record is
+                read; if it says that the recipe differs, only the steps are compared, for the state follows from them.
         """
         keys = np.zeros(len(self.steps), np.uint64)
         row_bytes = np.zeros_like(keys)
@@ -121,30 +105,31 @@ class Replay:
             for index, stream in enumerate(streams):
                 self._put(stream, index)
             with_bytes = [stream.digest.bytes is not None for stream in streams]
-            if keys_only:
+            if report.keys_only:
                 keys = _keys_of(streams[0], self.steps)
             else:
-                self.bytes_compared = self.row_bytes is not None
+                report.bytes_compared = self.row_bytes is not None
                 for stream in streams:
-                    own_keys, own_bytes = self._handed_over(stream)
+                    own_keys, own_bytes = self._handed_over(stream, report)
                     keys += own_keys
                     row_bytes += own_bytes
         except Exception as error:
             notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-            self.problems.append(
+            report.problems.append(
                 f"replay of steps {self.steps.start} to {self.steps.stop} stopped: {type(error).__name__}: {error}{notes}"
             )
             return
-        self.wrong_keys = self._differing("records", self.keys, keys)
-        if self.bytes_compared:
+        self.completed = True
+        self.wrong_keys = self._differing("records", self.keys, keys, report)
+        if report.bytes_compared:
             assert self.row_bytes is not None
-            self.wrong_bytes = self._differing("bytes", self.row_bytes, row_bytes)
-        if recipe_differs:
-            return
-        if keys_only:
-            self.problems += self._end_of_keys(streams[0], keys)
-        else:
-            self.problems += list(self._ends(streams, with_bytes, clean=not self.problems))
+            self.wrong_bytes = self._differing("bytes", self.row_bytes, row_bytes, report)
+        for step in np.union1d(self.wrong_keys, self.wrong_bytes)[:1].tolist():
+            report.first_diverging_step = step
+        if report.keys_only and not report.differences:
+            report.problems += self._end_of_keys(streams[0], keys)
+        elif not report.differences:
+            report.problems += self._ends(streams, with_bytes, clean=report.first_diverging_step is None)
 
     def _put(self, stream: BatchStream, index: int) -> None:
         """Puts a stream where the steps begin, through its own restore."""
@@ -164,22 +149,22 @@ class Replay:
             stream.seek(self.steps.start)
         stream.committed(self.first)
 
-    def _handed_over(self, stream: BatchStream) -> tuple[Numbers, Numbers]:
+    def _handed_over(self, stream: BatchStream, report: SnapshotReport) -> tuple[Numbers, Numbers]:
         """Keys and bytes of each step, uint64[steps]."""
         for step in range(int(stream.idx.get_value()), self.steps.stop):
             try:
                 next(stream)
             except BaseException:
-                self.ended_at = step
+                report.first_diverging_step = step
                 raise
         first, keys, row_bytes, has_bytes = stream.take_step_digests()
-        self.bytes_compared &= has_bytes
+        report.bytes_compared &= has_bytes
         return keys[self.steps.start - first :], row_bytes[self.steps.start - first :]
 
-    def _differing(self, what: str, recorded: Numbers, again: Numbers) -> Steps:
+    def _differing(self, what: str, recorded: Numbers, again: Numbers, report: SnapshotReport) -> Steps:
         wrong: Steps = self.steps.start + np.flatnonzero(recorded != again)
         if len(wrong):
-            self.problems.append(
+            report.problems.append(
                 f"step {int(wrong[0])} is the first whose {what} differ from what was delivered then "
                 f"({len(wrong)} of {len(again)} steps differ)"
             )

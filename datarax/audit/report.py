@@ -55,6 +55,13 @@ class SnapshotReport:
         """Whether everything that was checked is as recorded."""
         return not (self.problems or self.differences)
 
+    @property
+    def lacks_contents(self) -> bool:
+        """Whether it has steps of which delivered bytes were not compared: only keys were, or nothing was."""
+        if self.replayed_steps is None:
+            return bool(self.superseded)  # else it was not to be replayed
+        return not self.bytes_compared and self.replayed_steps[0] < self.replayed_steps[1]
+
     def tree(self) -> dict[str, Any]:
         """All of it, with JSON."""
         differences = [
@@ -64,7 +71,7 @@ class SnapshotReport:
         return {**vars(self), "ok": self.ok, "differences": differences, "superseded": superseded}
 
 
-_OF_THE_QUESTION = ("whole_history", "fast", "require_contents", "has_keys", "options")
+_OF_THE_QUESTION = ("whole_history", "fast", "require_contents", "part", "has_keys", "options")
 
 
 @dataclass
@@ -93,6 +100,8 @@ class VerifyReport:
     """What could not be checked, and why."""
     stopped: str | None = None
     """What ended the verification before it had looked at all that was asked for; None if nothing did."""
+    part: tuple[int, int] = (1, 1)
+    """`(n, t)`: of the snapshots the n-th of t parts was asked for."""
     has_keys: bool = True
     """Whether `datarax order` can tell the records of a step: not those of a Grain pipeline."""
     options: Sequence[str] = ()
@@ -101,8 +110,13 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """Whether everything that was checked is as recorded, and everything was checked that is required."""
-        found = self.run_problems or self.data_problems or (self.require_contents and self.without_contents())
+        found = self.run_problems or self.data_problems or (self.require_contents and self.lacks_contents)
         return not found and all(each.ok for each in self.snapshots)
+
+    @property
+    def lacks_contents(self) -> bool:
+        """Whether there are steps that were looked at and of which delivered bytes were not compared."""
+        return any(each.lacks_contents for each in self.snapshots)
 
     @property
     def first_diverging_step(self) -> int | None:
@@ -122,7 +136,7 @@ class VerifyReport:
 
     def without_contents(self) -> list[Interval]:
         """The steps whose keys are as recorded, and whose contents were not compared."""
-        keys_only = (each for each in self.snapshots if not each.bytes_compared)
+        keys_only = (each for each in self.snapshots if each.lacks_contents)
         return _merged(each.replayed_steps for each in keys_only if each.first_diverging_step is None)
 
     @property
@@ -140,13 +154,15 @@ class VerifyReport:
             words = [*again, "--max-duration", "3600", "--record"]
         elif self.fast or self.data_problems:
             words = again
-        elif self.uncovered() and not self.whole_history:
+        elif self.part[0] < self.part[1]:
+            words = [*again, "--subset", f"{self.part[0] + 1}/{self.part[1]}"]
+        elif self.part == (1, 1) and self.uncovered() and not self.whole_history:
             words = [*again, "--all"]
         else:
             return None
         return shlex.join(["datarax", *words])
 
-    def summary(self) -> dict[str, Any]:
+    def tree(self) -> dict[str, Any]:
         """The answer, with JSON."""
         answers = {name: value for name, value in vars(self).items() if name not in _OF_THE_QUESTION}
         return {

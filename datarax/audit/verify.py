@@ -1,7 +1,7 @@
 """Restores and replays a run in a fresh process, and says whether what was recorded is what comes out again.
 
-What is looked at, in this order: the files that snapshots share; then of each snapshot its files (`files.py`), its record
-against the rest of the run (`records.py`), the recorded recipe against what its stored config gives today (`recipes.py`), the
+What is looked at, in this order: the files that snapshots share; then of each snapshot its files (`evidence.py`), its record
+against the rest of the run, the recorded recipe against what its stored config gives today (`recipes.py`), the
 data against their manifest before they are first read, and a stream restored from the snapshot before and run through the real
 reading path (`replay.py`). `report.py` is the answer.
 """
@@ -18,11 +18,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datarax.audit.evidence import (
+    Records,
+    check_snapshot,
+    gaps,
+    newly_not_finite,
+    recorded_intervals,
+    run_problems,
+)
 from datarax.audit.explain import explain, name_delivered_changes, notes_of_moved_files
-from datarax.audit.files import check_snapshot, newly_not_finite, run_problems
-from datarax.audit.proofs import Proofs, write_proof
+from datarax.audit.proofs import DATA, make_proof_directory, proved_at, record_of, write_proof
 from datarax.audit.recipes import DataUnavailableError, MakeStream, Recipes
-from datarax.audit.records import Records
 from datarax.audit.replay import Replay
 from datarax.audit.report import INTERRUPTED, Interval, SnapshotReport, VerifyReport
 from datarax.checkpoint import Snapshot, ledger_steps, list_steps
@@ -95,31 +101,35 @@ def verify_run(
     """
     begun, directory = time.monotonic(), local_directory(directory)
     committed, ledger = list_steps(directory), ledger_steps(directory)
-    if not committed:
-        raise InputError(f"{directory} holds no committed snapshot, so there is nothing to verify")
-    if step is not None and step not in committed:
-        raise InputError(
-            f"{directory} has no committed snapshot {step}; it has {', '.join(map(str, committed))}"
-        )
-    if whole_history and (step is not None or last_steps is not None):
-        raise InputError("--all is the whole history; leave out --step and --steps")
-    if require_finite and fast:
-        raise InputError(
-            "--require-finite looks into the models, which --fast does not read; leave out one of them"
-        )
-    if require_contents and fast:
-        raise InputError("--require-contents needs the contents, which --fast does not read; leave out one")
-    for number, what in ((last_steps, "last steps"), (max_errors, "errors"), (subset[1], "parts")):
-        if number is not None and number < 1:
-            raise InputError(f"the number of {what} must be at least 1, got {number}")
-    if not 1 <= subset[0] <= subset[1]:
-        raise InputError(f"there is no part {subset[0]} of {subset[1]}: parts count from 1")
+    part, parts = subset
+    has = ", ".join(map(str, committed))
+    without = "which --fast does not read; leave out one of them"
+    refusals = [
+        (not committed, f"{directory} holds no committed snapshot, so there is nothing to verify"),
+        (step not in (None, *committed), f"{directory} has no committed snapshot {step}; it has {has}"),
+        (
+            whole_history and (step, last_steps) != (None, None),
+            "--all is the whole history; leave out --step and --steps",
+        ),
+        (require_finite and fast, f"--require-finite looks into the models, {without}"),
+        (require_contents and fast, f"--require-contents needs the records, {without}"),
+        (not 1 <= part <= parts, f"there is no part {part} of {parts}: parts count from 1"),
+        *(
+            (number is not None and number < 1, f"the number of {what} must be at least 1, got {number}")
+            for number, what in ((last_steps, "last steps"), (max_errors, "errors"))
+        ),
+    ]
+    for is_refused, why in refusals:
+        if is_refused:
+            raise InputError(why)
     if fast and last_steps is None and not whole_history and step is None:
         last_steps = FAST_STEPS
+    if record:
+        make_proof_directory(directory)  # what cannot be kept is said before the work
     known = {*committed}
     through_ledger = step is None and (whole_history or last_steps is not None)
     everything = sorted({*committed, *(ledger if through_ledger else ())})
-    intervals = _intervals(directory, everything if step is None else [step], last_steps)
+    intervals = recorded_intervals(directory, everything if step is None else [step], last_steps)
     # Files of snapshots that are older than is asked for are looked at all the same, where there is time for it.
     older = known if step is None and not fast else set()
     candidates = _part(sorted({*intervals, *older}), subset)
@@ -127,6 +137,7 @@ def verify_run(
         str(directory),
         newest_step=committed[-1],
         whole_history=whole_history,
+        part=subset,
         fast=fast,
         require_contents=require_contents,
     )
@@ -134,14 +145,14 @@ def verify_run(
         directory, _part([s for s in ledger if not fast or s in intervals], subset)
     )
     if whole_history:
-        report.run_problems += _gaps(intervals)
-    check_data = subset[0] == 1 and not fast
+        report.run_problems += gaps(intervals)
+    check_data = part == 1 and not fast
     most_seconds = float("inf") if max_duration_seconds is None else max_duration_seconds
     if max_duration_seconds is not None:
-        proofs = Proofs(directory, keys_only=fast)
-        last = {each: proofs.of(each) for each in candidates}
+        proved = proved_at(directory, keys_only=fast)
+        last = {each: proved.get(record_of(directory, each), 0.0) for each in candidates}
         candidates.sort(key=lambda each: last[each])
-        check_data &= proofs.of_data <= min(last.values(), default=0.0)
+        check_data &= proved.get(DATA, 0.0) <= min(last.values(), default=0.0)
     with ExitStack() as opened:
         recipes = Recipes(directory, config, overrides, make_stream, opened, keys_only=fast, trust=trust)
         records = Records(directory, sorted({*committed, *ledger}))
@@ -166,32 +177,6 @@ def verify_run(
     if record:
         say(f"kept what was proved in {write_proof(directory, report)}")
     return report
-
-
-def _intervals(directory: Path, candidates: Sequence[int], last_steps: int | None) -> dict[int, Interval]:
-    """For each snapshot the steps to replay: all that are recorded with it, or of the newest `last_steps` its share."""
-    left, found = last_steps, {}
-    for step in reversed(candidates):
-        if left == 0:
-            break
-        item = Snapshot.salvage(directory, step)
-        loader = None if item is None else item.record.loaders.get(LOADER_NAME)
-        first = step if loader is None or loader.steps is None else min(loader.steps.first_step, step)
-        begin = first if left is None else max(first, step - left)
-        if left is not None:
-            left -= step - begin
-        found[step] = (begin, step)
-    return found
-
-
-def _gaps(intervals: Mapping[int, Interval]) -> list[str]:
-    """Steps of which nothing is recorded any more, although retention keeps all of them."""
-    borders = [0, *(border for _, interval in sorted(intervals.items()) for border in interval)]
-    return [
-        f"steps {end} to {begin} are recorded nowhere: neither a snapshot nor a ledger entry {begin} is there"
-        for end, begin in zip(borders[::2], borders[1::2], strict=False)
-        if end < begin
-    ]
 
 
 def _part(steps: Sequence[int], subset: tuple[int, int]) -> list[int]:
@@ -223,8 +208,7 @@ class _Verification:
         self._report = report
         self._fast = report.fast
         self._check_data = check_data
-        self._checked: list[DataSource] = []
-        self._changed: list[DataSource] = []
+        self._content: dict[int, list[str]] = {}  # by `id` of the source, which stays open
         self._read: list[tuple[range, DataSource, Timeline]] = []
 
     def look_at(self, report: SnapshotReport, interval: Interval | None, *, require_finite: bool) -> None:
@@ -232,8 +216,8 @@ class _Verification:
         # Parsed whether it is as written or not: of a damaged record we still want to say which fields are wrong.
         item = Snapshot.salvage(self._directory, report.step)
         if not report.in_ledger:
-            expected = item is not None and self._trains(item)
-            check_snapshot(self._directory, report, model_expected=expected, with_model=not self._fast)
+            trains = item is not None and self._recipes.trains(item.record)
+            check_snapshot(self._directory, report, model_expected=trains, with_model=not self._fast)
             self._tell_not_finite(report, require_finite=require_finite)
         if item is None:
             if report.in_ledger:
@@ -256,12 +240,6 @@ class _Verification:
             if not report.problems and not report.in_ledger:
                 raise
             report.problems.append(f"not replayed: {type(error).__name__}: {error}")
-
-    def _trains(self, item: Snapshot) -> bool:
-        try:
-            return self._recipes.trains(item.record)
-        except (SnapshotDamagedError, ConfigError):
-            return False  # reported as such
 
     def _tell_not_finite(self, report: SnapshotReport, *, require_finite: bool) -> None:
         if report.model_leaves is None:  # only in the ledger, or damaged
@@ -286,7 +264,6 @@ class _Verification:
         self._report.has_keys = is_addressable(stream)
         scope = getattr(stream, "state_scope", "process")
         report.problems += self._records.contradictions(report.step, item.record, scope=scope)
-        sampled = not self._fast
         try:
             identity_of = stream.identity
             if self._fast and is_addressable(stream):
@@ -299,19 +276,17 @@ class _Verification:
             report.problems.append(f"not replayed: its data cannot be read as they were: {error}")
             return
         found = identity_differences(both.was, both.now) if recorded else []
-        found = [each for each in found if not self._is_left_out(each, stream, sampled=sampled)]
+        found = [each for each in found if not self._is_left_out(each)]
         report.superseded = self._superseded(item, found, identity, identity_of)
         report.differences += [each for each in found if each not in report.superseded]
         report.advice += all_advice(report.differences, recorded, both.now)
         if interval is not None:
             self._replay(report, item, range(*interval), streams)
 
-    def _is_left_out(self, each: Difference, stream: BatchStream, *, sampled: bool) -> bool:
-        """Whether a field differs only because it was left out here: what needs a record, code, or data that are not here."""
-        no_sample = not sampled and each.path.endswith(".sample") and each.now is MISSING
-        no_stages = self._recipes.without_code and f"{each.path}.".startswith(f"{LOADER_NAME}.pipeline.")
-        no_data = is_addressable(stream) and any(stream.source is other for other in self._recipes.stand_ins)
-        return no_sample or no_stages or (no_data and each.path.startswith(f"{LOADER_NAME}.sources."))
+    def _is_left_out(self, each: Difference) -> bool:
+        """Whether a field differs only because it needs a record, code, or data that are left out here."""
+        no_sample = self._fast and each.path.endswith(".sample") and each.now is MISSING
+        return no_sample or any(f"{each.path}.".startswith(field) for field in self._recipes.left_out)
 
     def _superseded(
         self,
@@ -349,31 +324,26 @@ class _Verification:
             return
         report.keys_only = self._fast or (bool(report.superseded) and is_addressable(stream))
         report.replayed_steps = (steps.start, steps.stop)
-        replay.run(streams, keys_only=report.keys_only, recipe_differs=bool(report.differences))
-        report.bytes_compared = replay.bytes_compared
-        report.problems += replay.problems
-        report.first_diverging_step = replay.first_diverging_step
+        replay.run(streams, report)
         if is_addressable(stream):
             self._read.append((steps, stream.source, stream.timeline))
-        if replay.first_diverging_step is not None:
+        if report.first_diverging_step is not None:
             explain(report, stream, replay)
-        if is_addressable(stream) and any(stream.source is each for each in self._changed):
+        if is_addressable(stream) and self._content.get(id(stream.source)):
             name_delivered_changes(report, stream, replay)
 
     def _look_at_data(self) -> None:
         """The data files of each source against their manifest, when it was opened."""
         for source in self._recipes.sources if self._check_data else ():
-            if not any(source is each for each in self._checked):
-                problems = source.check_content()
-                self._report.data_problems += problems
-                self._checked.append(source)
-                self._changed += [source] if problems else []
+            if id(source) not in self._content:
+                self._content[id(source)] = source.check_content()
+                self._report.data_problems += self._content[id(source)]
 
     def conclude(self, wanted: int) -> None:
         """What was not checked, and why."""
         report, recipes = self._report, self._recipes
         report.data_problems += recipes.unavailable
-        report.data_checked = bool(self._checked)
+        report.data_checked = bool(self._content)
         if report.stopped is not None:
             report.notes.append(
                 f"stopped {report.stopped}: {len(report.snapshots)} of {wanted} snapshots and ledger entries were looked at"
@@ -389,7 +359,7 @@ class _Verification:
             report.notes.insert(
                 0, "keys only: no record was read, and neither data files nor model were checked"
             )
-            report.notes += recipes.left_out
+            report.notes += recipes.left_out.values()
             return
         if recipes.sources and not self._check_data:
             report.notes.append(

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from typing import Any
 
 from datarax.cli.arguments import add_config, add_json, print_json
 from datarax.cli.import_path import append_working_directory
-
-if TYPE_CHECKING:
-    from datarax.audit.facts import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,35 +36,35 @@ def run(arguments: argparse.Namespace) -> int:
     with open_loader(config, check=True, say=lambda text: print(text, file=sys.stderr)) as loader:
         plan = plan_run(config, loader, processes=arguments.processes, devices=arguments.devices)
     if arguments.json:
-        print_json(dataclasses.asdict(plan))
+        print_json(plan)
     else:
         _show(plan)
-    return 1 if plan.mismatches else 0
+    return 1 if plan["mismatches"] else 0
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: dict[str, Any]) -> None:
     from datarax.core.errors import difference_lines
 
-    print(f"run directory     {plan.directory}")
-    print(f"records           {plan.records:,}")
-    processes = f"{plan.processes:,} process{'es' * (plan.processes > 1)}"
-    print(
-        f"batch             {plan.batch_size:,} rows; {plan.rows_per_process:,} rows per process ({processes})"
-    )
-    print(f"steps             {plan.steps:,} ({plan.epochs:.3g} epochs of {plan.steps_per_epoch:.1f} steps)")
-    print(f"identity          {plan.identity[:16]}…")
-    for warning in plan.warnings:
+    print(f"run directory     {plan['directory']}")
+    print(f"records           {plan['records']:,}")
+    processes = f"{plan['processes']:,} process{'es' * (plan['processes'] > 1)}"
+    rows = f"{plan['rows_per_process']:,} rows per process ({processes})"
+    print(f"batch             {plan['batch_size']:,} rows; {rows}")
+    epochs = f"{plan['epochs']:.3g} epochs of {plan['steps_per_epoch']:.1f} steps"
+    print(f"steps             {plan['steps']:,} ({epochs})")
+    print(f"identity          {plan['identity'][:16]}…")
+    for warning in plan["warnings"]:
         print(f"warning           {warning}")
-    existing = plan.existing_run
+    existing = plan["existing_run"]
     if existing is None:
         print("existing run      none: starts at step 0")
-    elif plan.mismatches:
-        print(f"existing run      step {existing.newest_step:,}, which does NOT fit this config:")
-        for line in difference_lines(plan.mismatches, plan.advice):
+    elif plan["mismatches"]:
+        print(f"existing run      step {existing['newest_step']:,}, which does NOT fit this config:")
+        for line in difference_lines(plan["mismatches"], plan["advice"]):
             print(line)
-    elif existing.newest_step == plan.steps:
-        print(f"existing run      complete: it has all {plan.steps:,} steps")
+    elif existing["newest_step"] == plan["steps"]:
+        print(f"existing run      complete: it has all {plan['steps']:,} steps")
     else:
-        print(f"existing run      continues after step {existing.newest_step:,}")
-        for line in existing.changes:
-            print(f"  {'WARNED of' if line in existing.warned else 'allowed'} change  {line}")
+        print(f"existing run      continues after step {existing['newest_step']:,}")
+        for line in existing["changes"]:
+            print(f"  {'WARNED of' if line in existing['warned'] else 'allowed'} change  {line}")

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datarax.cli.arguments import add_json, add_set
 from datarax.cli.import_path import append_working_directory
@@ -101,30 +101,30 @@ def run(arguments: argparse.Namespace) -> int:
     make_stream = load_attribute(arguments.loader, "--loader") if arguments.loader else None
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, _interrupt)
-    report = verify_run(
-        arguments.run_directory,
-        config=config,
-        overrides=arguments.overrides,
-        make_stream=make_stream,
-        step=arguments.step,
-        last_steps=arguments.steps,
-        whole_history=arguments.all,
-        subset=arguments.subset,
-        max_duration_seconds=arguments.max_duration,
-        max_errors=arguments.max_errors,
-        require_finite=arguments.require_finite,
-        require_contents=arguments.require_contents,
-        fast=arguments.fast,
-        trust=arguments.trust,
-        record=arguments.record,
-        say=lambda text: print(text, file=sys.stderr, flush=True),
-        tell=_print_line if arguments.json else _show_snapshot,
-    )
+    try:
+        report = verify_run(
+            arguments.run_directory,
+            config=config,
+            overrides=arguments.overrides,
+            make_stream=make_stream,
+            step=arguments.step,
+            last_steps=arguments.steps,
+            whole_history=arguments.all,
+            subset=arguments.subset,
+            max_duration_seconds=arguments.max_duration,
+            max_errors=arguments.max_errors,
+            require_finite=arguments.require_finite,
+            require_contents=arguments.require_contents,
+            fast=arguments.fast,
+            trust=arguments.trust,
+            record=arguments.record,
+            say=lambda text: print(text, file=sys.stderr, flush=True),
+            tell=_print_json if arguments.json else _show_snapshot,
+        )
+    except KeyboardInterrupt:
+        return 130  # before anything was looked at
     report.options = _options(arguments)
-    if arguments.json:
-        _print_json(report.summary())
-    else:
-        _show(report)
+    (_print_json if arguments.json else _show)(report)
     if not report.ok:
         return 1
     return 130 if report.stopped == INTERRUPTED else 0
@@ -144,51 +144,43 @@ def _options(arguments: argparse.Namespace) -> list[str]:
     return words + ["--trust"] * arguments.trust
 
 
-def _print_json(tree: Any) -> None:
-    print(json.dumps(tree, sort_keys=True, default=str), flush=True)
-
-
-def _print_line(report: SnapshotReport) -> None:
-    _print_json(report.tree())
+def _print_json(report: SnapshotReport | VerifyReport) -> None:
+    print(json.dumps(report.tree(), sort_keys=True, default=str), flush=True)
 
 
 def _show_snapshot(report: SnapshotReport) -> None:
     from datarax.core.errors import difference_lines
 
-    print(_headline(report))
-    for line in difference_lines(report.differences, report.advice):
-        print(line)
-    for problem in report.problems:
-        print(f"  {problem}")
+    problems = [f"  {problem}" for problem in report.problems]
+    print("\n".join([_headline(report), *difference_lines(report.differences, report.advice), *problems]))
 
 
 def _show(report: VerifyReport) -> None:
     if report.run_problems:
-        print("files beside the snapshots: FAILED")
-    for problem in report.run_problems:
-        print(f"  {problem}")
+        print("\n  ".join(["files beside the snapshots: FAILED", *report.run_problems]))
     if report.data_checked or report.data_problems:
-        print(f"data files: {'FAILED' if report.data_problems else 'good'}")
-    for problem in report.data_problems:
-        print(f"  {problem}")
+        verdict = "FAILED" if report.data_problems else "good"
+        print("\n  ".join([f"data files: {verdict}", *report.data_problems]))
     for note in report.notes:
         print(f"note: {note}")
     print(_coverage(report))
     keys_only = report.without_contents()
     if keys_only:
         print(f"keys as recorded; contents not compared: steps {_intervals(keys_only)}")
-    first = report.first_diverging_step
-    if report.ok:
-        partly = keys_only or report.stopped
-        print(f"verified: {'what was compared' if partly else 'everything'} is as recorded")
-    elif first is not None:
-        print(f"NOT verified: the first step that is not as recorded is {first}")
-    elif report.require_contents and keys_only:
-        print("NOT verified: contents were not compared (--require-contents)")
-    else:
-        print("NOT verified")
+    print(_verdict(report))
     if report.next_command is not None:
         print(f"next: {report.next_command}")
+
+
+def _verdict(report: VerifyReport) -> str:
+    first = report.first_diverging_step
+    if report.ok:
+        partly = report.lacks_contents or report.stopped or report.part != (1, 1)
+        return f"verified: {'what was compared' if partly else 'everything'} is as recorded"
+    if first is not None:
+        return f"NOT verified: the first step that is not as recorded is {first}"
+    is_required = report.require_contents and report.lacks_contents
+    return "NOT verified" + ": contents were not compared (--require-contents)" * is_required
 
 
 def _headline(each: SnapshotReport) -> str:

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from datarax.audit.files import held
+from datarax.audit.evidence import held
 from datarax.checkpoint import Snapshot
 from datarax.cli.main import main
 from tests.support.runs import write_config

@@ -142,6 +142,8 @@ def test_all_parts_together_are_the_whole(parts, kept, capsys):
         assert code == 0
         found += [line["step"] for line in lines]
         checked.append(summary["data_checked"])
+        after = f"datarax verify {kept / 'run'} --subset {part + 1}/{parts}"
+        assert summary["next"] == (after if part < parts else None)
     assert sorted(found) == STEPS
     assert not any(checked[1:])
 
@@ -252,6 +254,16 @@ def test_a_proof_of_keys_is_none_of_contents(kept, tmp_path, capsys):
     assert verify(run, capsys, "--max-duration", "0", "--fast")[1][0]["step"] == 8
 
 
+def test_a_proof_that_cannot_be_kept_is_said_before_the_work(kept, tmp_path, capsys):
+    run = copy_run(kept / "run", tmp_path / "run")
+    (run / "proofs").symlink_to(tmp_path)
+    capsys.readouterr()
+    assert main(["verify", str(run), "--record"]) == 74
+    said = capsys.readouterr()
+    assert (said.out, "in the place of a directory" in said.err) == ("", True)
+    assert not list(tmp_path.glob("*.json"))
+
+
 # Interrupts.
 
 
@@ -268,6 +280,14 @@ def test_an_interrupt_keeps_what_was_proved(kept, tmp_path):
     assert "stopped by an interrupt: 2 of 6 snapshots" in report.notes[0]
     (path,) = (run / "proofs").iterdir()
     assert [each["step"] for each in json.loads(path.read_bytes())["snapshots"]] == [4, 8]
+
+
+def test_an_interrupt_before_anything_was_looked_at_says_nothing(kept, capsys, monkeypatch):
+    def interrupted(directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("datarax.audit.verify.list_steps", interrupted)
+    assert said(kept / "run", capsys) == (130, [])
 
 
 def _slow(batch):
