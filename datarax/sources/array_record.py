@@ -21,9 +21,9 @@ from datarax.sources.build import build_if_missing, is_dataset
 from datarax.sources.build_check import check_dataset
 from datarax.sources.build_config import BuildConfig, BuildTable
 from datarax.sources.dataset import DataFiles, write_manifest
-from datarax.sources.files import Rows, SourceFile, file_stats, listed
+from datarax.sources.files import Rows, SourceFile, file_stamps, listed
 from datarax.sources.manifest import FileEntry, Manifest, RecordedFile, load_record_hashes
-from datarax.sources.records import Look, Records, records_digest, sample_positions
+from datarax.sources.records import SAMPLE_VERSION, Look, Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
 from datarax.store.files import local_path
 
@@ -190,8 +190,8 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
         entries = Rows(FileEntry, names, *facts)
         return {"num_records": len(self), "sha256": Manifest(entries, "").content_digest()}
 
-    def sample(self) -> str:
-        """Of at most 16 records, from files all over."""
+    def sample(self, version: int = SAMPLE_VERSION) -> str:
+        """Of at most 16 records, from files all over, by each version: more would open more files."""
         holding = [file for file in self._listed if file.num_records]
         sampled = [
             holding[k].first_index + position
@@ -210,8 +210,8 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
     def content_stamp(self) -> dict[str, Any]:
         """Size and time of each file."""
-        stats = zip(self._listed, file_stats(self._paths, "ArrayRecord file"), strict=True)
-        return {file.name: [stat.st_size, stat.st_mtime_ns] for file, stat in stats}
+        (names,) = Rows.columns(self._listed, "name")
+        return file_stamps(names, self._paths, "ArrayRecord file")
 
     def watch(self, look: Look) -> None:
         """With a manifest a file is looked at when it is opened: those that are, now; else all, since all were opened."""

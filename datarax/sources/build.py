@@ -35,11 +35,11 @@ from datarax.sources.build_config import BUILD_FORMAT as BUILD_FORMAT
 from datarax.sources.build_config import BuildConfig, BuildTable
 from datarax.sources.build_inputs import (
     InputKind,
-    inputs_stamp,
     is_standard_library,
     jsonl_records,
     text_records,
 )
+from datarax.sources.files import file_stamps
 from datarax.sources.manifest import MANIFEST_NAME, Manifest, inventory, load_manifest, write_inventory
 from datarax.store.files import local_path, sync, take_lock
 
@@ -175,8 +175,8 @@ def _build(
     config: BuildConfig, output: str, files: Mapping[str, str], report: Progress, directory: str
 ) -> BuildResult:
     report(BuildProgress("reading"))
-    stamp = inputs_stamp(files)
     inputs = look_at_inputs(config, files)
+    stamps = {name: [file.size, file.mtime_ns] for name, file in inputs.files.items()}
     identity = config.identity(inputs.digest(), len(files))
     leftovers = Counter[str]()
     names, num_records = _write_shards(config, files, leftovers, directory, report)
@@ -187,7 +187,7 @@ def _build(
             f"the inputs ({len(files)} files, the first is {next(iter(files.values()))}) hold "
             f"{held if dropped else 'no record'}"
         )
-    if inputs_stamp(files) != stamp:
+    if file_stamps(files, files.values(), "input file") != stamps:
         raise InputError("the input files changed while they were read; build again")
     manifest, hashes = inventory(directory, names, identity)
     if manifest.num_records != num_records:

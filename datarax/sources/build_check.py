@@ -17,8 +17,8 @@ from datarax.core.config import Natural, from_tree
 from datarax.core.errors import InputError
 from datarax.core.tree import canonical_json, differences
 from datarax.sources.build_config import BuildConfig
-from datarax.sources.build_inputs import PYTHON_STDLIB, find_inputs, input_sha256, inputs_digest, inputs_stamp
-from datarax.sources.files import AbsentError
+from datarax.sources.build_inputs import PYTHON_STDLIB, find_inputs, input_sha256, inputs_digest
+from datarax.sources.files import AbsentError, file_stamps
 from datarax.sources.manifest import INPUTS_STAMP_NAME, load_manifest
 from datarax.store.files import local_path, parse_json, read_file, write_whole
 
@@ -73,13 +73,13 @@ def look_at_inputs(
         InputError: if one cannot be read.
     """
     known = {os.path.join(was.base, name): file for name, file in was.files.items()} if was else {}
-    stamps = inputs_stamp(files)
+    stamps = file_stamps(files, files.values(), "input file")
     moved = [name for name, path in files.items() if _stamp_of(known.get(path)) != stamps[name]]
     if moved:
         reading()
     hashes = {name: input_sha256(files[name]) for name in moved}
     found = {
-        name: InputFile(*stamps[name], hashes[name]) if name in hashes else known[path]
+        name: InputFile(stamps[name][0], stamps[name][1], hashes[name]) if name in hashes else known[path]
         for name, path in files.items()
     }
     base = next((path.removesuffix(f"/{name}") for name, path in files.items()), "")
@@ -87,8 +87,8 @@ def look_at_inputs(
     return InputsRead(named, local_path(config.output, "output directory"), base, found)
 
 
-def _stamp_of(file: InputFile | None) -> tuple[int, int] | None:
-    return None if file is None else (file.size, file.mtime_ns)
+def _stamp_of(file: InputFile | None) -> list[int] | None:
+    return None if file is None else [file.size, file.mtime_ns]
 
 
 def inputs_read(directory: str, build: Mapping[str, Any]) -> InputsRead | None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from datarax.core.errors import InputError
-from datarax.sources.files import file_stats, find_files, refuse_twice, relative_names, walk
+from datarax.sources.files import find_files, refuse_twice, relative_names, walk
 from datarax.store.files import open_file
 
 PYTHON_STDLIB = "python-stdlib"
@@ -76,16 +76,6 @@ def find_inputs(
         for directory in dict.fromkeys(map(os.path.dirname, paths)):
             refuse_twice(directory, seen, "input file")
     return dict(zip(relative_names(paths)[1], paths, strict=True)) if paths else {}
-
-
-def inputs_stamp(files: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Bytes and time of change, in ns, of each file: while they stay, the inputs need not be read to know them.
-
-    Raises:
-        InputError: if one is gone.
-    """
-    stats = zip(files, file_stats(list(files.values()), "input file"), strict=True)
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats}
 
 
 def input_sha256(path: str) -> str:

@@ -15,7 +15,7 @@ from datarax.sources.files import (
     Rows,
     SourceFile,
     entries_of,
-    file_stats,
+    file_stamps,
     find_files,
     relative_names,
     with_first_indices,
@@ -131,7 +131,10 @@ class DataFiles:
                 f"write a new manifest that lists all of them, or move the file elsewhere"
             )
         if not places:
-            counts, sizes = count_records(paths), [each.st_size for each in file_stats(paths, _WHAT)]
+            counts, sizes = (
+                count_records(paths),
+                [size for size, _ in file_stamps(paths, paths, _WHAT).values()],
+            )
             return base, with_first_indices(list(zip(names, counts, sizes, strict=True))), ()
         homes, numbers = zip(*places, strict=True)
         manifests = [self._manifest(home) for home in homes]

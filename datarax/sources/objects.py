@@ -103,6 +103,8 @@ class MemoryRecords(Records):
 
     kind = "memory"
     num_sampled = MANY_RECORDS
+    whole_bytes = WHOLE_BYTES
+    sampled_by_version_1 = 16 << 20, 1024
 
     def __init__(self, data: Any, name: str) -> None:
         self.data, self._name = data, name
@@ -137,27 +139,19 @@ class MemoryRecords(Records):
             return {"layout": "list"}
         return {"layout": {name: f"{dtype_name(c.dtype)}{list(c.shape[1:])}" for name, c in self._columns}}
 
-    def sample(self) -> str:
-        """Every byte of arrays up to 64 MiB, sampled records beyond."""
-        return self._sample(WHOLE_BYTES, self.num_sampled)
-
-    def sample_of_version_1(self) -> str:
-        """Every byte up to 16 MiB."""
-        return self._sample(16 << 20, 1024)
-
-    def _sample(self, whole_bytes: int, count: int) -> str:
-        if self.columnar and sum(column.nbytes for _, column in self._columns) <= whole_bytes:
-            return self._digest(range(len(self)))
-        return self._digest(sample_positions(len(self), count))
+    def num_bytes(self) -> int:
+        """Of arrays; of other objects nobody knows it."""
+        return sum(column.nbytes for _, column in self._columns) if self.columnar else WHOLE_BYTES + 1
 
     def content_fingerprint(self) -> dict[str, Any]:
         """SHA-256 of every byte of the arrays, or of every record."""
-        return {"num_records": len(self), "sha256": self._digest(range(len(self)))}
+        return {"num_records": len(self), "sha256": self.digest_of(np.arange(len(self)))}
 
-    def _digest(self, at: Sequence[int]) -> str:
+    def digest_of(self, indices: np.ndarray) -> str:
+        """Array after array, or record after record."""
         if not self.columnar:
             try:
-                return records_digest(map(self.data.__getitem__, at), at)
+                return records_digest(map(self.data.__getitem__, indices), indices)
             except TypeError as error:
                 raise InputError(
                     f"source {self._name!r} cannot be fingerprinted: {error}; use records of numbers, text, bytes, "
@@ -165,7 +159,7 @@ class MemoryRecords(Records):
                 ) from error
         hasher = hashlib.sha256(str(self._structure).encode())
         for name, column in self._columns:
-            hash_tree(hasher, column if len(at) == len(column) else column[at], name)
+            hash_tree(hasher, column if len(indices) == len(column) else column[indices], name)
         return hasher.hexdigest()
 
 
@@ -256,6 +250,7 @@ class GrainRecords(Records):
         self.data = data
         self._version, self._name, self._length = version, name, len(data)
         self.num_sampled = MANY_RECORDS if hasattr(data, "__getitems__") else FEW_RECORDS
+        self.sampled_by_version_1 = 0, FEW_RECORDS
         self.empty = f"its {type(data).__name__} has 0 records"
 
     def __len__(self) -> int:
@@ -287,24 +282,17 @@ class GrainRecords(Records):
         """
         return {"type": type(self.data).__qualname__, "version": self._version}
 
-    def sample(self) -> str | None:
-        """Of 4,096 records where the object gives many at once, else of 16; None if they cannot be hashed.
+    def digest_of(self, indices: np.ndarray) -> str | None:
+        """None if they cannot be hashed. A few are read twice.
 
         Raises:
             InputError: if the records cannot be hashed and no version is declared, or if a record is another one
                 when it is read again.
         """
-        return self.sample_of(self.num_sampled)
-
-    def sample_of_version_1(self) -> str | None:
-        """Of 16 records, whatever the object can."""
-        return self.sample_of(FEW_RECORDS)
-
-    def sample_of(self, count: int) -> str | None:
-        """Some of them are read twice."""
+        few = indices[sample_positions(len(indices), FEW_RECORDS)]
         try:
-            once, again = self._digest(FEW_RECORDS), self._digest(FEW_RECORDS)
-            many = self._digest(count) if count > FEW_RECORDS else once
+            once, again = self._digest(few), self._digest(few)
+            found = self._digest(indices) if len(indices) > len(few) else once
         except TypeError as error:
             if self._version is None:
                 raise InputError(
@@ -317,9 +305,9 @@ class GrainRecords(Records):
                 f"source {self._name!r} gives other records when it is read again; a source must be deterministic, "
                 f"randomness belongs in a random transform"
             )
-        return many
+        return found
 
-    def _digest(self, count: int) -> str:
-        at = np.array(sample_positions(self._length, count), dtype=np.int64)
-        blocks = (at[start : start + _RECORDS_PER_READ] for start in range(0, len(at), _RECORDS_PER_READ))
-        return records_digest(itertools.chain.from_iterable(map(self.read, blocks)), at)
+    def _digest(self, indices: np.ndarray) -> str:
+        starts = range(0, len(indices), _RECORDS_PER_READ)
+        blocks = (self.read(indices[start : start + _RECORDS_PER_READ]) for start in starts)
+        return records_digest(itertools.chain.from_iterable(blocks), indices)

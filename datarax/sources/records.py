@@ -44,6 +44,10 @@ class Records:
     """True: `read` gives a PyTree of arrays [n, ...]. False: it gives a list of n records."""
     num_sampled: int = FEW_RECORDS
     """How many records the quick fingerprint reads; 0: none, because the outline says what is in them."""
+    whole_bytes: int = 0
+    """It reads all records if `num_bytes` is no more than this."""
+    sampled_by_version_1: tuple[int, int] | None = None
+    """(`whole_bytes`, `num_sampled`) as `SAMPLE_VERSION` 1 had them; None: it had the same."""
 
     empty: str = "it has 0 records"
     """Said of a source that is refused because it has no record."""
@@ -74,18 +78,23 @@ class Records:
         """
         raise NotImplementedError(f"{type(self).__name__} must define outline")
 
-    def sample(self) -> str | None:
-        """A digest of `num_sampled` records, evenly spread: with the outline it is the quick fingerprint."""
-        return self.sample_of(self.num_sampled)
+    def sample(self, version: int = SAMPLE_VERSION) -> str | None:
+        """A digest of `num_sampled` records, evenly spread, or of all: with the outline it is the quick fingerprint."""
+        whole_bytes, count = self.whole_bytes, self.num_sampled
+        if version == 1 and self.sampled_by_version_1 is not None:
+            whole_bytes, count = self.sampled_by_version_1
+        is_whole = whole_bytes > 0 and self.num_bytes() <= whole_bytes
+        return self.digest_of(
+            np.array(sample_positions(len(self), len(self) if is_whole else count), np.int64)
+        )
 
-    def sample_of_version_1(self) -> str | None:
-        """The digest that `SAMPLE_VERSION` 1 made; of a kind that came later, and of most others, the same."""
-        return self.sample()
+    def num_bytes(self) -> int:
+        """Bytes of all records; asked where `whole_bytes` is not 0."""
+        raise NotImplementedError(f"{type(self).__name__} must define num_bytes")
 
-    def sample_of(self, count: int) -> str | None:
-        """A digest of at most `count` records, evenly spread."""
-        at = sample_positions(len(self), count)
-        return records_digest([self.read(np.array(at, dtype=np.int64))])
+    def digest_of(self, indices: np.ndarray) -> str | None:
+        """A digest of these records; None if they have none, and something else stands for them."""
+        return records_digest([self.read(indices)])
 
     def files(self) -> Sequence[SourceFile]:
         """The files that the records lie in, in the order of the records; () where a record is in no one file."""

@@ -239,9 +239,8 @@ class DataSource(CheckpointableIteratorModule[Any]):
         tree["sample_version"] = version if version in (1, 2) else SAMPLE_VERSION
         if not sample:
             return tree
-        make = records.sample_of_version_1 if tree["sample_version"] == 1 else records.sample
         try:
-            return {**tree, "sample": make()}
+            return {**tree, "sample": records.sample(tree["sample_version"])}
         except ReadError as error:
             raise InputError(str(error)) from error
 

@@ -98,6 +98,8 @@ class TensorStoreRecords(Records):
     kind = "tensorstore"
     columnar = True
     num_sampled = FEW_RECORDS  # each costs a whole chunk, which may be large
+    whole_bytes = WHOLE_BYTES
+    sampled_by_version_1 = 0, 8
 
     def __init__(self, config: TensorStoreConfig) -> None:
         import tensorstore as ts
@@ -193,14 +195,9 @@ class TensorStoreRecords(Records):
         stores = sorted(self._stores.items())
         return {"layout": {n: f"{dtype_name(s.dtype.numpy_dtype)}{list(s.shape[1:])}" for n, s in stores}}
 
-    def sample(self) -> str | None:
-        """All of arrays up to 64 MiB, sampled records beyond."""
-        num_bytes = sum(self._length * self._row_bytes(store) for store in self._stores.values())
-        return self.sample_of(self._length if num_bytes <= WHOLE_BYTES else self.num_sampled)
-
-    def sample_of_version_1(self) -> str | None:
-        """Of 8 records."""
-        return self.sample_of(8)
+    def num_bytes(self) -> int:
+        """Of all values, however they are compressed."""
+        return sum(self._length * self._row_bytes(store) for store in self._stores.values())
 
     @staticmethod
     def _row_bytes(store: Any) -> int:

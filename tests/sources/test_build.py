@@ -24,6 +24,7 @@ from datarax.sources import (
     load_manifest,
 )
 from datarax.sources import build as build_module
+from datarax.sources.files import file_stamps
 from datarax.sources.manifest import INPUTS_STAMP_NAME as BUILD_STAMP_NAME
 from datarax.sources.manifest import RECORD_HASHES_NAME
 
@@ -196,12 +197,11 @@ def test_settings_that_make_no_sense_are_refused(settings: dict, message: str):
 
 
 def test_an_input_that_changes_while_it_is_read_is_noticed(texts: Path, tmp_path: Path, monkeypatch):
-    def stamp(files):
-        found = build_inputs.inputs_stamp(files)
-        (texts / "lower.txt").write_text("changed after each look")
-        return found
+    def stamp(*files):
+        (texts / "lower.txt").write_text("changed before the last look")
+        return file_stamps(*files)
 
-    monkeypatch.setattr(build_module, "inputs_stamp", stamp)
+    monkeypatch.setattr(build_module, "file_stamps", stamp)
     with pytest.raises(InputError, match="the input files changed while they were read"):
         build(texts, tmp_path / "out")
     assert os.listdir(tmp_path) == ["texts"]
