@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.003
 _END_TRIES = 50
 
 
-class Start:
+class Start(contextlib.AbstractContextManager["Start"]):
     """One process that runs the run, from its start to its end.
 
     Args:
@@ -73,9 +73,6 @@ class Start:
                 start_new_session=True,  # Ctrl-C is not for it
             )
 
-    def __enter__(self) -> Start:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -113,7 +110,8 @@ class Start:
             self._look()
             if condition():
                 return True
-            self._rest()
+            self._check()
+            time.sleep(_POLL_SECONDS)
         return False
 
     def wait_while_alive(self, seconds: float) -> bool:
@@ -138,7 +136,8 @@ class Start:
         # Those that lost their launcher save and stop; the next start must not meet them.
         end = time.monotonic() + limit_seconds
         while not self.alive and self._others() and time.monotonic() < end:
-            self._rest()
+            self._check()
+            time.sleep(_POLL_SECONDS)
         hangs = self.alive or bool(self._others())
         if hangs:
             self.end()
@@ -177,10 +176,6 @@ class Start:
                 self.last_step, self.seconds_to_last_step = json.loads(line)["step"], self.seconds
                 if self.first_step is None:
                     self.first_step, self.seconds_to_first_step = self.last_step, self.seconds
-
-    def _rest(self) -> None:
-        self._check()
-        time.sleep(_POLL_SECONDS)
 
     def _others(self) -> list[tuple[int, list[bytes]]]:
         """The other processes that carry the mark, and their environments."""
