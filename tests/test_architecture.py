@@ -115,7 +115,7 @@ BUDGETS = {
     "grain_pipeline": 621,
     "training": 620,
     "run_config": 213,
-    "testing": 1012,
+    "testing": 996,
 }
 
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import time
@@ -195,10 +196,6 @@ def newest(run: Path) -> int:
 
 def _unfinished(run: Path) -> set[tuple[str, int]]:
     """Directories of snapshots that are not committed: a step's number, a dot, and more."""
-    found = set()
     with contextlib.suppress(OSError), os.scandir(run) as entries:
-        for entry in entries:
-            number, dot, _ = entry.name.partition(".")
-            if dot and number.isdigit():
-                found.add((entry.name, entry.inode()))
-    return found
+        return {(entry.name, entry.inode()) for entry in entries if re.match(r"\d+\.", entry.name)}
+    return set()
