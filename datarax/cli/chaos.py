@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import sys
 import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _HEAD = ("trial", "kill", "where", "code", "snapshot", "result")
 _SHOWN_PER_TRIAL = 5
 _COLUMNS = 80
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.processes != 1:
         command += ["--processes", str(arguments.processes)]
     kept = False
-    with _StopSignals() as signals:
+    with _stop_signals() as received:
         report = ChaosReport(
             directory=str(_new_directory(arguments.directory)),
             seed=arguments.seed,
@@ -86,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             max_seconds=arguments.max_seconds,
             keep=arguments.keep,
             say=_say,
-            stopping=lambda: signals.received != 0,
+            stopping=lambda: bool(received),
         )
         try:
             campaign.run()
@@ -94,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         except Stopped:
             kept = arguments.keep
             _say("datarax: interrupted; all processes were ended")
-            return 128 + signals.received
+            return 128 + received[0]
         except UndisturbedRunError as error:
             # A run that did not begin has written nothing to look at.
             kept = arguments.keep or error.exit_code != 2
@@ -124,31 +127,26 @@ def _new_directory(parent: str | None) -> Path:
     return Path(tempfile.mkdtemp(prefix="datarax-chaos-", dir=parent)).resolve()
 
 
-class _StopSignals:
-    """The first SIGINT or SIGTERM is noted: all processes are killed and the directory is removed. A second one ends this.
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """The numbers of the signals that came. At the first SIGINT or SIGTERM all processes are killed; a second one ends this.
 
     Handlers also let the processes begin with the system's own: where this runs in the background of a shell SIGINT is
     ignored, and they would inherit that.
     """
+    received: list[int] = []
 
-    def __init__(self) -> None:
-        self.received = 0
-        """Number of the signal, if one came."""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for each in self._before:
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each in _STOPPING:
             signal.signal(each, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, handle) for number in _STOPPING}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say(text: str) -> None:

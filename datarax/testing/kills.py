@@ -121,15 +121,16 @@ def plan_kills(seed: int, kills: int, *, processes: int = 1) -> list[PlannedKill
         rng.shuffle(pairs)
         for kind, point in pairs:
             anyone = processes > 1 and kind in ("SIGKILL", "SIGTERM")
-            kill = PlannedKill(
-                signals=tuple(rng.choices(_STOPPING, k=2)) if kind == "twice" else (kind,),
-                point=point,
-                fraction=round(rng.random(), 4),
-                late=round(rng.random(), 4),
-                gap_seconds=round(rng.uniform(0, _LONGEST_GAP_SECONDS), 4),
-                victim=rng.choice((None, *range(processes))) if anyone else None,
+            plan.append(
+                PlannedKill(
+                    signals=tuple(rng.choices(_STOPPING, k=2)) if kind == "twice" else (kind,),
+                    point=point,
+                    fraction=round(rng.random(), 4),
+                    late=round(rng.random(), 4),
+                    gap_seconds=round(rng.uniform(0, _LONGEST_GAP_SECONDS), 4),
+                    victim=rng.choice((None, *range(processes))) if anyone else None,
+                )
             )
-            plan.append(kill)
     return plan[:kills]
 
 
@@ -347,16 +348,17 @@ class Campaign:
             longest = _UNHEARD_SECONDS if self.report.processes == 1 else _UNHEARD_BY_MANY_SECONDS
             ignored = came and code == 0 and done > _UNHEARD_STEPS and later > longest
             target = f"process {planned.victim}" if hit_victim else "launcher"
-            kill = Kill(
-                planned=planned,
-                target=target if self.report.processes > 1 else "",
-                where=where,
-                landed=came and code != 0,
-                heard=not ignored,
-                code=code,
-                newest=start.newest,
+            trial.kills.append(
+                Kill(
+                    planned=planned,
+                    target=target if self.report.processes > 1 else "",
+                    where=where,
+                    landed=came and code != 0,
+                    heard=not ignored,
+                    code=code,
+                    newest=start.newest,
+                )
             )
-            trial.kills.append(kill)
             trial.code = 0 if code == 0 else None
             allowed = {0} | _promised(planned, self.report.processes, hit_victim) if came else {0}
             when = f"{'after' if came else 'before'} {planned.kind} ({where})"

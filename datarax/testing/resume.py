@@ -57,11 +57,6 @@ def assert_resumes_everywhere(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    with opened(make_loader) as first, opened(make_loader) as second:
-        if first is second:
-            raise AssertionError(
-                "make_loader gave the same module twice; it must make a new one at each call"
-            )
     run = _undisturbed(make_loader, steps, max_state_bytes)
     memory = _Medium("in memory", lambda module, place: module.set_state(detached(run.states[place])))
     json = _Medium(
@@ -80,12 +75,15 @@ def assert_resumes_everywhere(
 
 def _undisturbed(make: Make, steps: int, max_state_bytes: int) -> Delivery:
     """What a module delivers that is asked for its state before each element, as one does that is not asked."""
-    with opened(make) as module:
-        first = delivered(module, range(steps), "a fresh module", asks=False)
-    first.check(first, "a fresh module")  # an end stays an end
-    places = range(int(min(steps, first.num_elements)))
-    with opened(make) as module:
-        plain = delivered(module, places, "another fresh module", asks=False)
+    with opened(make) as one, opened(make) as other:
+        if one is other:
+            raise AssertionError(
+                "make_loader gave the same module twice; it must make a new one at each call"
+            )
+        first = delivered(one, range(steps), "a fresh module", asks=False)
+        first.check(first, "a fresh module")  # an end stays an end
+        places = range(int(min(steps, first.num_elements)))
+        plain = delivered(other, places, "another fresh module", asks=False)
     first.check(plain, "two fresh modules give different streams")
     with opened(make) as module:
         check_states(module, len(places), max_state_bytes)
@@ -150,8 +148,11 @@ def _check_snapshots(make: Make, run: Delivery) -> None:
                 if place in places:
                     checkpointer.save(place, data=module)
                     checkpointer.wait()
-                claim = f"saved to disk in between: element {place} differs at"
-                must_equal(run.elements[place], next_of(module), claim)
+                must_equal(
+                    run.elements[place],
+                    next_of(module),
+                    f"saved to disk in between: element {place} differs at",
+                )
         reader = Checkpointer(directory, processes=Processes())
         disk = _Medium("from a snapshot on disk", lambda module, place: reader.restore(place, data=module))
         _check_restores(make, run, disk, places)
@@ -165,15 +166,26 @@ def _check_states_are_values(make: Make, run: Delivery) -> None:
     with opened(make) as asked, opened(make) as told:
         for place, state in run.states.items():
             overwrite(asked.get_state())
-            shared = f"the state taken before element {place} shares something with the module: changing it changed"
-            _check_place(asked, run, place, shared)
+            _check_place(
+                asked,
+                run,
+                place,
+                f"the state taken before element {place} shares something with the module: changing it changed",
+            )
             given = detached(state)
             told.set_state(given)
-            changed = f"restored before element {place}: set_state changed the dict that it was given, at"
-            must_equal(state, given, changed)
+            must_equal(
+                state,
+                given,
+                f"restored before element {place}: set_state changed the dict that it was given, at",
+            )
             overwrite(given)
-            shared = f"set_state before element {place} keeps a part of its argument: changing that changed"
-            _check_place(told, run, place, shared)
+            _check_place(
+                told,
+                run,
+                place,
+                f"set_state before element {place} keeps a part of its argument: changing that changed",
+            )
 
 
 def _check_place(module: Any, run: Delivery, place: int, claim: str) -> None:
@@ -203,8 +215,11 @@ def _check_damaged_states(make: Make, run: Delivery) -> None:
             try:
                 module.set_state(detached(state))
             except (TypeError, ValueError):
-                claim = f"set_state refused a state {what}, but changed the module, at"
-                must_equal(run.states[here], module.get_state(), claim)
+                must_equal(
+                    run.states[here],
+                    module.get_state(),
+                    f"set_state refused a state {what}, but changed the module, at",
+                )
                 continue
             except Exception as error:
                 raise AssertionError(

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import time
@@ -25,7 +26,7 @@ _POLL_SECONDS = 0.003
 _END_TRIES = 50
 
 
-class Start:
+class Start(contextlib.AbstractContextManager["Start"]):
     """One process that runs the run, from its start to its end.
 
     Args:
@@ -73,9 +74,6 @@ class Start:
                 start_new_session=True,  # Ctrl-C is not for it
             )
 
-    def __enter__(self) -> Start:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -113,7 +111,8 @@ class Start:
             self._look()
             if condition():
                 return True
-            self._rest()
+            self._check()
+            time.sleep(_POLL_SECONDS)
         return False
 
     def wait_while_alive(self, seconds: float) -> bool:
@@ -138,7 +137,8 @@ class Start:
         # Those that lost their launcher save and stop; the next start must not meet them.
         end = time.monotonic() + limit_seconds
         while not self.alive and self._others() and time.monotonic() < end:
-            self._rest()
+            self._check()
+            time.sleep(_POLL_SECONDS)
         hangs = self.alive or bool(self._others())
         if hangs:
             self.end()
@@ -178,10 +178,6 @@ class Start:
                 if self.first_step is None:
                     self.first_step, self.seconds_to_first_step = self.last_step, self.seconds
 
-    def _rest(self) -> None:
-        self._check()
-        time.sleep(_POLL_SECONDS)
-
     def _others(self) -> list[tuple[int, list[bytes]]]:
         """The other processes that carry the mark, and their environments."""
         found = []
@@ -200,10 +196,6 @@ def newest(run: Path) -> int:
 
 def _unfinished(run: Path) -> set[tuple[str, int]]:
     """Directories of snapshots that are not committed: a step's number, a dot, and more."""
-    found = set()
     with contextlib.suppress(OSError), os.scandir(run) as entries:
-        for entry in entries:
-            number, dot, _ = entry.name.partition(".")
-            if dot and number.isdigit():
-                found.add((entry.name, entry.inode()))
-    return found
+        return {(entry.name, entry.inode()) for entry in entries if re.match(r"\d+\.", entry.name)}
+    return set()

@@ -42,15 +42,19 @@ def check_states(module: Any, steps: int, max_bytes: int) -> None:
             ) from error
         live.append(state)
         kept.append(detached(state))
-        changed = (
-            f"get_state changes the state: asked twice before element {place} it does not say the same, at"
+        must_equal(
+            kept[-1],
+            module.get_state(),
+            f"get_state changes the state: asked twice before element {place} it does not say the same, at",
         )
-        must_equal(kept[-1], module.get_state(), changed)
         if place < steps:
             next_of(module)
     for place, (then, now) in enumerate(zip(kept, live, strict=True)):
-        shared = f"the state taken before element {place} shares something with the module, and was changed later on, at"
-        must_equal(then, now, shared)
+        must_equal(
+            then,
+            now,
+            f"the state taken before element {place} shares something with the module, and was changed later on, at",
+        )
     _check_growth(kept)
     for place, (state, size) in enumerate(zip(kept, sizes, strict=True)):
         if size > max_bytes:

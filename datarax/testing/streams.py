@@ -105,10 +105,16 @@ class Delivery:
         for place, element in other.elements.items():
             if place in other.states and place in self.states:
                 when = f"{where}: the state before element {place}"
-                claim = f"{when} is not that of an undisturbed module, at"
-                must_equal(self.states[place], other.states[place], claim)
-                claim = f"{when} goes with another digest than undisturbed, at"
-                must_equal(self.digests[place], other.digests[place], claim)
+                must_equal(
+                    self.states[place],
+                    other.states[place],
+                    f"{when} is not that of an undisturbed module, at",
+                )
+                must_equal(
+                    self.digests[place],
+                    other.digests[place],
+                    f"{when} goes with another digest than undisturbed, at",
+                )
             # An end stays an end.
             told = difference(self.elements[place] if place < self.num_elements else END, element)
             if told is not None:
