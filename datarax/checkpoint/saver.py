@@ -14,6 +14,7 @@ import contextlib
 import errno
 import functools
 import os
+import queue
 import sys
 import threading
 import time
@@ -92,6 +93,11 @@ class Saver:
         )
         self.agreed_to_stop = self._writer.agreed_to_stop
         self.reload = self._writer.reload
+        # One thread for all saves: to start one takes the caller a millisecond. It is a daemon, so that it cannot keep the
+        # interpreter from exiting; the exit hook waits for its job instead.
+        self._queue: queue.SimpleQueue[tuple[SaveJob, bool] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="datarax-save", daemon=True)
+        self._thread.start()
 
     @property
     def pending_step(self) -> int | None:
@@ -108,20 +114,18 @@ class Saver:
         self._job = job
         _pending.add(self)
         begun = job.model is not None
-        # A daemon, so that it cannot keep the interpreter from exiting; the exit hook waits for its job instead.
-        finish = threading.Thread(target=self._finish, args=(job, begun), name="datarax-save", daemon=True)
         if begun:
             try:
                 self._writer.start(job.step, job.files, job.model)
             except BaseException as error:
                 self._writer.tell_failure(error)
                 if not self._abandon(job):  # interrupted so late that Orbax committed it
-                    finish.start()
+                    self._queue.put((job, begun))
                 if not isinstance(error, Exception):
                     raise
                 raise self._save_error(job.step, error) from error
             job.model = None  # held by Orbax as long as it needs it
-        finish.start()
+        self._queue.put((job, begun))
 
     def take(self, *, wait: bool) -> SaveJob | None:
         """The save that has ended, once; None if there is none or it goes on.
@@ -141,6 +145,8 @@ class Saver:
         if self._job is not None:
             self._job.done.wait()
         _pending.discard(self)
+        self._queue.put(None)
+        self._thread.join()
         self._writer.close()
 
     def finish_at_exit(self, timeout_seconds: float | None) -> bool:
@@ -179,6 +185,10 @@ class Saver:
             self._remove_remains(job.step)
         self._forget_job()
         return True
+
+    def _run(self) -> None:
+        while (task := self._queue.get()) is not None:
+            self._finish(*task)
 
     def _finish(self, job: SaveJob, begun: bool) -> None:
         try:

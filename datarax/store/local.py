@@ -28,7 +28,6 @@ from datarax.store.files import (
 from datarax.store.store import Entry
 
 _BLOCK_BYTES = 4 << 20
-_key_of = operator.attrgetter("key")
 _leases: weakref.WeakSet[LocalLease] = weakref.WeakSet()
 
 
@@ -88,7 +87,8 @@ class LocalStore:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         above = f"{prefix}/" if prefix else ""
         with os.scandir(path) as found:
-            return sorted((Entry(above + each.name, _kind(each)) for each in found), key=_key_of)
+            entries = [Entry(above + each.name, _kind(each)) for each in found]
+        return sorted(entries, key=operator.attrgetter("key"))
 
     def stat(self, key: str) -> Entry | None:
         """See `Store`."""
