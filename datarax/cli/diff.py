@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from datarax.cli.arguments import add_json, print_json
+from datarax.cli.arguments import add_json, answer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,14 +19,10 @@ def run(arguments: argparse.Namespace) -> int:
     from datarax.audit.diff import diff_runs
 
     report = diff_runs(arguments.left, arguments.right)
-    if arguments.json:
-        print_json({"left": report.left, "right": report.right, "differences": report.lines})
-    elif report.lines:
-        print(f"{report.left} and {report.right} differ:")
-        for line in report.lines:
-            print(f"  {line}")
-    else:
-        print(
+    tree = {"left": report.left, "right": report.right, "differences": report.lines}
+    lines = [f"{report.left} and {report.right} differ:", *(f"  {line}" for line in report.lines)]
+    if not report.lines:
+        lines = [
             f"{report.left} and {report.right} are the same: identity, state, digests, and every bit of the model"
-        )
-    return 1 if report.lines else 0
+        ]
+    return answer(arguments, tree, lines, ok=not report.lines)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import Any
 
-from datarax.cli.arguments import add_json, print_json
+from datarax.cli.arguments import add_json, answer
 
 _NAMED = 5
 
@@ -22,36 +23,30 @@ def run(arguments: argparse.Namespace) -> int:
     from datarax.audit.facts import inspect_run
 
     facts = inspect_run(arguments.run_directory, arguments.step)
-    if arguments.json:
-        print_json(facts)
-    else:
-        _show(facts)
-    return 1 if facts["problems"] else 0
+    return answer(arguments, facts, _text(facts), ok=not facts["problems"])
 
 
-def _show(facts: dict[str, Any]) -> None:
-    print(f"snapshot        {facts['directory']}")
-    print(f"committed       {_shortened(facts['committed_steps'])}")
+def _text(facts: dict[str, Any]) -> Iterator[str]:
+    yield f"snapshot        {facts['directory']}"
+    yield f"committed       {_shortened(facts['committed_steps'])}"
     if facts["ledger_steps"]:
-        print(f"in the ledger   {_shortened(facts['ledger_steps'])}")
+        yield f"in the ledger   {_shortened(facts['ledger_steps'])}"
     if facts["problems"]:
-        print("DAMAGED:")
+        yield "DAMAGED:"
         for problem in facts["problems"]:
-            print(f"  {problem}")
+            yield f"  {problem}"
         return
-    print(f"written by      start {facts['start']}")
-    print(f"identity        {facts['identity_digest']}")
-    for line in _lines(facts["identity"], "  "):
-        print(line)
+    yield f"written by      start {facts['start']}"
+    yield f"identity        {facts['identity_digest']}"
+    yield from _lines(facts["identity"], "  ")
     for name, loader in facts["loaders"].items():
-        print(f"loader {name}")
-        for line in _lines({"state": loader["state"], "digest": loader["digest"]}, "  "):
-            print(line)
-    print(f"model           {len(facts['model'])} leaves")
+        yield f"loader {name}"
+        yield from _lines({"state": loader["state"], "digest": loader["digest"]}, "  ")
+    yield f"model           {len(facts['model'])} leaves"
     for path, leaf in facts["model"].items():
-        print(f"  {path}: {leaf}")
+        yield f"  {path}: {leaf}"
     for entry in facts["history"][1:]:
-        print(f"changed         from step {entry['from_step']}: identity {entry['identity'][:16]}…")
+        yield f"changed         from step {entry['from_step']}: identity {entry['identity'][:16]}…"
 
 
 def _shortened(steps: list[int]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Iterator
 from typing import Any
 
-from datarax.cli.arguments import add_config, add_json, print_json
+from datarax.cli.arguments import add_config, add_json, answer, say
 from datarax.cli.import_path import append_working_directory
 
 
@@ -33,38 +33,33 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides)
     apply_environment(config)
-    with open_loader(config, check=True, say=lambda text: print(text, file=sys.stderr)) as loader:
+    with open_loader(config, check=True, say=say) as loader:
         plan = plan_run(config, loader, processes=arguments.processes, devices=arguments.devices)
-    if arguments.json:
-        print_json(plan)
-    else:
-        _show(plan)
-    return 1 if plan["mismatches"] else 0
+    return answer(arguments, plan, _lines(plan), ok=not plan["mismatches"])
 
 
-def _show(plan: dict[str, Any]) -> None:
+def _lines(plan: dict[str, Any]) -> Iterator[str]:
     from datarax.core.errors import difference_lines
 
-    print(f"run directory     {plan['directory']}")
-    print(f"records           {plan['records']:,}")
+    yield f"run directory     {plan['directory']}"
+    yield f"records           {plan['records']:,}"
     processes = f"{plan['processes']:,} process{'es' * (plan['processes'] > 1)}"
     rows = f"{plan['rows_per_process']:,} rows per process ({processes})"
-    print(f"batch             {plan['batch_size']:,} rows; {rows}")
+    yield f"batch             {plan['batch_size']:,} rows; {rows}"
     epochs = f"{plan['epochs']:.3g} epochs of {plan['steps_per_epoch']:.1f} steps"
-    print(f"steps             {plan['steps']:,} ({epochs})")
-    print(f"identity          {plan['identity'][:16]}…")
+    yield f"steps             {plan['steps']:,} ({epochs})"
+    yield f"identity          {plan['identity'][:16]}…"
     for warning in plan["warnings"]:
-        print(f"warning           {warning}")
+        yield f"warning           {warning}"
     existing = plan["existing_run"]
     if existing is None:
-        print("existing run      none: starts at step 0")
+        yield "existing run      none: starts at step 0"
     elif plan["mismatches"]:
-        print(f"existing run      step {existing['newest_step']:,}, which does NOT fit this config:")
-        for line in difference_lines(plan["mismatches"], plan["advice"]):
-            print(line)
+        yield f"existing run      step {existing['newest_step']:,}, which does NOT fit this config:"
+        yield from difference_lines(plan["mismatches"], plan["advice"])
     elif existing["newest_step"] == plan["steps"]:
-        print(f"existing run      complete: it has all {plan['steps']:,} steps")
+        yield f"existing run      complete: it has all {plan['steps']:,} steps"
     else:
-        print(f"existing run      continues after step {existing['newest_step']:,}")
+        yield f"existing run      continues after step {existing['newest_step']:,}"
         for line in existing["changes"]:
-            print(f"  {'WARNED of' if line in existing['warned'] else 'allowed'} change  {line}")
+            yield f"  {'WARNED of' if line in existing['warned'] else 'allowed'} change  {line}"
