@@ -41,7 +41,7 @@ def _content(snapshot: Snapshot) -> dict[str, Any]:
         "identity_digest": record.identity,
         "start": record.start,
         "previous_step": record.previous,
-        "history": [vars(entry) for entry in snapshot.history],
+        "history": [entry.to_tree() for entry in snapshot.history],
         "loaders": {
             name: {
                 # Of a module whose state is each process's own: that of each.

@@ -107,6 +107,7 @@ def plan_run(
             *changed_algorithms(),
             *history.unknown_fields,
             *([unlisted] if unlisted else []),
+            *loader.impurities(),
         ],
         existing_run=existing,
         mismatches=mismatches,

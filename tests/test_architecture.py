@@ -110,7 +110,7 @@ HOMES = {
 
 
 # Statements that a room may have (benchmarks/statements.py). They fall; whoever must raise one says why in docs/design.
-BUDGETS = {"core": 880, "order": 885, "sources": 1598, "loader": 904, "grain_pipeline": 655}
+BUDGETS = {"core": 880, "order": 885, "sources": 1598, "loader": 904, "grain_pipeline": 658}
 
 
 def modules():

@@ -20,6 +20,7 @@ LABELS = {
     "doctor/disk.py": "whether clocks agree",
     "doctor/run.py": "how old a file is, which only its time of day tells",
     "sources/build.py": "a name that no other build has",
+    "transforms/source.py": "when this process began, beside which the time of a file is held",
     "training/progress.py": "when a report was made",
 }
 
