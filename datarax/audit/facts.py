@@ -77,6 +77,7 @@ def plan_run(
         "identity": digest({LOADER_NAME: loader.identity()}),
         "warnings": [
             *loader.order.warnings(),
+            *loader.impurities(),
             *changed_algorithms(),
             *history.unknown_fields,
             *unlisted_notes,

@@ -9,6 +9,7 @@ Grain cannot resume is refused, what it delivers otherwise than one would think 
 
 import hashlib
 import os
+import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -84,7 +85,9 @@ def stages_identity(
 def stages_impurities(node: Node, owner: str, packages: Collection[str]) -> list[str]:
     """A sentence for each place where a function of the stages shows a memory of its own."""
     functions = [fn for _, stage in all_stages(node) for fn in stage.functions.values()]
-    return function_impurities(functions, owner, packages=packages)
+    by_name = _LIBRARIES | sys.stdlib_module_names
+    found = [function_impurities(fn, owner, by_name=by_name, packages=packages) for fn in functions]
+    return [sentence for each in found for sentence in each]
 
 
 def _files(node: Node) -> list[dict[str, Any]]:

@@ -74,12 +74,11 @@ def file_digests(paths: Iterable[str], transform: str) -> dict[str, str]:
     for path in absolute:
         try:
             with open(path, "rb") as file:
-                found[os.path.relpath(path, base).replace(os.sep, "/")] = hashlib.file_digest(
-                    file, "sha256"
-                ).hexdigest()
+                content = hashlib.file_digest(file, "sha256")
         except OSError as error:
             raise ConfigError(
                 f"transform {transform!r} depends on the file {path}, which cannot be read: {error.strerror}; put it back, or "
                 f"correct depends_on_files"
             ) from error
+        found[os.path.relpath(path, base).replace(os.sep, "/")] = content.hexdigest()
     return found

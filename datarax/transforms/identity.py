@@ -12,9 +12,11 @@ bound counted by the import statement, whoever it came from. Runs that recorded 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
-import importlib.util
+import inspect
+import itertools
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from types import FunctionType, MethodType, ModuleType
@@ -27,17 +29,18 @@ from datarax.core.tree import digest
 from datarax.transforms.dependencies import file_digests, present_versions
 from datarax.transforms.known_draws import named_randomness
 from datarax.transforms.source import (
+    Binding,
     EditedError,
     Source,
     UnreadableError,
-    bound_by_import,
     function_in,
-    module_sha256,
+    imports_in,
+    sha256,
+    source_file,
     source_of,
 )
 from datarax.transforms.transform import Randomness, Transform, check_pipeline
 from datarax.transforms.values import (
-    Definitions,
     cell_value,
     described,
     is_installed,
@@ -151,7 +154,7 @@ def function_identity(
         ConfigError: as `transform_identity` does.
     """
     read = Reader(owner, versioned, declared=declared, version=version, packages=packages)
-    if not declared and package_of(_innermost(fn)) in {*by_name, *sys.stdlib_module_names} - {"__main__"}:
+    if not declared and package_of(innermost(fn)) in {*by_name, *sys.stdlib_module_names} - {"__main__"}:
         return {"library": read.value(fn, "its function"), "helpers": read.helpers}
     return {**read.code(fn), "helpers": read.helpers}
 
@@ -185,7 +188,7 @@ def value_identity(
     return {"value": tree, "helpers": read.helpers} if read.helpers else tree
 
 
-class Reader(Definitions):
+class Reader:
     """Reads one function, collecting every function and class on the way."""
 
     def __init__(
@@ -205,9 +208,8 @@ class Reader(Definitions):
         self._declared = declared  # then nothing is read, parameters count by value or name
         self._version = version
         self._own = {"", *packages}  # and that of the owner's own function
-        self._keys: dict[int, str] = {}
+        self._keys: dict[FunctionType | type, str] = {}
         self._extending: dict[type, bool] = {}  # many values are of one class
-        self._kept: list[Any] = []  # an id stands for its object only while that lives
 
     def code(self, fn: Any) -> dict[str, Any]:
         """The tree of the owner's own function; an empty one if a version is declared."""
@@ -218,7 +220,8 @@ class Reader(Definitions):
     def _root(self, fn: Any) -> dict[str, Any]:
         """The same, inside partials, methods, wrappers and objects."""
         bound: list[Any] = []
-        self._own.add(package_of(_innermost(fn)))
+        self._own.add(package_of(innermost(fn)))
+        fn = self.unhooked(fn)
         while not isinstance(fn, FunctionType) or self._is_library_wrapper(fn):
             if isinstance(fn, functools.partial):
                 held = {"args": list(fn.args), "keywords": fn.keywords}
@@ -240,14 +243,13 @@ class Reader(Definitions):
             raise self.refused(
                 f"its function {reference(fn)}", "it is Python's own and changes with its version"
             )
-        self._keys[id(fn)] = "(itself)"
+        self._keys[fn] = "(itself)"
         return {"bound": bound, **self._tree(fn, "")}
 
     def _wrapper(self, fn: Any) -> dict[str, Any]:
         if is_users_wrapper(fn, self):
-            of = self.define(type(fn), "the class of its wrapper")
             return {
-                "wrapper_of": of,
+                "wrapper_of": self.define(type(fn), "the class of its wrapper"),
                 "object": self.value(wrapper_state(fn), "the attributes of its wrapper"),
             }
         package = package_of(fn if isinstance(fn, FunctionType) else type(fn))
@@ -259,15 +261,12 @@ class Reader(Definitions):
 
     def define(self, definition: FunctionType | type, what: str) -> str:
         """The key of a function or class among the helpers; reads it at first sight."""
-        if id(definition) in self._keys:
-            return self._keys[id(definition)]
-        key = base = definition.__qualname__
-        count = 1
-        while key in self.helpers:
-            count += 1
-            key = f"{base}#{count}"
-        self._keys[id(definition)] = key
-        self._kept.append(definition)
+        if definition in self._keys:
+            return self._keys[definition]
+        name = definition.__qualname__
+        numbered = (f"{name}#{count}" if count > 1 else name for count in itertools.count(1))
+        key = next(each for each in numbered if each not in self.helpers)
+        self._keys[definition] = key
         self.helpers[key] = None  # taken, so that a recursion finds it
         self.helpers[key] = digest(self._tree(definition, what))
         return key
@@ -281,10 +280,12 @@ class Reader(Definitions):
 
     def module(self, module: ModuleType) -> dict[str, Any]:
         """The tree of a module that is used as a whole: of the user's, all of its text counts."""
-        tree = {"$module": module.__name__}
-        if self._version == 1 or self._declared or self._is_library(module.__name__):
-            return tree
-        return {**tree, "source_sha256": module_sha256(module)}
+        tree: dict[str, Any] = {"$module": module.__name__}
+        if self._version > 1 and not self._declared and not self._is_library(module.__name__):
+            with contextlib.suppress(UnreadableError):
+                file = source_file(getattr(module, "__file__", None) or "", vars(module))
+                tree["source_sha256"] = sha256(each.text for each in file.tokens)
+        return tree
 
     def is_opaque(self, function: Any) -> bool:
         """Whether a function that is not written in Python is the user's, or has one of the user's inside."""
@@ -293,6 +294,16 @@ class Reader(Definitions):
         if isinstance(function, np.ufunc):
             return function.__name__.endswith("(vectorized)")  # made by numpy.frompyfunc
         return not self._is_library(module_of(function))
+
+    def unhooked(self, fn: Any) -> Any:
+        """The user's function in a wrapper that an import hook put around it: no text says so."""
+        inner = innermost(fn)
+        if self._version == 1 or inner is fn or not isinstance(inner, FunctionType):
+            return fn
+        if inner.__globals__.get(inner.__qualname__) is not fn:
+            return fn
+        source = self._source(inner, "the function inside")
+        return fn if source.decorators or inner.__name__ in source.file.assigned else inner
 
     def _is_library(self, module: str) -> bool:
         """Whether a module's code counts by name."""
@@ -321,14 +332,11 @@ class Reader(Definitions):
     def _adds(self, cls: type) -> bool:
         try:
             source = source_of(cls)
-        except (
-            UnreadableError
-        ):  # made by a call, such as collections.namedtuple: its instances are their data
+        except UnreadableError:  # made by a call, as by collections.namedtuple: its instances are their data
             return False
         data = self._class_data(cls, source).values()
-        return bool(_methods(cls, source) or self._set_on_class(cls, source)) or any(
-            not isinstance(each, enum.Enum) for each in data
-        )
+        more = self._methods(cls, source) or self._set_on_class(cls, source)
+        return bool(more) or any(not isinstance(each, enum.Enum) for each in data)
 
     def _is_library_wrapper(self, fn: FunctionType) -> bool:
         """Whether `fn` is a library's wrapper around a function of the user's.
@@ -336,10 +344,10 @@ class Reader(Definitions):
         It is not read, for its text changes with the library's version: the decorator in the user's text
         stands for it. One that was made by a call is refused, for no text says what it was called with.
         """
-        inner = _innermost(fn)
+        inner = innermost(fn)
         if inner is fn or not self._is_library(module_of(fn)) or self._is_library(module_of(inner)):
             return False
-        if isinstance(inner, FunctionType) and self._source(inner, "the function inside").decorated:
+        if isinstance(inner, FunctionType) and self._source(inner, "the function inside").decorators:
             return True
         raise self.refused(
             f"what {package_of(fn)} was called with to wrap {reference(inner)}",
@@ -359,11 +367,8 @@ class Reader(Definitions):
             raise self.refused(name, str(error)) from None
 
     def _tree(self, definition: FunctionType | type, what: str) -> dict[str, Any]:
-        made = _made_by_call(definition) if self._version > 1 else None
-        if made is not None:
-            return {
-                name: self.value(value, f"{definition.__qualname__}.{name}") for name, value in made.items()
-            }
+        if self._version > 1 and isinstance(definition, type) and (made := _made_by_call(definition)):
+            return {name: self.value(made[name], f"{definition.__qualname__}.{name}") for name in made}
         source = self._source(definition, what)
         self.sources.append((definition, source))
         if isinstance(definition, type):
@@ -424,7 +429,7 @@ class Reader(Definitions):
 
     def _class_tree(self, cls: type, source: Source) -> dict[str, Any]:
         # Those of the text: what a decorator such as dataclass adds is made of the text and of the library.
-        methods = _methods(cls, source)
+        methods = self._methods(cls, source)
         cells: dict[str, Any] = {}
         for method in methods:
             cells.update(zip(method.__code__.co_freevars, method.__closure__ or (), strict=True))
@@ -442,6 +447,12 @@ class Reader(Definitions):
             "names": self._names(source, module_globals, set(cells), name),
         }
 
+    def _methods(self, cls: type, source: Source) -> list[FunctionType]:
+        found = [method for method in map(function_in, vars(cls).values()) if method]
+        if self._version > 1:  # an import hook may have wrapped them
+            found = [method for method in map(inspect.unwrap, found) if isinstance(method, FunctionType)]
+        return [method for method in found if source.file.holds(method.__code__)]
+
     def _class_data(self, cls: type, source: Source) -> dict[str, Any]:
         return {
             each: vars(cls)[each]
@@ -452,12 +463,8 @@ class Reader(Definitions):
     def _names(
         self, source: Source, module_globals: dict[str, Any], local: set[str], owner: str
     ) -> dict[str, Any]:
-        names = sorted(source.global_names() - local - _MODULE_NAMES)
-        reached = [
-            (name, module_globals[name], source.file.imports(name))
-            for name in names
-            if name in module_globals
-        ]
+        names = sorted((source.global_names() - local - _MODULE_NAMES) & module_globals.keys())
+        reached = [(name, module_globals[name], source.file.imports(name)) for name in names]
         if self._version == 1:
             return {name: self._name(name, value, imports, owner) for name, value, imports in reached}
         package = module_globals.get("__package__") or ""
@@ -466,17 +473,17 @@ class Reader(Definitions):
             if isinstance(value, ModuleType) and not self._is_library(value.__name__):
                 found |= self._through(source, name, value, owner)
             else:
-                of_libraries = imports if all(map(self._is_library, _origins(imports, package))) else ()
-                found[name] = self._name(name, value, of_libraries, owner)
+                of_libraries = all(self._is_library(each.origin(package)) for each in imports)
+                found[name] = self._name(name, value, imports if of_libraries else (), owner)
         return found
 
-    def _name(self, name: str, value: Any, imports: Sequence[str], owner: str) -> Any:
-        what = f"the name {name!r} that {owner} uses"
-        if not imports:
-            return self.value(value, what)
-        if is_plain(value):  # a constant is what it is, wherever it comes from
-            return {"$import": list(imports), "value": self.value(value, what)}
-        return {"$import": list(imports)}
+    def _name(self, name: str, value: Any, imports: Sequence[Binding], owner: str) -> Any:
+        tree = {"$import": list(map(str, imports))}
+        if imports and not is_plain(value):
+            return tree
+        described = self.value(value, f"the name {name!r} that {owner} uses")
+        # A constant is what it is, wherever it comes from.
+        return {**tree, "value": described} if imports else described
 
     def _through(self, source: Source, name: str, module: ModuleType, owner: str) -> dict[str, Any]:
         """What the text reaches by chains of attributes that begin at a module of the user's, up to what is no such module."""
@@ -493,50 +500,32 @@ class Reader(Definitions):
             found[at] = self.value(value, f"{at!r}, which {owner} uses")
         return found
 
-    def _imported_within(self, source: Source, package: str) -> Iterator[tuple[str, Any, Sequence[str]]]:
+    def _imported_within(self, source: Source, package: str) -> Iterator[tuple[str, Any, Sequence[Binding]]]:
         """What import statements within the text bind, if it is the user's: (name, value, ())."""
-        for name, written, attribute in source.local_imports():
-            try:
-                module = importlib.util.resolve_name(written, package)
+        for each in imports_in(source.node):
+            with contextlib.suppress(ImportError):  # as the function will find, or expects
+                module = each.origin(package)
                 # Another one might be a library's, which may be absent here.
                 if module.split(".")[0] in self._own or (
                     module in sys.modules and not self._is_library(module)
                 ):
-                    yield name, bound_by_import(name, module, attribute), ()
-            except ImportError:  # as the function will find, or expects
-                continue
+                    yield each.name, each.value(package), ()
 
 
-def _made_by_call(definition: FunctionType | type) -> dict[str, Any] | None:
-    """What a class is made of that `collections.namedtuple` or `enum.Enum(...)` made: no text has its name."""
-    if not isinstance(definition, type):
-        return None
+def _made_by_call(cls: type) -> dict[str, Any]:
+    """The content of a class that `collections.namedtuple` or `enum.Enum(...)` made: no text has its name."""
     try:
-        source_of(definition)
+        source_of(cls)
     except EditedError:
-        return None
+        return {}
     except UnreadableError:
-        if issubclass(definition, enum.Enum):
-            return {"members": list(definition)}
-        if issubclass(definition, tuple) and hasattr(definition, "_fields"):
-            return {"fields": definition._fields, "defaults": vars(definition)["_field_defaults"]}
-    return None
+        if isinstance(cls, enum.EnumType):
+            return {"members": list(cls)}
+        return {name: vars(cls)[name] for name in ("_fields", "_field_defaults") if name in vars(cls)}
+    return {}
 
 
-def _origins(imports: Iterable[str], package: str) -> Iterator[str]:
-    """The modules that import statements take something from."""
-    for statement in imports:
-        try:
-            yield importlib.util.resolve_name(statement.split()[1], package)
-        except ImportError:
-            yield package
-
-
-def _methods(cls: type, source: Source) -> list[FunctionType]:
-    return [m for m in map(function_in, vars(cls).values()) if m and source.file.holds(m.__code__)]
-
-
-def _innermost(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
     """The function or class inside partials, methods and wrappers."""
     while True:
         if isinstance(fn, functools.partial):

@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 
 from datarax.core.errors import ConfigError
-from datarax.transforms.identity import Reader
-from datarax.transforms.source import Source, bound_by_import, chain
+from datarax.transforms.identity import Reader, innermost
+from datarax.transforms.source import Source, chain, imports_in
 from datarax.transforms.transform import Transform
+from datarax.transforms.values import package_of
 
 _PUBLIC = [getattr(module, name) for module in (random, np.random) for name in module.__all__]
-_SEEDED = [each for each in _PUBLIC if isinstance(each, type) or each is np.random.default_rng]
-_SHARED = [each for each in _PUBLIC if callable(each) and not any(each is other for other in _SEEDED)]
+# By id: what a name in a text stands for may be an array, which has no plain `==`.
+_SEEDED = {id(each) for each in _PUBLIC if isinstance(each, type) or each is np.random.default_rng}
+_SHARED = {id(each) for each in _PUBLIC if callable(each)} - _SEEDED
 
 
 def impurities(transforms: Iterable[Transform], *, packages: Collection[str] = ()) -> list[str]:
@@ -39,24 +41,34 @@ def impurities(transforms: Iterable[Transform], *, packages: Collection[str] = (
         for each in transforms
         if not each.impure
         for sentence in function_impurities(
-            [each.fn, *each.parameters.values()], f"transform {each.name!r}", packages=packages
+            each.fn, f"transform {each.name!r}", held=each.parameters, packages=packages
         )
     ]
 
 
-def function_impurities(functions: Iterable[Any], owner: str, *, packages: Collection[str] = ()) -> list[str]:
-    """The same for functions that are no transforms; what cannot be read says nothing.
+def function_impurities(
+    fn: Any,
+    owner: str,
+    *,
+    held: Any = None,
+    by_name: Collection[str] = (),
+    packages: Collection[str] = (),
+) -> list[str]:
+    """The same for a function that is no transform; what cannot be read says nothing.
 
     Args:
-        functions: functions, partials, methods, or objects that are called; other values may be among them.
-        owner: what they belong to, in messages.
+        fn: a function, a partial, a method, or an object with `__call__`.
+        owner: what it belongs to, in messages.
+        held: what it is called with, which may hold functions too.
+        by_name: packages whose functions are not looked at.
         packages: as for `transform_identity`.
     """
     read = Reader(owner, "it", declared=False, packages=packages)
-    for fn in functions:
-        with contextlib.suppress(ConfigError):
-            if callable(fn):
-                read.code(fn)
+    with contextlib.suppress(ConfigError):
+        if package_of(innermost(fn)) not in by_name:
+            read.code(fn)
+    with contextlib.suppress(ConfigError):
+        read.value(held, "what it is called with")
     return [
         f"{owner}: {definition.__qualname__} {what} ({source.file.filename}, line {line})"
         for definition, source in read.sources
@@ -73,45 +85,34 @@ def _impure(definition: FunctionType | type, source: Source) -> Iterator[tuple[i
             written |= {*node.names}
         elif isinstance(node, ast.Nonlocal):
             written |= {*node.names} & outer
-        elif (
-            isinstance(node, ast.Call)
-            and _is_one_of(_SEEDED, _reached(node.func, known))
-            and not _is_seeded(node)
-        ):
+        elif isinstance(node, ast.Call) and _reached(node.func, known) in _SEEDED and not _is_seeded(node):
             yield node.lineno, f"makes a generator without a seed: {ast.unparse(node)}"
-        elif isinstance(node, (ast.Name, ast.Attribute)) and _is_one_of(_SHARED, _reached(node, known)):
+        elif isinstance(node, (ast.Name, ast.Attribute)) and _reached(node, known) in _SHARED:
             yield node.lineno, f"draws from a generator that the whole process shares: {ast.unparse(node)}"
     for node in ast.walk(source.node):
         if isinstance(node, ast.Name) and node.id in written and not isinstance(node.ctx, ast.Load):
             yield node.lineno, f"writes to a name outside: {node.id}"
 
 
-def _known_names(definition: FunctionType | type, source: Source) -> dict[str, Any]:
+def _known_names(definition: Any, source: Source) -> dict[str, Any]:
     """What the global names of the text stand for, and those that it imports from the two modules itself."""
-    of_module = (
-        definition.__globals__
-        if isinstance(definition, FunctionType)
-        else vars(sys.modules[definition.__module__])
-    )
-    known = {name: of_module[name] for name in source.global_names() if name in of_module}
-    for name, module, attribute in source.local_imports():
-        if module.split(".")[0] in ("numpy", "random"):
+    is_class = isinstance(definition, type)
+    of_module = vars(sys.modules[definition.__module__]) if is_class else definition.__globals__
+    known = {name: of_module[name] for name in source.global_names() & of_module.keys()}
+    for each in imports_in(source.node):
+        if each.module.split(".")[0] in ("numpy", "random"):
             with contextlib.suppress(ImportError):
-                known[name] = bound_by_import(name, module, attribute)
+                known[each.name] = each.value("")
     return known
 
 
-def _reached(node: ast.AST, known: dict[str, Any]) -> Any:
-    """What a name, or a chain of attributes on modules, stands for; None if that is not known."""
+def _reached(node: ast.AST, known: dict[str, Any]) -> int:
+    """The id of what a name, or a chain of attributes on modules, stands for; that of None if it is not known."""
     path = chain(node)
     value = known.get(path[0]) if path else None
     for part in path[1:]:
         value = getattr(value, part, None) if isinstance(value, ModuleType) else None
-    return value
-
-
-def _is_one_of(values: list[Any], value: Any) -> bool:
-    return any(value is each for each in values)
+    return id(value)
 
 
 def _is_seeded(call: ast.Call) -> bool:

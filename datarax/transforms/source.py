@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import importlib
+import importlib.util
 import inspect
 import io
 import linecache
@@ -25,11 +25,11 @@ import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
 
 Position = tuple[int, int]
-"""(line from 1, column from 0 in characters)."""
+"""(line from 1, column from 0 in bytes of UTF-8), as the syntax tree counts."""
 
 _DROPPED = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, token.ENDMARKER}
 _STARTS, _ENDS = (
@@ -39,7 +39,8 @@ _STARTS, _ENDS = (
 # An indent is its level, not its white space, and ends of lines are all alike.
 _LAYOUT = {token.INDENT: "\x01", token.DEDENT: "\x02", token.NEWLINE: "\n"}
 
-Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = Function | ast.ClassDef | ast.Lambda
 
 
 def _process_start() -> float:
@@ -64,13 +65,44 @@ class EditedError(UnreadableError):
     """The text is not that of the code that runs: its file was changed after this process had imported it."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One token of a file, with its place."""
 
     text: str
     start: Position
     end: Position
+
+
+class Binding(NamedTuple):
+    """What an import statement binds, as written."""
+
+    name: str
+    module: str
+    attribute: str | None
+    """None: `name` is the top-level package of the module; "": it is the module itself."""
+
+    def __str__(self) -> str:
+        if self.attribute:
+            return f"from {self.module} import {self.attribute}"
+        return f"import {self.name if self.attribute is None else self.module}"
+
+    def origin(self, package: str) -> str:
+        """The module, as a file of `package` means it."""
+        return importlib.util.resolve_name(self.module, package)
+
+    def value(self, package: str) -> Any:
+        """What it stands for in a file of `package`.
+
+        Raises:
+            ImportError: if there is no such thing.
+        """
+        module = self.origin(package)
+        value: Any = importlib.import_module(module)
+        if self.attribute is None:
+            return sys.modules[self.name]
+        if self.attribute and not hasattr(value, self.attribute):
+            importlib.import_module(f"{module}.{self.attribute}")
+        return getattr(value, self.attribute) if self.attribute else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +115,36 @@ class Source:
     """Its place in the syntax tree."""
 
     @property
-    def sha256(self) -> str:
-        """SHA-256 of the tokens that count, as 64 hex digits."""
-        return _sha256(self.file.tokens_of(self.node))
+    def start(self) -> Position:
+        """Where it begins: at the `@` of its first decorator, if it has one."""
+        start, _ = _extent(self.node)
+        if not self.decorators:
+            return start
+        first, _ = _extent(self.decorators[0])
+        return max(each.start for each in self.file.tokens if each.text == "@" and each.start < first)
 
     @property
-    def decorated(self) -> bool:
-        """Whether decorators are part of the text."""
-        return not isinstance(self.node, ast.Lambda) and bool(self.node.decorator_list)
+    def decorators(self) -> Sequence[ast.expr]:
+        """Those of the text."""
+        return () if isinstance(self.node, ast.Lambda) else self.node.decorator_list
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the tokens that count, decorators included, as 64 hex digits."""
+        start, (_, end) = self.start, _extent(self.node)
+        silent = [_extent(each) for each in ast.walk(self.node) if _is_bare_text(each)]
+        kept: list[str] = []
+        closing = False  # right behind a dropped statement: its end of line goes with it
+        for each in self.file.tokens:
+            if each.start < start or each.end > end or each.end == start:
+                continue  # an end of block that has the place of `start` belongs to what stands before
+            if any(first <= each.start and each.end <= last for first, last in silent):
+                closing = True
+                continue
+            if not (closing and each.text in ("\n", ";")):
+                kept.append(each.text)
+            closing = False
+        return sha256(kept)
 
     def global_names(self) -> set[str]:
         """The names that the text takes from its module or from the builtins, nested definitions included.
@@ -98,40 +152,40 @@ class Source:
         For a class those of its bases and decorators too. Names in the decorators and defaults of a
         function are left out: they have done their work when the function exists.
         """
-        if isinstance(self.node, ast.Lambda):
-            return _globals_of(self.file.lambda_table(self.node))
-        names = _globals_of(self.file.table_of(self.node))
+        table = self._table()
+        names = {
+            symbol.get_name()
+            for each in (table, *_tables(table))
+            for symbol in each.get_symbols()
+            if symbol.is_global() and symbol.get_name().isidentifier()
+        }
         if isinstance(self.node, ast.ClassDef):
             keywords = [each.value for each in self.node.keywords]
             around = [*self.node.bases, *self.node.decorator_list, *keywords]
             names |= {n.id for top in around for n in ast.walk(top) if isinstance(n, ast.Name)}
         return names
 
+    def _table(self) -> symtable.SymbolTable:
+        if isinstance(self.node, ast.Lambda):  # by itself: names of functions around it look global
+            return next(_tables(symtable.symtable(f"({self.file.text_of(self.node)}\n)", "<lambda>", "exec")))
+        place = self.node.name, self.node.lineno
+        return next(
+            each for each in _tables(self.file.table) if (each.get_name(), each.get_lineno()) == place
+        )
+
     def paths(self, root: str) -> set[tuple[str, ...]]:
         """The chains of attributes, as written, that begin at the name `root`; `(root,)` where it stands alone."""
         inner = {id(n.value) for n in ast.walk(self.node) if isinstance(n, ast.Attribute)}
-        tops = (n for n in ast.walk(self.node) if id(n) not in inner)
-        return {path for path in map(chain, tops) if path[:1] == (root,)}
-
-    def local_imports(self) -> Iterator[tuple[str, str, str | None]]:
-        """(name, module, attribute), as written, of each name that an import statement within the text binds.
-
-        Where there is no attribute, it is None for the module's top-level package and "" for the module itself.
-        """
-        for node in ast.walk(self.node):
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                yield from _bindings(node)
+        return {path for n in ast.walk(self.node) if id(n) not in inner and (path := chain(n))[:1] == (root,)}
 
     def spans(self, code: CodeType) -> bool:
         """Whether the code was compiled from this text or from one within it."""
-        decorators = [] if isinstance(self.node, ast.Lambda) else self.node.decorator_list
-        first = min(each.lineno for each in [self.node, *decorators])
-        return self.file.holds(code) and first <= code.co_firstlineno <= (self.node.end_lineno or first)
+        _, (last, _) = _extent(self.node)
+        return self.file.holds(code) and self.start[0] <= code.co_firstlineno <= last
 
     def class_assignments(self) -> set[str]:
         """The names that the body of a class assigns."""
-        symbols = self.file.table_of(self.node).get_symbols()
-        return {symbol.get_name() for symbol in symbols if symbol.is_assigned()}
+        return {symbol.get_name() for symbol in self._table().get_symbols() if symbol.is_assigned()}
 
 
 def source_of(definition: FunctionType | type) -> Source:
@@ -141,20 +195,14 @@ def source_of(definition: FunctionType | type) -> Source:
         UnreadableError: if there is none, or if it is not certain which one it is; says why.
         EditedError: if it is not the text of what runs.
     """
-    if isinstance(definition, FunctionType):
-        file = _source_file(definition.__code__.co_filename, definition.__globals__)
-        file.check_runs([definition.__code__])
-        return Source(file, _function_node(file, definition.__code__))
-    return _class_source(definition)
-
-
-def module_sha256(module: ModuleType) -> str | None:
-    """SHA-256 of all tokens of a module; None if it has no readable text."""
-    try:
-        tokens = _source_file(module.__file__ or "", vars(module)).tokens
-    except (UnreadableError, AttributeError):
-        return None
-    return _sha256(each.text for each in tokens)
+    if isinstance(definition, type):
+        return _class_source(definition)
+    code = definition.__code__
+    file = source_file(code.co_filename, definition.__globals__)
+    file.check_runs([code])
+    return Source(
+        file, _lambda_node(file, code) if code.co_name == "<lambda>" else _function_node(file, code)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,28 +211,9 @@ class SourceFile:
 
     filename: str
     text: str
-    lines: Sequence[str]
     tree: ast.Module
     tokens: Sequence[Token]
     table: symtable.SymbolTable
-
-    def tokens_of(self, node: Definition) -> list[str]:
-        """The tokens of a definition that count, decorators included."""
-        start, end = self._start(node), self._position(node.end_lineno, node.end_col_offset)
-        silent = [self._span(each) for each in ast.walk(node) if _is_bare_text(each)]
-        kept: list[str] = []
-        closing = False  # right behind a dropped statement: its end of line goes with it
-        for each in self.tokens:
-            if each.start < start or each.end > end or each.end == start:
-                continue  # an end of block that has the place of `start` belongs to what stands before
-            if any(first <= each.start and each.end <= last for first, last in silent):
-                closing = True
-            elif closing and each.text in ("\n", ";"):
-                closing = False
-            else:
-                closing = False
-                kept.append(each.text)
-        return kept
 
     def holds(self, code: CodeType) -> bool:
         """Whether the code was compiled from this file."""
@@ -220,52 +249,33 @@ class SourceFile:
         """(owner, attribute), as written, of the statements here that set an attribute of something."""
         return frozenset(pair for node in ast.walk(self.tree) for pair in _attribute_set(node))
 
+    @functools.cached_property
+    def assigned(self) -> frozenset[str]:
+        """The names that are assigned anywhere in the file, by other statements than `def`, `class` and `import`."""
+        names = (node for node in ast.walk(self.tree) if isinstance(node, ast.Name))
+        return frozenset(node.id for node in names if isinstance(node.ctx, ast.Store))
+
     def text_of(self, node: ast.AST) -> str:
         """The node's text, as written."""
         return ast.get_source_segment(self.text, node) or ""
 
-    def table_of(self, node: Any) -> symtable.SymbolTable:
-        """The symbol table of a `def` or `class`."""
-        for table in _tables(self.table):
-            if (table.get_name(), table.get_lineno()) == (node.name, node.lineno):
-                return table
-        raise UnreadableError(f"no symbol table for {node.name!r}")
+    def imports(self, name: str) -> list[Binding]:
+        """What the import statements outside functions bind to `name`; none if anything else does too."""
+        return [each for each in self._imports if each.name == name]
 
-    def lambda_table(self, node: ast.Lambda) -> symtable.SymbolTable:
-        """The symbol table of a lambda, by itself: names of functions around it look global."""
-        return next(_tables(symtable.symtable(f"({self.text_of(node)}\n)", "<lambda>", "exec")))
-
-    def imports(self, name: str) -> list[str]:
-        """The import statements outside functions that bind `name`; none if anything else does too."""
-        try:
-            symbol = self.table.lookup(name)
-        except KeyError:
-            return []
-        if not symbol.is_imported() or symbol.is_assigned():
-            return []
-        return [text for statement in _outer_imports(self.tree) if (text := _import_text(statement, name))]
-
-    def _start(self, node: Definition) -> Position:
-        if isinstance(node, ast.Lambda) or not node.decorator_list:
-            return self._position(node.lineno, node.col_offset)
-        first = self._position(node.decorator_list[0].lineno, node.decorator_list[0].col_offset)
-        return max(each.start for each in self.tokens if each.text == "@" and each.start < first)
-
-    def _span(self, node: Any) -> tuple[Position, Position]:
-        return self._position(node.lineno, node.col_offset), self._position(
-            node.end_lineno, node.end_col_offset
-        )
-
-    def _position(self, line: Any, column: Any) -> Position:
-        # The syntax tree counts bytes of UTF-8, the tokenizer counts characters.
-        return line, len(self.lines[line - 1].encode()[:column].decode())
+    @functools.cached_property
+    def _imports(self) -> Sequence[Binding]:
+        symbols = (symbol for symbol in self.table.get_symbols() if symbol.is_imported())
+        alone = {symbol.get_name() for symbol in symbols if not symbol.is_assigned()}
+        return [each for each in imports_in(self.tree, outside_definitions=True) if each.name in alone]
 
 
-def _sha256(texts: Iterable[str]) -> str:
-    return hashlib.sha256("\x00".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+def source_file(filename: str, module_globals: dict[str, Any] | None = None) -> SourceFile:
+    """The file that code was compiled from, as it is now.
 
-
-def _source_file(filename: str, module_globals: dict[str, Any] | None) -> SourceFile:
+    Raises:
+        UnreadableError: if there is none.
+    """
     if filename in ("<string>", "<stdin>"):
         raise UnreadableError(f"it was typed in or made by exec ({filename})")
     linecache.checkcache(filename)
@@ -278,16 +288,19 @@ def _source_file(filename: str, module_globals: dict[str, Any] | None) -> Source
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str, filename: str) -> SourceFile:
     try:
-        tree = ast.parse(text)
-        tokens = tuple(_tokens(text))
         table = symtable.symtable(text, filename, "exec")
+        return SourceFile(filename, text, ast.parse(text), tuple(_tokens(text)), table)
     except (SyntaxError, tokenize.TokenError, ValueError) as error:
         raise UnreadableError(f"the source file {filename} does not parse: {error}") from None
-    # Not splitlines(): it also splits at form feeds and other characters that end no line of Python.
-    return SourceFile(filename, text, text.split("\n"), tree, tokens, table)
+
+
+def sha256(texts: Iterable[str]) -> str:
+    """SHA-256 of texts in a row, as 64 hex digits."""
+    return hashlib.sha256("\x00".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _tokens(text: str) -> Iterator[Token]:
+    # Not splitlines(): it also splits at form feeds and other characters that end no line of Python.
     lines = text.split("\n")
     depth, opened = 0, (0, 0)
     for kind, string, start, end, _ in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -297,9 +310,16 @@ def _tokens(text: str) -> Iterator[Token]:
         elif kind in _ENDS:
             depth -= 1
             if not depth:
-                yield Token(_slice(lines, opened, end), opened, end)
-        elif not depth and kind not in _DROPPED:
-            yield Token(_LAYOUT.get(kind, string), start, end)
+                string, start = _slice(lines, opened, end), opened
+        if not depth and kind not in _DROPPED:
+            yield Token(_LAYOUT.get(kind, string), _in_bytes(lines, start), _in_bytes(lines, end))
+
+
+def _in_bytes(lines: Sequence[str], place: Position) -> Position:
+    """The place of a token, which the tokenizer counts in characters; the end of a line lies behind its text."""
+    line, column = place
+    text = lines[line - 1] if column else ""
+    return line, column if text.isascii() else len(text[:column].encode()) + max(0, column - len(text))
 
 
 def _slice(lines: Sequence[str], start: Position, end: Position) -> str:
@@ -307,6 +327,10 @@ def _slice(lines: Sequence[str], start: Position, end: Position) -> str:
     taken[-1] = taken[-1][: end[1]]
     taken[0] = taken[0][start[1] :]
     return "\n".join(taken)
+
+
+def _extent(node: Any) -> tuple[Position, Position]:
+    return (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
 
 
 def _is_bare_text(node: ast.AST) -> bool:
@@ -326,21 +350,65 @@ def _attribute_set(node: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def _function_node(file: SourceFile, code: CodeType) -> Definition:
-    if code.co_name == "<lambda>":
-        return _lambda_node(file, code)
-    line = code.co_firstlineno
-    for node in ast.walk(file.tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == code.co_name:
-            first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
-            if first == line and _argument_names(node) == _code_arguments(code):
-                return node
-    # An import hook may have moved it.
-    named = [node for name, node in _definitions(file.tree, "") if name == code.co_qualname]
-    if len(named) == 1:
-        return named[0]
-    raise UnreadableError(
-        f"{code.co_filename} has no function {code.co_name!r} of these arguments at line {line}; it was made by other code"
-    )
+    named = [node for node in _named(file, code.co_qualname) if not isinstance(node, ast.ClassDef)]
+    there = [n for n in named if min(e.lineno for e in (n, *n.decorator_list)) == code.co_firstlineno]
+    found = there or named  # an import hook may have moved it
+    if len(found) != 1:
+        raise UnreadableError(
+            f"{code.co_filename} has {len(found)} functions {code.co_qualname!r} that it could be; it was made by other code"
+        )
+    return found[0]
+
+
+def _lambda_node(file: SourceFile, code: CodeType) -> Definition:
+    # Where each instruction came from, in (line, byte column); empty spans are the interpreter's own.
+    spans = [
+        ((line, column), (end_line, end_column))
+        for line, end_line, column, end_column in code.co_positions()
+        if None not in (line, end_line, column, end_column) and (line, column) != (end_line, end_column)
+    ]
+    fitting = [
+        node
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.Lambda)
+        and node.lineno == code.co_firstlineno
+        and _argument_names(node.args) == _code_arguments(code)
+        and all(_holds(node.body, *span) for span in spans)
+    ]
+    if spans and fitting:  # of a lambda within a lambda both hold the inner one's instructions
+        fitting = [min(fitting, key=lambda node: len(file.text_of(node)))]
+    if not fitting and file.edited:
+        raise EditedError(f"{code.co_qualname} of {code.co_filename}")
+    if not fitting:
+        raise UnreadableError(f"{code.co_filename} has no such lambda at line {code.co_firstlineno}")
+    if len({Source(file, node).sha256 for node in fitting}) > 1:
+        raise UnreadableError(
+            f"line {code.co_firstlineno} of {code.co_filename} has {len(fitting)} lambdas that it could be;"
+            " put each on its own line, or use def"
+        )
+    return fitting[0]
+
+
+def _holds(node: Any, first: Any, last: Any) -> bool:
+    start, end = _extent(node)
+    return start <= first and last <= end
+
+
+def _argument_names(arguments: ast.arguments) -> list[str]:
+    named = [
+        *arguments.posonlyargs,
+        *arguments.args,
+        *arguments.kwonlyargs,
+        arguments.vararg,
+        arguments.kwarg,
+    ]
+    return [each.arg for each in named if each is not None]
+
+
+def _code_arguments(code: CodeType) -> list[str]:
+    count = code.co_argcount + code.co_kwonlyargcount
+    count += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
+    return list(code.co_varnames[:count])
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -352,7 +420,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def _shape(code: CodeType) -> Any:
     """What code does, without where it stands."""
-    constants = [_shape(c) if isinstance(c, CodeType) else _spelled(c) for c in code.co_consts]
+    constants = [_shape(each) if isinstance(each, CodeType) else _spelled(each) for each in code.co_consts]
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
     return code.co_code, code.co_exceptiontable, tuple(constants), names, counts
@@ -362,71 +430,20 @@ def _spelled(constant: Any) -> str:
     return repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
 
 
-def _lambda_node(file: SourceFile, code: CodeType) -> ast.Lambda:
-    found = [
-        node
-        for node in ast.walk(file.tree)
-        if isinstance(node, ast.Lambda)
-        and node.lineno == code.co_firstlineno
-        and _argument_names(node) == _code_arguments(code)
-    ]
-    # Where each instruction came from, in (line, byte column); empty spans are the interpreter's own.
-    spans = [
-        ((line, column), (end_line, end_column))
-        for line, end_line, column, end_column in code.co_positions()
-        if None not in (line, end_line, column, end_column) and (line, column) != (end_line, end_column)
-    ]
-    fitting = [node for node in found if all(_holds(node.body, first, last) for first, last in spans)]
-    if spans and fitting:  # of a lambda within a lambda both hold the inner one's instructions
-        fitting = [min(fitting, key=lambda node: len(file.text_of(node)))]
-    if not fitting and file.edited:
-        raise EditedError(f"{code.co_qualname} of {code.co_filename}")
-    if not fitting:
-        raise UnreadableError(f"{code.co_filename} has no such lambda at line {code.co_firstlineno}")
-    if len({tuple(file.tokens_of(node)) for node in fitting}) > 1:
-        raise UnreadableError(
-            f"line {code.co_firstlineno} of {code.co_filename} has {len(fitting)} lambdas that it could be;"
-            " put each on its own line, or use def"
-        )
-    return fitting[0]
-
-
-def _holds(node: Any, first: Any, last: Any) -> bool:
-    return (node.lineno, node.col_offset) <= first and last <= (node.end_lineno, node.end_col_offset)
-
-
-def _argument_names(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> list[str]:
-    arguments = node.args
-    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    return [each.arg for each in [*named, arguments.vararg, arguments.kwarg] if each is not None]
-
-
-def _code_arguments(code: CodeType) -> list[str]:
-    count = code.co_argcount + code.co_kwonlyargcount
-    count += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
-    return list(code.co_varnames[:count])
-
-
 def _class_source(cls: type) -> Source:
-    try:
-        filename = inspect.getsourcefile(cls)
-    except TypeError:
-        filename = None
+    module = sys.modules.get(cls.__module__)
+    filename = getattr(module, "__file__", None)
     if filename is None:
         raise UnreadableError("it is not written in Python, or its module has no file")
-    file = _source_file(filename, None)
+    file = source_file(filename, vars(module))
     methods = [method.__code__ for method in map(function_in, vars(cls).values()) if method]
     file.check_runs(methods)
-    lines = {code.co_firstlineno for code in methods}
-    found = (node for name, node in _definitions(file.tree, "") if name == cls.__qualname__)
-    nodes = [node for node in found if isinstance(node, ast.ClassDef)]
+    nodes = [node for node in _named(file, cls.__qualname__) if isinstance(node, ast.ClassDef)]
     if len(nodes) > 1:  # one name, several classes (if/else): the one that holds the methods
-        nodes = [
-            node for node in nodes if any(node.lineno <= line <= (node.end_lineno or 0) for line in lines)
-        ]
+        nodes = [node for node in nodes if any(map(Source(file, node).spans, methods))]
     if len(nodes) != 1:
         raise UnreadableError(f"{filename} has {len(nodes)} classes {cls.__qualname__!r} that it could be")
-    named = {each.name for each in nodes[0].body if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    named = {each.name for each in nodes[0].body if isinstance(each, Function)}
     if file.edited and any(name not in vars(cls) for name in named if name[:2] != "__" or name[-2:] == "__"):
         raise EditedError(f"{cls.__qualname__} of {filename}")
     return Source(file, nodes[0])
@@ -441,12 +458,14 @@ def function_in(member: Any) -> FunctionType | None:
     return member if isinstance(member, FunctionType) else None
 
 
-def _definitions(
-    node: ast.AST, prefix: str
-) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+def _named(file: SourceFile, qualname: str) -> list[Function | ast.ClassDef]:
+    return [node for name, node in _definitions(file.tree, "") if name == qualname]
+
+
+def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Function | ast.ClassDef]]:
     for child in ast.iter_child_nodes(node):
         below = prefix
-        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(child, (ast.ClassDef, Function)):
             yield prefix + child.name, child
             below += child.name + ("." if isinstance(child, ast.ClassDef) else ".<locals>.")
         yield from _definitions(child, below)
@@ -459,21 +478,20 @@ def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
         yield from _tables(child)
 
 
-def _globals_of(table: symtable.SymbolTable) -> set[str]:
-    return {
-        symbol.get_name()
-        for each in (table, *_tables(table))
-        for symbol in each.get_symbols()
-        if symbol.is_global() and symbol.get_name().isidentifier()
-    }
-
-
-def _outer_imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+def imports_in(node: ast.AST, *, outside_definitions: bool = False) -> Iterator[Binding]:
+    """What the import statements below a node bind."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
-            yield child
-        elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            yield from _outer_imports(child)
+            yield from map(functools.partial(_binding, child), child.names)
+        elif not (outside_definitions and isinstance(child, Definition)):
+            yield from imports_in(child, outside_definitions=outside_definitions)
+
+
+def _binding(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> Binding:
+    name = alias.asname or alias.name
+    if isinstance(statement, ast.ImportFrom):
+        return Binding(name, "." * statement.level + (statement.module or ""), alias.name)
+    return Binding(name.split(".")[0], alias.name, "" if alias.asname else None)
 
 
 def chain(node: ast.AST) -> tuple[str, ...]:
@@ -482,34 +500,3 @@ def chain(node: ast.AST) -> tuple[str, ...]:
         return (node.id,)
     below = chain(node.value) if isinstance(node, ast.Attribute) else ()
     return (*below, node.attr) if below and isinstance(node, ast.Attribute) else ()
-
-
-def bound_by_import(name: str, module: str, attribute: str | None) -> Any:
-    """What an import binds: see `Source.local_imports`; `module` is absolute.
-
-    Raises:
-        ImportError: if there is no such thing.
-    """
-    value: Any = importlib.import_module(module)
-    if attribute is None:
-        return sys.modules[name]
-    if attribute and not hasattr(value, attribute):
-        importlib.import_module(f"{module}.{attribute}")
-    return getattr(value, attribute) if attribute else value
-
-
-def _bindings(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str, str | None]]:
-    for alias in statement.names:
-        if isinstance(statement, ast.ImportFrom):
-            yield alias.asname or alias.name, "." * statement.level + (statement.module or ""), alias.name
-        else:
-            yield alias.asname or alias.name.split(".")[0], alias.name, "" if alias.asname else None
-
-
-def _import_text(statement: ast.Import | ast.ImportFrom, name: str) -> str | None:
-    for alias in statement.names:
-        if isinstance(statement, ast.ImportFrom) and (alias.asname or alias.name) == name:
-            return f"from {'.' * statement.level}{statement.module or ''} import {alias.name}"
-        if isinstance(statement, ast.Import) and (alias.asname or alias.name.split(".")[0]) == name:
-            return f"import {alias.name if alias.asname else name}"
-    return None

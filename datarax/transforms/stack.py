@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from datarax.core.tree import check_plain
+from datarax.core.tree import ARRAYS, check_plain, joined
 
 _BUFFERS = (bytes, bytearray)
 _SCALARS: dict[type, np.dtype[Any]] = {
@@ -112,7 +112,7 @@ def _stack(values: list[Any], path: str) -> Any:
         check_plain(kind, f"leaf {path!r}" if path else "the record")
     if isinstance(first, _BUFFERS) and all(issubclass(kind, _BUFFERS) for kind in kinds):
         return _stack_bytes(values, path)
-    if isinstance(first, (np.ndarray, np.generic, jax.Array)) and all(map(_is_array, kinds)):
+    if isinstance(first, ARRAYS) and all(issubclass(kind, ARRAYS) for kind in kinds):
         return _stack_arrays(values, path)
     if len(kinds) > 1:
         i = next(i for i, value in enumerate(values) if type(value) is not type(first))
@@ -171,7 +171,7 @@ def _stack_dicts(values: list[Any], path: str) -> dict[Any, Any]:
             f"{_at(path)}record {i} has other keys than record 0: missing {missing}, extra {extra}; give"
             " every record the same keys"
         )
-    return {key: _stack([value[key] for value in values], _below(path, key)) for key in values[0]}
+    return {key: _stack([value[key] for value in values], joined(path, key)) for key in values[0]}
 
 
 def _stack_sequences(values: list[Any], path: str) -> Any:
@@ -181,7 +181,7 @@ def _stack_sequences(values: list[Any], path: str) -> Any:
             f"{_at(path)}record {i} is a {type(first).__name__} of {len(values[i])}, but record 0 one of"
             f" {len(first)}; a list is a structure of leaves: use np.asarray for a row of numbers"
         )
-    columns = [_stack(list(column), _below(path, i)) for i, column in enumerate(zip(*values, strict=True))]
+    columns = [_stack(list(column), joined(path, i)) for i, column in enumerate(zip(*values, strict=True))]
     return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
 
 
@@ -195,17 +195,13 @@ def _stack_nodes(values: list[Any], path: str) -> Any:
     names = [leaf_name(below) for below, _ in jax.tree_util.tree_flatten_with_path(values[0])[0]]
     columns = zip(*(leaves for leaves, _ in flat), strict=True)
     return structure.unflatten(
-        _stack(list(column), _below(path, name)) for name, column in zip(names, columns, strict=True)
+        _stack(list(column), joined(path, name)) for name, column in zip(names, columns, strict=True)
     )
 
 
 def _flatten(tree: Any) -> tuple[list[Any], Any]:
     # Any: the stub of PyTreeDef lacks its methods.
     return jax.tree_util.tree_flatten(tree)
-
-
-def _is_array(kind: type) -> bool:
-    return issubclass(kind, (np.ndarray, np.generic, jax.Array))
 
 
 def _unstackable(path: str, value: Any) -> ValueError:
@@ -216,13 +212,9 @@ def _unstackable(path: str, value: Any) -> ValueError:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    if isinstance(value, ARRAYS):
         return f"{value.dtype}{list(value.shape)}"
     return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _below(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
 
 
 def _at(path: str) -> str:

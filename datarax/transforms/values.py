@@ -1,12 +1,11 @@
 """Values as trees for canonical JSON, so that two of them are the same exactly if their trees are.
 
 Plain data stands for itself; everything else becomes a mapping with one key that begins with `$`. Functions
-and classes are named here and read by whoever implements `Definitions` (`identity.py`).
+and classes are named here and read by a `Reader` (`identity.py`).
 """
 
 from __future__ import annotations
 
-import abc
 import datetime
 import decimal
 import enum
@@ -23,16 +22,19 @@ import types
 import typing
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from datarax.core.errors import ConfigError
-from datarax.core.tree import PLAIN_ARRAYS, canonical_json
+from datarax.core.tree import ARRAYS, PLAIN_ARRAYS, canonical_json
+
+if TYPE_CHECKING:
+    from datarax.transforms.identity import Reader
 
 _LONGEST = 1000  # bytes of one described value in an identity; beyond that its digest says enough
 _TEXTUAL = (datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID)
@@ -42,83 +44,52 @@ _EXACT = {bool, *_NUMBERS_AND_TEXT, *_CONTAINERS}
 _STREAMS = (np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 
 
-class Definitions(abc.ABC):
-    """Reads functions and classes for `described`."""
-
-    @abc.abstractmethod
-    def define(self, definition: FunctionType | type, what: str) -> str:
-        """The key under which the definition is part of the identity."""
-
-    @abc.abstractmethod
-    def by_name(self, definition: FunctionType | type) -> bool:
-        """Whether the definition is a library's, which counts by its name."""
-
-    @abc.abstractmethod
-    def extends(self, cls: type) -> bool:
-        """Whether a class, or one that it inherits from, is the user's and gives its instances more than data."""
-
-    @abc.abstractmethod
-    def module(self, module: ModuleType) -> dict[str, Any]:
-        """The tree of a module that is used as a whole."""
-
-    @abc.abstractmethod
-    def is_opaque(self, function: Any) -> bool:
-        """Whether a function that is not written in Python must not stand by its name."""
-
-    @abc.abstractmethod
-    def refused(self, what: str, why: str) -> ConfigError:
-        """The error for a value that cannot be described."""
-
-
 def described(
-    value: Any, what: str, definitions: Definitions, *, opaque: bool = False, above: tuple[int, ...] = ()
+    value: Any, what: str, read: Reader, *, opaque: bool = False, above: tuple[int, ...] = ()
 ) -> Any:
     """The tree of a value.
 
     Args:
         value: Anything.
         what: What it is called in an error.
-        definitions: Reads the functions and classes that it holds.
+        read: Reads the functions and classes that it holds.
         opaque: Whether an object that cannot be described may stand as its class alone.
         above: Ids of the containers it lies in.
 
     Raises:
         ConfigError: if it cannot be described.
     """
-    below = functools.partial(described, definitions=definitions, opaque=opaque, above=(*above, id(value)))
+    below = functools.partial(described, read=read, opaque=opaque, above=(*above, id(value)))
+    kind = type(value)
+    if kind in _SCALARS:
+        return _SCALARS[kind](value)
     if id(value) in above:
         return {"$cycle": len(above) - above.index(id(value))}
     if isinstance(value, enum.Enum):
-        tree = {"$enum": f"{type(value).__qualname__}.{value.name}", "value": below(value.value, what)}
-        if definitions.extends(type(value)):
-            tree["class"] = definitions.define(type(value), what)
-        return tree
-    for simple in (_scalar, _array, _container, _text):
-        tree = simple(value, what, below)
-        if tree is not None:
-            return _of_its_class(value, tree, what, definitions, below)
-    if value is None:
-        return None
+        tree = {"$enum": f"{kind.__qualname__}.{value.name}", "value": below(value.value, what)}
+        return {**tree, "class": read.define(kind, what)} if read.extends(kind) else tree
+    for kinds, tree_of in _DATA:
+        if isinstance(value, kinds):
+            return _of_its_class(value, tree_of(value, what, below), what, read, below)
+    if kind.__module__ == "typing":
+        return {"$typing": True}
+    if isinstance(value, ModuleType):
+        return read.module(value)
     if isinstance(value, _STREAMS):
         raise ConfigError(
-            f"{what} is a stream of random numbers ({type(value).__name__}), so a row would depend on those"
+            f"{what} is a stream of random numbers ({kind.__name__}), so a row would depend on those"
             " before it; draw from the row's own seed (random_map_records, random_map_batch)"
         )
-    if isinstance(value, ModuleType):
-        return definitions.module(value)
-    tree = _definition(value, what, definitions, below)
-    if tree is not None:
+    tree = _definition(value, what, read, below)
+    if tree:
         return tree
     state = state_of(value)
     if state is not None:
-        of = _class(type(value), what, definitions)
-        tree = {"$object": of, "state": below(state, f"the state of {what}")}
-        if isinstance(value, _NUMBERS_AND_TEXT):
-            tree["value"] = below(_plain_value(value), what)
-        return tree
+        tree = {"$object": _class(kind, what, read), "state": below(state, f"the state of {what}")}
+        return {**tree, "value": _plain_value(value)} if isinstance(value, _NUMBERS_AND_TEXT) else tree
     if opaque:
-        return {"$opaque": reference(type(value))}
-    raise definitions.refused(what, f"a {type(value).__module__}.{type(value).__qualname__} shows no content")
+        return {"$opaque": reference(kind)}
+    raise read.refused(what, f"a {kind.__module__}.{kind.__qualname__} shows no content")
 
 
 def shortened(tree: Any) -> Any:
@@ -144,19 +115,20 @@ def is_plain(value: Any) -> bool:
 def state_of(value: Any) -> Any:
     """What an object holds, as pickle would ask for it; None if it holds nothing that can be seen."""
     kind = type(value)
-    if kind.__getstate__ is object.__getstate__ and not (hasattr(value, "__dict__") or _has_slots(kind)):
+    has_slots = any("__slots__" in vars(each) for each in kind.__mro__)
+    if kind.__getstate__ is object.__getstate__ and not (hasattr(value, "__dict__") or has_slots):
         return None
     state = value.__getstate__()
     return {} if state is None else state
 
 
-def is_users_wrapper(value: Any, definitions: Definitions) -> bool:
+def is_users_wrapper(value: Any, read: Reader) -> bool:
     """Whether a value is called in a function's place and of a class of the user's, which decides what that does."""
     kind = type(value)
     return (
         not isinstance(value, (type, FunctionType))
         and isinstance(kind.__call__, FunctionType)
-        and not definitions.by_name(kind)
+        and not read.by_name(kind)
     )
 
 
@@ -171,21 +143,18 @@ def wrapper_state(value: Any) -> Any:
     return kept if isinstance(state, tuple) else kept[0]
 
 
-def registered(value: Any, what: str, definitions: Definitions, below: Any) -> dict[str, Any]:
+def registered(value: Any, what: str, read: Reader, below: Any) -> dict[str, Any]:
     """What the user registered with a function of `functools.singledispatch`; empty if nothing."""
     if not (isinstance(value, FunctionType) and value.__globals__ is vars(functools)):
         return {}
     found = {kind: fn for kind, fn in vars(value).get("registry", {}).items() if kind is not object}
-    users = [kind for kind in found if _is_users_function(inspect.unwrap(found[kind]), definitions)]
+    inner = {kind: inspect.unwrap(fn) for kind, fn in found.items()}
+    users = [kind for kind, fn in inner.items() if isinstance(fn, FunctionType) and not read.by_name(fn)]
     each = [
         [below(kind, what), below(found[kind], f"{what}, for {kind.__qualname__}")]
         for kind in sorted(users, key=lambda kind: str(kind.__qualname__))
     ]
     return {"registered": each} if each else {}
-
-
-def _is_users_function(value: Any, definitions: Definitions) -> bool:
-    return isinstance(value, FunctionType) and not definitions.by_name(value)
 
 
 def reference(value: Any) -> str:
@@ -227,59 +196,35 @@ def cell_value(cell: types.CellType) -> Any:
         return ...
 
 
-def _scalar(value: Any, what: str, below: Any) -> Any:
-    kind = type(value)
-    if kind in (bool, int):
-        return value
-    if kind is float:
-        return value if math.isfinite(value) else {"$float": repr(value)}
-    if kind is complex:
-        return {"$complex": repr(value)}
-    if kind is str:
-        return (
-            value if value.isascii() or not re.search("[\ud800-\udfff]", value) else {"$text": ascii(value)}
-        )
-    if kind in (bytes, bytearray):
-        return {"$bytes": hashlib.sha256(value).hexdigest(), "length": len(value)}
-    return None
-
-
 def _plain_value(value: Any) -> Any:
-    """The number or text that an instance of a subclass is, whatever the subclass makes of it."""
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(memoryview(value))
-    plain: Any = {
-        int: int.__int__,
-        float: float.__float__,
-        complex: complex.__complex__,
-        str: str.__str__,
-    }
-    return next(plain[kind](value) for kind in plain if isinstance(value, kind))
+    """The tree of the number or text that an instance of a subclass is, whatever the subclass makes of it."""
+    kind: Any = next(each for each in _NUMBERS_AND_TEXT if isinstance(value, each))
+    return _SCALARS[kind](bytes(memoryview(value)) if kind is bytearray else kind.__getnewargs__(value)[0])
 
 
-def _of_its_class(value: Any, tree: Any, what: str, definitions: Definitions, below: Any) -> Any:
+def _of_its_class(value: Any, tree: Any, what: str, read: Reader, below: Any) -> Any:
     """The tree of data, and what its class adds to the data: a mask, a factory, the user's methods, attributes."""
     kind = type(value)
     if kind in _EXACT:
         return tree
     if isinstance(value, np.ndarray):
-        return _of_its_array_class(value, tree, what, definitions, below)
+        return _of_its_array_class(value, tree, what, read, below)
     if isinstance(value, defaultdict) and value.default_factory is not None:
         tree = {"$default": below(value.default_factory, f"the default factory of {what}"), "content": tree}
     if not isinstance(value, (*_CONTAINERS, Mapping)):
         return tree
     # What another mapping holds is what it gives; how it keeps that is its own affair.
     state = (state_of(value) or {}) if isinstance(value, _CONTAINERS) else {}
-    if not (definitions.extends(kind) or (state and not definitions.by_name(kind))):
+    if not (read.extends(kind) or (state and not read.by_name(kind))):
         return tree
     return {
-        "$object": definitions.define(kind, what),
+        "$object": read.define(kind, what),
         "state": below(state, f"the state of {what}"),
         "content": tree,
     }
 
 
-def _of_its_array_class(value: np.ndarray, tree: Any, what: str, definitions: Definitions, below: Any) -> Any:
+def _of_its_array_class(value: np.ndarray, tree: Any, what: str, read: Reader, below: Any) -> Any:
     kind = type(value)
     if kind in PLAIN_ARRAYS:
         return tree
@@ -291,11 +236,7 @@ def _of_its_array_class(value: np.ndarray, tree: Any, what: str, definitions: De
     if kind is np.ma.MaskedArray:
         return tree
     own = {} if isinstance(value, np.ma.MaskedArray) else getattr(value, "__dict__", {})
-    name = (
-        f"{kind.__module__}.{kind.__qualname__}"
-        if definitions.by_name(kind)
-        else definitions.define(kind, what)
-    )
+    name = f"{kind.__module__}.{kind.__qualname__}" if read.by_name(kind) else read.define(kind, what)
     return {
         "$object": name,
         "state": below(own, f"the state of {what}"),
@@ -306,8 +247,6 @@ def _of_its_array_class(value: np.ndarray, tree: Any, what: str, definitions: De
 def _array(value: Any, what: str, below: Any) -> Any:
     if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         return {"$key": str(jax.random.key_impl(value)), "data": below(jax.random.key_data(value), what)}
-    if not isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return None
     array = np.asarray(value)
     if array.dtype.hasobject or array.dtype.kind == "T":
         return {"$array": "object", "shape": list(array.shape), "values": below(array.ravel().tolist(), what)}
@@ -320,41 +259,59 @@ def _array(value: Any, what: str, below: Any) -> Any:
     return {**tree, "sha256": hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()}
 
 
-def _container(value: Any, what: str, below: Any) -> Any:
-    if isinstance(value, Mapping):
-        if all(type(key) is str and not key.startswith("$") for key in value):
-            return {key: below(value[key], f"{what}, at {key!r}") for key in sorted(value)}
-        items = [[below(key, what), below(value[key], f"{what}, at {key!r}")] for key in value]
-        return {"$mapping": sorted(items, key=canonical_json)}
-    if isinstance(value, (list, tuple, deque)):
-        return [below(each, f"{what}, at {i}") for i, each in enumerate(value)]
-    if isinstance(value, (set, frozenset)):
-        return {"$set": sorted((below(each, what) for each in value), key=canonical_json)}
-    return None
+def _mapping(value: Any, what: str, below: Any) -> Any:
+    if all(type(key) is str and not key.startswith("$") for key in value):
+        return {key: below(value[key], f"{what}, at {key!r}") for key in sorted(value)}
+    items = [[below(key, what), below(value[key], f"{what}, at {key!r}")] for key in value]
+    return {"$mapping": sorted(items, key=canonical_json)}
 
 
-def _text(value: Any, what: str, below: Any) -> Any:
-    kind = type(value)
-    if isinstance(value, PurePath):
-        return {"$path": str(value)}
-    if isinstance(value, _TEXTUAL):
-        return {f"${kind.__name__}": str(value)}
-    if isinstance(value, re.Pattern):
-        return {"$pattern": below(value.pattern, what), "flags": int(value.flags)}
-    if isinstance(value, (range, slice, np.dtype)):
-        return {f"${'dtype' if isinstance(value, np.dtype) else kind.__name__}": str(value)}
-    if value is Ellipsis:
-        return {"$ellipsis": True}
-    if isinstance(value, logging.Logger):
-        return {"$logger": True}
-    if isinstance(value, (typing.TypeVar, types.GenericAlias, types.UnionType)):
-        return {"$typing": True}  # says nothing at run time
-    if kind.__module__ == "typing":
-        return {"$typing": True}
-    return None
+def _bytes(value: Any) -> Any:
+    return {"$bytes": hashlib.sha256(value).hexdigest(), "length": len(value)}
 
 
-def _definition(value: Any, what: str, definitions: Definitions, below: Any) -> Any:
+_SCALARS: Mapping[type, Callable[[Any], Any]] = {
+    type(None): lambda value: value,
+    bool: lambda value: value,
+    int: lambda value: value,
+    float: lambda value: value if math.isfinite(value) else {"$float": repr(value)},
+    complex: lambda value: {"$complex": repr(value)},
+    str: lambda value: {"$text": ascii(value)} if re.search("[\ud800-\udfff]", value) else value,
+    bytes: _bytes,
+    bytearray: _bytes,
+}
+"""What has exactly this type."""
+
+_DATA: Sequence[tuple[Any, Callable[[Any, str, Any], Any]]] = (
+    (ARRAYS, _array),
+    (Mapping, _mapping),
+    (
+        (list, tuple, deque),
+        lambda value, what, below: [below(each, f"{what}, at {i}") for i, each in enumerate(value)],
+    ),
+    (
+        (set, frozenset),
+        lambda value, what, below: {
+            "$set": sorted((below(each, what) for each in value), key=canonical_json)
+        },
+    ),
+    (PurePath, lambda value, what, below: {"$path": str(value)}),
+    (_TEXTUAL, lambda value, what, below: {f"${type(value).__name__}": str(value)}),
+    (
+        re.Pattern,
+        lambda value, what, below: {"$pattern": below(value.pattern, what), "flags": int(value.flags)},
+    ),
+    (np.dtype, lambda value, what, below: {"$dtype": str(value)}),
+    ((range, slice), lambda value, what, below: {f"${type(value).__name__}": str(value)}),
+    (type(...), lambda value, what, below: {"$ellipsis": True}),
+    (logging.Logger, lambda value, what, below: {"$logger": True}),
+    # Says nothing at run time.
+    ((typing.TypeVar, types.GenericAlias, types.UnionType), lambda value, what, below: {"$typing": True}),
+)
+"""What is data, of these types or of a subclass: the first that fits."""
+
+
+def _definition(value: Any, what: str, read: Reader, below: Any) -> Any:
     if isinstance(value, functools.partial):
         held = {"args": list(value.args), "keywords": dict(value.keywords)}
         return {"$partial": below(value.func, what), "held": below(held, f"what the partial {what} holds")}
@@ -364,16 +321,17 @@ def _definition(value: Any, what: str, definitions: Definitions, below: Any) -> 
             "self": below(value.__self__, f"the object of {what}"),
         }
     if isinstance(value, type):
-        return {"$class": _class(value, what, definitions)}
+        return {"$class": _class(value, what, read)}
+    value = read.unhooked(value)
     if isinstance(value, FunctionType):
-        by_name = definitions.by_name(value)
+        by_name = read.by_name(value)
         if by_name and hasattr(value, "__wrapped__"):
             tree = {"$wrapper": package_of(value), "wrapped": below(value.__wrapped__, what)}
-            return {**tree, **registered(value, what, definitions, below)}
-        return {"$function": reference(value) if by_name else definitions.define(value, what)}
-    if hasattr(value, "__wrapped__") and is_users_wrapper(value, definitions):
+            return {**tree, **registered(value, what, read, below)}
+        return {"$function": reference(value) if by_name else read.define(value, what)}
+    if hasattr(value, "__wrapped__") and is_users_wrapper(value, read):
         return {
-            "$object": definitions.define(type(value), what),
+            "$object": read.define(type(value), what),
             "state": below(wrapper_state(value), f"the state of {what}"),
             "wrapped": below(value.__wrapped__, what),
         }
@@ -384,15 +342,11 @@ def _definition(value: Any, what: str, definitions: Definitions, below: Any) -> 
     ):
         return {"$method": value.__name__, "self": below(value.__self__, f"the object of {what}")}
     if isinstance(value, (types.BuiltinFunctionType, np.ufunc, types.MethodDescriptorType)):
-        if definitions.is_opaque(value):
-            raise definitions.refused(f"{what}, {value!r},", "it is not written in Python")
+        if read.is_opaque(value):
+            raise read.refused(f"{what}, {value!r},", "it is not written in Python")
         return {"$function": reference(value)}
     return None
 
 
-def _class(cls: type, what: str, definitions: Definitions) -> str:
-    return reference(cls) if definitions.by_name(cls) else definitions.define(cls, what)
-
-
-def _has_slots(kind: type) -> bool:
-    return any("__slots__" in vars(each) for each in kind.__mro__)
+def _class(cls: type, what: str, read: Reader) -> str:
+    return reference(cls) if read.by_name(cls) else read.define(cls, what)

@@ -174,6 +174,7 @@ MEMORIES = {
 
 
 @pytest.mark.parametrize("case", MEMORIES)
+@pytest.mark.few(1)
 def test_a_new_run_of_a_function_with_a_memory_is_refused_and_goes_on_if_that_is_declared(
     case, lab, tmp_path
 ):

@@ -240,10 +240,22 @@ def written_long_ago(lab):
         yield
 
 
+_WRAPPING = """
+import functools as _functools
+for _name, _value in list(globals().items()):
+    own = getattr(_value, "__globals__", None) is globals() and not hasattr(_value, "__wrapped__")
+    if own and _value.__code__.co_argcount:
+        globals()[_name] = _functools.singledispatch(_value)
+    if isinstance(_value, type) and _value.__module__ == __name__:
+        for _method in [each for each in vars(_value) if getattr(vars(_value)[each], "__globals__", None) is globals()]:
+            setattr(_value, _method, _functools.singledispatch(vars(_value)[_method]))
+"""
+
 HOOKS = {
     "that instruments": lambda text: text.replace("return ", "counted = 1; return "),
     "that adds a line before all others": lambda text: "COUNTED = 0\n" + text,
     "that changes nothing": lambda text: text,
+    "that wraps every function in a library's decorator": lambda text: text + _WRAPPING,
 }
 
 

@@ -19,6 +19,7 @@ LABELS = {
     "checkpoint/retention.py": "when snapshots were set aside",
     "checkpoint/saver.py": "when a snapshot was written",
     "sources/build.py": "a name that no other build has",
+    "transforms/source.py": "when this process began, beside which the time of a file is held",
     "training/progress.py": "when a report was made",
 }
 

@@ -343,6 +343,7 @@ def asked_elsewhere(tmp_path_factory):
     [(("-O",), "none", "-"), (("-OO",), "none", "-"), ((), "hook", "-"), ((), "hook", "moved")],
     ids=["-O", "-OO", "hook", "hook that moves lines"],
 )
+@pytest.mark.few(1)
 def test_code_that_differs_from_its_text_for_another_reason_counts_by_its_text(
     flags, hook, moved, asked_elsewhere
 ):

@@ -140,7 +140,11 @@ def test_parameters_are_looked_at_too_and_what_is_no_function_is_left_out(packag
         return by(rows)
 
     assert len(impurities([map_batch(fn, name="it", parameters={"by": draw, "table": [1]})])) == 1
-    assert function_impurities([draw, len, 3, None], "pipeline 'x'")[0].startswith("pipeline 'x': f draws")
+    assert function_impurities(draw, "pipeline 'x'")[0].startswith("pipeline 'x': f draws")
+    assert function_impurities(draw, "pipeline 'x'", by_name={"userspkg"}) == []
+    assert function_impurities(len, "pipeline 'x'", held=[3, None, {"by": draw}])[0].startswith(
+        "pipeline 'x': f draws"
+    )
 
 
 def test_randomness_of_the_row_is_no_memory():
