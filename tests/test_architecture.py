@@ -49,7 +49,17 @@ ALLOWED = {
         ),
     },
     "audit": {
-        *("core", "store", "trust", "order", "sources", "transforms", "loader", "grain_pipeline", "checkpoint"),
+        *(
+            "core",
+            "store",
+            "trust",
+            "order",
+            "sources",
+            "transforms",
+            "loader",
+            "grain_pipeline",
+            "checkpoint",
+        ),
         *("multihost", "training", "run_config"),
     },
     "testing": {

@@ -84,7 +84,11 @@ _STATE = (*_TRAIN, "state")
         ((*_STATE, "position"), 193, "position is recorded as 193, the replay gives 192"),
         ((*_STATE, "idx"), 11, "idx is recorded as 11, the replay gives 12"),
         ((*_STATE, "epoch"), 1, "epoch is recorded as 1, the replay gives 0"),
-        ((*_STATE, "digest_keys"), "0" * 16, "digest_keys is recorded as '0000000000000000', the replay gives"),
+        (
+            (*_STATE, "digest_keys"),
+            "0" * 16,
+            "digest_keys is recorded as '0000000000000000', the replay gives",
+        ),
         ((*_STATE, "digest_bytes"), 1, "digest_bytes is recorded as 1, the replay gives"),
         ((*_STATE, "digest_rows"), 1, "digest_rows is recorded as 1, the replay gives 192"),
         ((*_STATE, "_is_stats_reset"), True, "_is_stats_reset is recorded as True, the replay gives False"),
