@@ -257,9 +257,9 @@ class DataraxModule(nnx.Module):
         for path, module in modules:
             module._validate_state(functools.reduce(operator.getitem, path, state))
         for variable, value in changes:
-            if variable.ref or isinstance(variable, Held):
+            if variable.ref or (isinstance(variable, Held) and variable.is_writable):
                 variable.set_value(value)
-            else:
+            elif not isinstance(variable, Held):
                 variable.set_raw_value(value)
         for _, module in modules:
             module._state_restored()

@@ -285,26 +285,39 @@ class HostFlag(PackedVariable):
 
 
 class Held(PackedVariable):
-    """What its module keeps elsewhere, on the host: `getattr(holder, field)`, read at each look; always None to NNX.
+    """What its module keeps elsewhere, on the host, read at each look; always None to NNX.
 
     A batch, or the state of somebody else's iterator, must neither travel through every transform that its module is an
     argument of, nor come back as arrays of the device. In states it is the value itself, or None where its module names it
     in `unsaved_state`. Whoever clones a module gives the clone a `Held` of its own: see `DataraxModule._cloned`.
 
     Args:
-        holder: compared by identity.
-        field: the attribute of `holder`.
+        read: gives the value; compared by identity.
+        write: has the module keep another value; None: only the module itself does, and restores it.
     """
 
-    def __init__(self, holder: object, field: str, **metadata: Any) -> None:
-        super().__init__(None, holder=holder, field=field, **metadata)
+    def __init__(
+        self, read: Callable[[], Any], write: Callable[[Any], None] | None = None, **metadata: Any
+    ) -> None:
+        super().__init__(None, read=read, write=write, **metadata)
 
     def get_value(self, *, index: Any = MISSING) -> Any:
         """The value, or with `index` a part of it."""
-        value = getattr(self.get_metadata("holder"), self.get_metadata("field"))
+        value = self.get_metadata("read")()
         return value if index is MISSING or index is ... else value[index]
 
     def set_value(self, value: Any, *, index: Any = MISSING) -> None:
-        """Have the module keep another value."""
+        """Have the module keep another value.
+
+        Raises:
+            TypeError: for a part of it, or if only the module itself changes it.
+        """
         _check_whole(self, index)
-        setattr(self.get_metadata("holder"), self.get_metadata("field"), value)
+        if not self.is_writable:
+            raise TypeError("what this module holds here only the module itself changes: see its methods")
+        self.get_metadata("write")(value)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether others than its module may set it."""
+        return self.get_metadata("write") is not None

@@ -31,8 +31,9 @@ from datarax.grain_pipeline.identity import (
     warnings_of,
 )
 from datarax.grain_pipeline.iterators import close, is_end, opened, state_of
+from datarax.loader.feed import Feed, Place, Taken
 from datarax.loader.recipe import HostRows
-from datarax.loader.stream import Feed, Place, Runtime, Stream, Taken, in_turn
+from datarax.loader.stream import Runtime, Stream, in_turn
 from datarax.order import id64, key_hashes, row_hashes
 from datarax.order.digest import has_fixed_bytes
 
@@ -71,7 +72,6 @@ class _Elements(Feed):
     """
 
     recipe = None
-    averages = False
     hashes_bytes = True
 
     def __init__(self, config: GrainPipelineConfig, name: str, pipeline: Any) -> None:
@@ -162,7 +162,7 @@ class _Elements(Feed):
         made._open = made._end = None
         return made
 
-    def at(self, state: Mapping[str, Any]) -> _Elements:
+    def at(self, state: Mapping[str, Any]) -> tuple[_Elements, Any]:
         idx, grain_state, given = state["idx"], state["grain_state"], state["shards"]
         rules = [
             (state["digest_bytes"] is None, "digest_bytes: expected an int, got None"),
@@ -209,7 +209,7 @@ class _Elements(Feed):
         made = self.reopened()
         if idx:
             made._open = idx, opened(self.pipeline, self.node, grain_state)
-        return made
+        return made, grain_state
 
 
 @functools.lru_cache(maxsize=16)
@@ -321,8 +321,8 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
 
     def _open(self, runtime: Runtime) -> None:
         super()._open(runtime)
-        self.grain_state = Held(runtime, "cursor")
-        self.shards = Held(runtime.tally.feed, "shards")
+        self.grain_state = Held(lambda: runtime.tally.place.cursor)
+        self.shards = Held(lambda: cast(_Elements, runtime.tally.feed).shards)
 
     @property
     def _feed(self) -> _Elements:
@@ -355,7 +355,7 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
     @in_turn
     def reset(self) -> None:
         """Back to the first element, with a fresh iterator. Counters, statistics and digest stay, as in the base class."""
-        self._go_on_from(self._runtime.tally.delivered._replace(idx=0, position=0), self._feed)
+        self._go_to(0, 0)
 
     def copy(
         self,

@@ -20,10 +20,11 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError, InputError, MismatchError
 from datarax.core.tree import differences, digest, with_spelled_arrays
 from datarax.loader.config import DataLoaderConfig
+from datarax.loader.feed import Feed, Place, Taken
 from datarax.loader.placement import place
 from datarax.loader.producer import ReadAhead, Threads
 from datarax.loader.recipe import Reader, Recipe
-from datarax.loader.stream import Feed, Place, Stream, Taken, in_turn
+from datarax.loader.stream import Stream, in_turn
 from datarax.multihost import Slots, chosen_slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
 from datarax.sources import DataSource
@@ -81,7 +82,6 @@ class _Settings(NamedTuple):
 class _Batches(Feed):
     """The batches of a recipe, read ahead."""
 
-    averages = True
     why_no_length = "this loader has no length: num_epochs is None, so it goes on for ever"
 
     def __init__(self, settings: _Settings, recipe: Recipe) -> None:
@@ -112,7 +112,7 @@ class _Batches(Feed):
     def reopened(self) -> _Batches:
         return _Batches(self.settings, self.recipe)
 
-    def at(self, state: Mapping[str, Any]) -> _Batches:
+    def at(self, state: Mapping[str, Any]) -> tuple[_Batches, None]:
         """See `Feed.at`.
 
         Each batch had a row or more, by the batch size of its time: behind `idx` batches lie `idx` rows or more, never fewer,
@@ -133,8 +133,8 @@ class _Batches(Feed):
             # Only by the own recipe: a state goes on alike in a loader that was used and in a fresh one.
             with suppress(IndexError):
                 if timeline.last.first_step <= idx and timeline.position_of(idx) == position:
-                    return self.by(timeline)
-        return self.by(self.settings.timeline_from(idx, position))  # nothing is known of its past
+                    return self.by(timeline), None
+        return self.by(self.settings.timeline_from(idx, position)), None  # nothing is known of its past
 
     def by(self, timeline: Timeline, not_again: tuple[tuple[range, str], ...] = ()) -> _Batches:
         """The feed of another timeline; this one if it is the same."""
@@ -260,8 +260,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         Raises:
             IndexError: as `position_of` does.
         """
-        delivered, position = self._runtime.tally.delivered, self.position_of(step)
-        self._go_on_from(delivered._replace(idx=int(step), position=position), self._feed)
+        self._go_to(int(step), self.position_of(step))
 
     # What it is
 

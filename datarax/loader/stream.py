@@ -1,8 +1,8 @@
 """The one envelope of everything that a training loop takes batches from: what a hand-over counts, and what the state says.
 
-A `Stream` is the module that NNX, snapshots and loops see; a `Feed` makes its batches and says how their steps are counted:
-`DataLoader` and `GrainPipeline` bring one each. A batch counts when the loop receives it: then one assignment makes the place
-behind it the stream's. Read first: `recipe.py`; next: `loader.py`.
+A `Stream` is the module that NNX, snapshots and loops see; a `Feed` (`feed.py`) makes its batches. A batch counts when the loop
+receives it: then one assignment makes the place behind it the stream's. Sums of what was handed over are made when somebody
+looks (`tally.py`). Read first: `recipe.py`; next: `loader.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import copy
 import functools
 import re
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import jax
 import numpy as np
@@ -27,10 +27,12 @@ from datarax.core.errors import InputError, MismatchError, tell_where
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount, T_co
 from datarax.core.state import read_state, variables_below
 from datarax.core.tree import ARRAYS, EncodingError, decode, differences, digest, encode
-from datarax.core.variables import Held, looked_up, on_host
+from datarax.core.variables import Held, on_host
+from datarax.loader.feed import Feed, Place, Taken
 from datarax.loader.producer import Turns
-from datarax.loader.recipe import HostRows, Recipe
-from datarax.loader.tally import MAX_STEPS, Delivered, Statistics, StepLog
+from datarax.loader.recipe import HostRows
+from datarax.loader.statistics import Statistics
+from datarax.loader.tally import MAX_STEPS, Delivered, StepLog, Tally
 from datarax.order import Digest
 
 # Of a state, what each process has of its own; the rest is the same on all.
@@ -54,148 +56,6 @@ _SUMS = ("digest_keys", "digest_bytes")
 _SAID = frozenset({"format", "identity", "part"})
 
 
-class Place(NamedTuple):
-    """Where a stream is. A hand-over makes the next one whole and swaps it in by one assignment."""
-
-    step: int
-    """Batches handed over; the step of the next batch."""
-    cursor: Any
-    """What else the stream needs to go on from here: Grain's state; None where the step says all."""
-    current: Any
-    """The batch handed over last, as host arrays; None at the beginning and after a restore."""
-    statistics: Statistics
-    """Statistics of the batches."""
-
-
-class Taken(NamedTuple):
-    """A batch that the loop is about to get."""
-
-    batch: Any
-    """What the loop gets: the host's rows, or global arrays of them."""
-    rows: HostRows
-    """The host's rows, and what they count."""
-    cursor: Any
-    """What the stream goes on from after it."""
-
-
-class Feed(ABC):
-    """Where batches come from: makes that of any place, and says how steps are counted. What it says never changes."""
-
-    recipe: Recipe | None
-    """Which rows each step has; None if each step counts as one row, and there are no epochs."""
-    num_steps: int | None
-    """Batches of the whole run; None if there is no end, or none that is known."""
-    why_no_length: str
-    """What is said to whoever asks for the length then."""
-    hashes_bytes: bool
-    """Whether the rows of every step are hashed."""
-    part: str | None = None
-    """Names the rows of a batch that count here, 16 hex digits; None if all of them do."""
-    averages: ClassVar[bool]
-    """Whether `batch_stats_fn` is called on each batch, and means over their rows are kept."""
-
-    @abstractmethod
-    def take(self, place: Place) -> Taken | None:
-        """The batch of a place, and what follows it; None at the end: what is raised never means that."""
-
-    @abstractmethod
-    def at(self, state: Mapping[str, Any]) -> Feed:
-        """The feed of what follows a state of its stream: this one, or one that is ready in its place.
-
-        Raises:
-            ValueError: if the state is none of this feed's.
-        """
-
-    @abstractmethod
-    def reopened(self) -> Feed:
-        """The same batches, with threads and processes of its own."""
-
-    @abstractmethod
-    def drop(self) -> None:
-        """Forgets what was prepared for places to come."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends threads and processes; what is asked for later starts them again."""
-
-
-class Tally:
-    """What was handed over as of now, and the contents of a stream's variables; left behind, it keeps what it said last.
-
-    A hand-over writes into the log and then swaps the place, and only that counts. Sums go on from the last look, so a look
-    costs what was delivered since: made at each hand-over they would cost a small batch more than its digest does. A look
-    changes no answer, so a signal's handler may look at any moment. NNX looks here too: to set a variable costs 3 us and more,
-    so the variables of a stream hold content that looks into a tally when asked.
-
-    Args:
-        delivered: what to begin with.
-        place: the same place.
-        feed: of the batches from there on.
-        log: of the steps from there on.
-    """
-
-    def __init__(self, delivered: Delivered, place: Place, feed: Feed, log: StepLog) -> None:
-        self.place = place
-        self.log = log
-        self.feed = feed
-        self.recipe = recipe = feed.recipe
-        self._summed = delivered
-        self.contents: dict[str, Any] = {
-            "idx": looked_up(lambda: self.place.step),
-            "position": looked_up(lambda: self.position),
-            "epoch": None
-            if recipe is None
-            else looked_up(lambda: self.position // recipe.timeline.last.order.num_records),
-            "_applied_count": looked_up(lambda: self.delivered.applied),
-            "_skipped_count": looked_up(lambda: self.delivered.skipped),
-            "digest_rows": looked_up(lambda: self.delivered.digest.rows),
-            "digest_keys": looked_up(lambda: self.delivered.digest.keys),
-            # None is no number that could be looked up; only a restore brings another kind.
-            "digest_bytes": None
-            if delivered.digest.bytes is None
-            else looked_up(lambda: self.delivered.digest.bytes or 0),
-        }
-        """The raw content of each variable, by the name of the attribute that holds it."""
-        if feed.averages:
-            self.contents["stats_rows"] = looked_up(lambda: self.place.statistics.total.rows)
-
-    @property
-    def position(self) -> int:
-        """Where the next step begins."""
-        summed, step = self._summed, self.place.step
-        if self.recipe is None:
-            return step
-        return summed.position if step == summed.idx else self.recipe.timeline.position_of(step)
-
-    @property
-    def delivered(self) -> Delivered:
-        """All that was handed over."""
-        summed, step = self._summed, self.place.step
-        if step == summed.idx:
-            return summed
-        kept = self.log.kept  # after the step, so that it has it
-        if summed.idx < kept.first and kept.known is not None:
-            # Another thread has dropped steps since, or a slower one has left an older sum here.
-            summed = kept.known
-        if step <= summed.idx:
-            return summed
-        keys, hashed = kept.sums(summed.idx, step)
-        steps, recipe = range(summed.idx, step), self.recipe
-        digest, rows = summed.digest, len(steps) if recipe is None else recipe.counted_in(steps)
-        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
-        if digest.bytes is None or hashed is None:
-            digest, hashed = Digest(digest.rows, digest.keys, None), None
-        made = Delivered(
-            step,
-            step if recipe is None else recipe.timeline.position_of(step),
-            summed.applied + rows,
-            summed.skipped,
-            digest.add(keys, hashed, rows),
-        )
-        self._summed = made  # one assignment; an older sum that a slower thread puts here is as right
-        return made
-
-
 @dataclass
 class StreamMetrics:
     """Live counters of what a stream did since it was opened. Counted per batch, never per record; read from the side."""
@@ -208,21 +68,6 @@ class StreamMetrics:
     """Time the training loop spent waiting for batches, in seconds."""
 
 
-class _OfPlace:
-    """A field of the runtime's place as an attribute that can be set: what a `Held` variable reads and a restore writes."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, runtime: Runtime, owner: type) -> Any:
-        value = getattr(runtime.tally.place, self._name)
-        return value.total.values() if self._name == "statistics" else value
-
-    def __set__(self, runtime: Runtime, value: Any) -> None:
-        value = Statistics.restored(value, 0) if self._name == "statistics" else value
-        runtime.tally.place = runtime.tally.place._replace(**{self._name: value})
-
-
 class Runtime:
     """What is open behind a stream, apart from NNX, which sees it as static and compares it by identity.
 
@@ -230,8 +75,6 @@ class Runtime:
         base: what all processes have in common.
         tally: of what was handed over.
     """
-
-    current, cursor, statistics = _OfPlace(), _OfPlace(), _OfPlace()
 
     def __init__(self, base: Delivered, tally: Tally) -> None:
         self.turns = Turns()
@@ -243,14 +86,23 @@ class Runtime:
         """Digest of each field of the stream's identity, 16 hex digits, once somebody asks: it never changes."""
         self.tally = tally
         """Feed, place and log: whoever goes elsewhere makes all of it first, and swaps this reference."""
-        self.prepared = tally.feed
-        """The feed of a state that was found good and is not restored yet; else the tally's."""
+        self.prepared = tally
+        """That of a state that was found good and is not restored yet; else the one above."""
 
-    def prepare(self, feed: Feed) -> None:
-        """Keeps a feed for a restore to come, in place of the one that was kept."""
-        before, self.prepared = self.prepared, feed
-        if before is not self.tally.feed:
-            before.close()
+    def prepare(self, tally: Tally) -> None:
+        """Keeps a tally for a restore to come, in place of the one that was kept."""
+        before, self.prepared = self.prepared, tally
+        if before.feed is not self.tally.feed:
+            before.feed.close()
+
+    def means(self) -> Any:
+        """The means over rows as of now, or what was set in their place."""
+        return self.tally.place.statistics.total.values()
+
+    def set_means(self, means: Any) -> None:
+        """Has these in their place, until the next batch."""
+        place = self.tally.place
+        self.tally.place = place._replace(statistics=Statistics.restored(means, 0))
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -304,15 +156,15 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         self.digest_rows = HostInt(0)
         self.digest_keys = HostInt(0)
         self.digest_bytes = HostInt(None)
-        if feed.averages:
+        if feed.recipe is not None:
             self.stats_rows = HostInt(0)
         start = Delivered(0, 0, 0, 0, Digest.zero(feed.hashes_bytes))
         self._open(Runtime(start, Tally(start, Place(0, None, None, Statistics()), feed, StepLog())))
 
     def _open(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self.current = Held(runtime, "current")
-        self._computed_stats = Held(runtime, "statistics")
+        self.current = Held(lambda: runtime.tally.place.current)
+        self._computed_stats = Held(runtime.means, runtime.set_means)
         self._swap(runtime.tally)
 
     # Where it is
@@ -321,19 +173,20 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         """What was delivered, and what comes, is from now on this; the variables look it up there."""
         runtime = self._runtime
         before, runtime.tally = runtime.tally, tally
-        runtime.prepare(tally.feed)
+        runtime.prepare(tally)
         for name, content in tally.contents.items():
             vars(self)[name].set_raw_value(content)
         if tally.feed is not before.feed:
             before.feed.close()
+        elif tally.log is not before.log:
+            tally.feed.drop()
 
-    def _go_on_from(self, delivered: Delivered, feed: Feed, cursor: Any = None) -> None:
-        """`delivered` is from now on what was received, wherever that is; log and contents start anew."""
-        before = self._runtime.tally
-        here = before.place._replace(step=delivered.idx, cursor=cursor, current=None)
-        self._swap(Tally(delivered, here, feed, StepLog(delivered.idx)))
-        if feed is before.feed:
-            feed.drop()
+    def _go_to(self, step: int, position: int) -> None:
+        """Goes on from another step, without what comes before it; counters and digest stay."""
+        now = self._runtime.tally
+        place = now.place._replace(step=step, cursor=None, current=None)
+        delivered = now.delivered._replace(idx=step, position=position)
+        self._swap(Tally(delivered, place, now.feed, StepLog(step)))
 
     def _show_again(self, delivered: Delivered, feed: Feed | None = None) -> None:
         """`delivered`, of as many steps as before, is what was received; contents that looked before keep what they showed.
@@ -397,7 +250,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         if taken is None:
             return None
         rows, statistics = taken.rows, place.statistics
-        if self.config.batch_stats_fn is not None and tally.feed.averages and rows.counted:
+        if self.config.batch_stats_fn is not None and tally.recipe is not None and rows.counted:
             statistics = self._statistics_after(rows, place)
         following = Place(place.step + 1, taken.cursor, rows.batch, statistics)
         tally.log.put(place.step, rows.keys, rows.bytes)
@@ -576,26 +429,24 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             if state[field] is None and field not in ("epoch", "digest_bytes"):
                 raise ValueError(f"{field}: expected an int, got None")
             # Counts stop below the end of int64: what comes after them must fit as well.
-            bits = 64 if field in ("digest_keys", "digest_bytes") else 62
+            bits = 64 if field in _SUMS else 62
             if int(state[field] or 0) >= 1 << bits:
                 raise ValueError(f"{field}: {state[field]} does not fit {bits} bits")
         rows = state.get("stats_rows", 0)
         if rows and (state["_is_stats_reset"] or not isinstance(state["_computed_stats"], dict)):
             raise ValueError(f"_computed_stats: there are no means of the {rows} stats_rows")
-        Statistics.restored(state["_computed_stats"], rows)
-        self._runtime.prepare(self._runtime.tally.feed.at(state))
+        place = Place(state["idx"], None, None, Statistics.restored(state["_computed_stats"], rows))
+        feed, cursor = feed.at(state)
+        hashed = state["digest_bytes"] if feed.hashes_bytes else None
+        digest = Digest(state["digest_rows"], state["digest_keys"], hashed)
+        counts = int(state["_applied_count"]), int(state["_skipped_count"])
+        delivered = Delivered(place.step, state["position"], *counts, digest)
+        self._runtime.prepare(Tally(delivered, place._replace(cursor=cursor), feed, StepLog(place.step)))
 
     def _state_restored(self) -> None:
         runtime = self._runtime
-        # What a restore has just written; `_validate_state` has seen to it that no count is None.
-        said = {name: getattr(self, name).get_value() for name in runtime.tally.contents}
-        hashed = said["digest_bytes"] if runtime.prepared.hashes_bytes else None
-        digest = Digest(said["digest_rows"], said["digest_keys"], hashed)
-        counts = int(said["_applied_count"]), int(said["_skipped_count"])
-        runtime.base = Delivered(said["idx"], said["position"], *counts, digest)
-        statistics = Statistics.restored(runtime.statistics, said.get("stats_rows", 0))
-        runtime.tally.place = runtime.tally.place._replace(statistics=statistics)
-        self._go_on_from(runtime.base, runtime.prepared, runtime.cursor)
+        runtime.base = runtime.prepared.delivered
+        self._swap(runtime.prepared)
 
     def _check_shown(self) -> None:
         """Sees to it that the variables show what was delivered.
@@ -700,7 +551,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
     def close(self) -> None:
         """Ends threads and processes. What it reads stays open; it belongs to whoever made it."""
         runtime = self._runtime
-        runtime.prepare(runtime.tally.feed)
+        runtime.prepare(runtime.tally)
         runtime.tally.feed.close()
 
     def __enter__(self) -> Self:

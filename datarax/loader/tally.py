@@ -1,22 +1,17 @@
-"""What was handed over, as values: the counts, the digests of each step, and running means.
+"""What was handed over, as values: the counts, and the digests of each step. All of it is exact.
 
-Counts and digests are exact; means are row-weighted, in float64, reported beside a run, and outside digest and identity. Knows
-neither modules nor batches, asks no process. Next: `stream.py`, which decides when a batch counts.
+Knows neither modules nor batches, asks no process. Next: `stream.py`, which decides when a batch counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from datarax.core.errors import ConfigError
-from datarax.core.tree import check_plain
+from datarax.core.variables import looked_up
+from datarax.loader.feed import Feed, Place
 from datarax.order import Digest
-
-_MAX_BYTES = 1024
 
 
 class Delivered(NamedTuple):
@@ -34,7 +29,7 @@ class Delivered(NamedTuple):
     """Digest of the rows handed over that count here."""
 
 
-# The digests of each step since the last committed snapshot, so that a divergence can be given an exact step: seventeen bytes a
+# The digests of each step since the last committed snapshot, so that a divergence can be given an exact step: 24 bytes a
 # step. Without a checkpointer nobody ever says "committed", so a stream keeps a bounded tail.
 
 MAX_STEPS = 1 << 16
@@ -45,29 +40,22 @@ class Kept(NamedTuple):
     """What a log holds at one moment, but for steps that are put later."""
 
     first: int
-    keys: np.ndarray  # uint64[capacity]
-    row_bytes: np.ndarray  # uint64[capacity]; 0 without
-    has_bytes: np.ndarray  # bool[capacity]
+    """The first step."""
+    steps: np.ndarray
+    """uint64[3, capacity]: for each step the sums of key hashes and of row hashes, and whether it has the latter."""
     known: Delivered | None = None
     """All that was delivered up to `first` or later; None while nothing was dropped."""
 
     def tail(self, first: int, capacity: int, known: Delivered | None) -> Kept:
         """The same from `first` on, with room for `capacity` steps."""
-
-        def moved(old: np.ndarray) -> np.ndarray:
-            new, rest = np.zeros(capacity, old.dtype), old[first - self.first :][:capacity]
-            new[: len(rest)] = rest
-            return new
-
-        return Kept(first, moved(self.keys), moved(self.row_bytes), moved(self.has_bytes), known)
+        steps, rest = np.zeros((3, capacity), np.uint64), self.steps[:, first - self.first :][:, :capacity]
+        steps[:, : rest.shape[1]] = rest
+        return Kept(first, steps, known)
 
     def sums(self, first: int, stop: int) -> tuple[int, int | None]:
         """Sums mod 2^64 over the steps from `first` up to `stop`: of key digests, and of byte digests, None if one has none."""
-        part = slice(first - self.first, stop - self.first)
-        keys = int(self.keys[part].sum(dtype=np.uint64))
-        if not self.has_bytes[part].all():
-            return keys, None
-        return keys, int(self.row_bytes[part].sum(dtype=np.uint64))
+        keys, hashed, with_bytes = self.steps[:, first - self.first : stop - self.first].sum(axis=1).tolist()
+        return keys, hashed if with_bytes == stop - first else None
 
 
 class StepLog:
@@ -78,117 +66,105 @@ class StepLog:
     """
 
     def __init__(self, step: int = 0) -> None:
-        self.kept = Kept(step, np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros(0, bool))
+        self.kept = Kept(step, np.zeros((3, 0), np.uint64))
         """Looked at once by whoever adds up: another thread may drop steps at any moment."""
 
     def put(self, step: int, keys: int, row_bytes: int | None) -> None:
         """Keeps the digests of a step, the one after the last that counts; doing it again changes nothing."""
         kept = self.kept
         at = step - kept.first
-        if at >= len(kept.keys):
+        if at >= kept.steps.shape[1]:
             self.kept = kept = kept.tail(kept.first, max(64, 2 * at), kept.known)
-        kept.keys[at] = keys
-        kept.row_bytes[at] = row_bytes or 0
-        kept.has_bytes[at] = row_bytes is not None
+        kept.steps[0, at] = keys
+        kept.steps[1, at] = row_bytes or 0
+        kept.steps[2, at] = row_bytes is not None
 
     def forget_before(self, step: int, known: Delivered) -> None:
         """Drops the digests of steps before `step`, which the log has; `known` has their sums, and maybe those of more."""
         kept = self.kept
         if step > kept.first:
             # At one stroke: an interrupt finds either all of it or nothing done.
-            self.kept = kept.tail(step, max(0, len(kept.keys) - (step - kept.first)), known)
+            self.kept = kept.tail(step, max(0, kept.steps.shape[1] - (step - kept.first)), known)
 
     def arrays(self, stop: int) -> tuple[int, np.ndarray, np.ndarray, bool]:
         """First step, uint64[steps] keys, uint64[steps] bytes (0 without) up to `stop`, and whether all have bytes."""
         kept = self.kept
-        count = stop - kept.first
-        return (
-            kept.first,
-            kept.keys[:count].copy(),
-            kept.row_bytes[:count].copy(),
-            bool(kept.has_bytes[:count].all()),
-        )
+        keys, hashed, with_bytes = kept.steps[:, : stop - kept.first].copy()
+        return kept.first, keys, hashed, bool(with_bytes.all())
 
 
-class RunningMeans:
-    """The mean of each statistic over all rows so far; a value.
+class Tally:
+    """What was handed over as of now, and the contents of a stream's variables; left behind, it keeps what it said last.
+
+    A hand-over writes into the log and then swaps the place, and only that counts. Sums go on from the last look, so a look
+    costs what was delivered since: made at each hand-over they would cost a small batch more than its digest does. A look
+    changes no answer, so a signal's handler may look at any moment. NNX looks here too: to set a variable costs 3 us and more,
+    so the variables of a stream hold content that looks into a tally when asked.
 
     Args:
-        means: the means over `rows` rows, as `values` gave them; with 0 rows whatever was set in their place, of which nothing
-            goes into later means.
-        rows: rows so far.
-
-    Raises:
-        ConfigError: if a mean is not a number or an array of at most 1 KB.
+        delivered: what to begin with.
+        place: the same place.
+        feed: of the batches from there on.
+        log: of the steps from there on.
     """
 
-    def __init__(self, means: Any = None, rows: int = 0) -> None:
-        self.rows = rows
-        self._means = {key: _as_float64(key, value) for key, value in means.items()} if rows else means
+    def __init__(self, delivered: Delivered, place: Place, feed: Feed, log: StepLog) -> None:
+        self.place = place
+        self.log = log
+        self.feed = feed
+        self.recipe = recipe = feed.recipe
+        self._summed = delivered
+        self.contents: dict[str, Any] = {
+            "idx": looked_up(lambda: self.place.step),
+            "position": looked_up(lambda: self.position),
+            "epoch": None
+            if recipe is None
+            else looked_up(lambda: self.position // recipe.timeline.last.order.num_records),
+            "_applied_count": looked_up(lambda: self.delivered.applied),
+            "_skipped_count": looked_up(lambda: self.delivered.skipped),
+            "digest_rows": looked_up(lambda: self.delivered.digest.rows),
+            "digest_keys": looked_up(lambda: self.delivered.digest.keys),
+            # None is no number that could be looked up; only a restore brings another kind.
+            "digest_bytes": None
+            if delivered.digest.bytes is None
+            else looked_up(lambda: self.delivered.digest.bytes or 0),
+        }
+        """The raw content of each variable, by the name of the attribute that holds it."""
+        if recipe is not None:
+            self.contents["stats_rows"] = looked_up(lambda: self.place.statistics.total.rows)
 
-    def after(self, statistics: Mapping[str, Any], rows: int) -> RunningMeans:
-        """The means once the statistics of `rows` more rows, of a batch or of another process, are weighed in.
+    @property
+    def position(self) -> int:
+        """Where the next step begins."""
+        summed, step = self._summed, self.place.step
+        if self.recipe is None:
+            return step
+        return summed.position if step == summed.idx else self.recipe.timeline.position_of(step)
 
-        Raises:
-            ConfigError: if a statistic is not a number or an array of at most 1 KB, or the keys change in mid-run.
-        """
-        if not isinstance(statistics, Mapping):
-            raise ConfigError(
-                f"batch_stats_fn must return a dict of numbers, got {type(statistics).__name__}"
-            )
-        arrays = {key: _as_float64(key, value) for key, value in statistics.items()}
-        if self.rows and arrays.keys() != self._means.keys():
-            raise ConfigError(
-                f"batch_stats_fn returned the keys {sorted(arrays)}, but {sorted(self._means)} before; "
-                f"a mean needs every key in every batch"
-            )
-        total = self.rows + rows
-        means = self._means if self.rows else {key: np.zeros_like(value) for key, value in arrays.items()}
-        for key, value in arrays.items():
-            if value.shape != means[key].shape:
-                raise ConfigError(
-                    f"batch_stats_fn: {key!r} has the shape {value.shape}, but {means[key].shape} before; a mean needs "
-                    f"one shape in every batch"
-                )
-        return RunningMeans(
-            {key: mean + (arrays[key] - mean) * (rows / total) for key, mean in means.items()}, total
+    @property
+    def delivered(self) -> Delivered:
+        """All that was handed over."""
+        summed, step = self._summed, self.place.step
+        if step == summed.idx:
+            return summed
+        kept = self.log.kept  # after the step, so that it has it
+        if summed.idx < kept.first and kept.known is not None:
+            # Another thread has dropped steps since, or a slower one has left an older sum here.
+            summed = kept.known
+        if step <= summed.idx:
+            return summed
+        keys, hashed = kept.sums(summed.idx, step)
+        steps, recipe = range(summed.idx, step), self.recipe
+        digest, rows = summed.digest, len(steps) if recipe is None else recipe.counted_in(steps)
+        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
+        if digest.bytes is None or hashed is None:
+            digest, hashed = Digest(digest.rows, digest.keys, None), None
+        made = Delivered(
+            step,
+            step if recipe is None else recipe.timeline.position_of(step),
+            summed.applied + rows,
+            summed.skipped,
+            digest.add(keys, hashed, rows),
         )
-
-    def values(self) -> Any:
-        """Means so far: Python floats for scalars, float64 arrays otherwise; with 0 rows what was set."""
-        if not self.rows:
-            return self._means
-        return {key: float(mean) if mean.ndim == 0 else mean.copy() for key, mean in self._means.items()}
-
-
-class Statistics(NamedTuple):
-    """The statistics of one process at one moment: means of what all share and of what this one has added."""
-
-    base: RunningMeans = RunningMeans()
-    """The means that all processes began with."""
-    added: RunningMeans = RunningMeans()
-    """The means of what this process has seen since."""
-    total: RunningMeans = RunningMeans()
-    """The means of both, as this process alone would go on; or what was set from outside, until the next batch."""
-
-    @staticmethod
-    def restored(values: Any, rows: int) -> Statistics:
-        """Those that a state holds: means over `rows` rows, or with 0 rows what was set."""
-        total = RunningMeans(values, rows)
-        return Statistics(total if rows else RunningMeans(), RunningMeans(), total)
-
-    def after(self, statistics: Mapping[str, Any], rows: int) -> Statistics:
-        """Once the statistics of one more batch of this process are weighed in. See `RunningMeans.after`."""
-        return Statistics(self.base, self.added.after(statistics, rows), self.total.after(statistics, rows))
-
-
-def _as_float64(key: str, value: Any) -> np.ndarray:
-    for leaf in jax.tree.leaves(value):
-        check_plain(type(leaf), f"batch_stats_fn: {key!r}")
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf" or array.size * 8 > _MAX_BYTES:
-        raise ConfigError(
-            f"batch_stats_fn: {key!r} is {array.dtype} {array.shape}; "
-            f"a statistic is a number or a numeric array of at most {_MAX_BYTES // 8} values"
-        )
-    return array.astype(np.float64)
+        self._summed = made  # one assignment; an older sum that a slower thread puts here is as right
+        return made

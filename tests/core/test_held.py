@@ -20,7 +20,7 @@ class Wrapper(DataraxModule):
     def __init__(self, keeper):
         super().__init__(DataraxModuleConfig())
         self.keeper = keeper
-        self.place = Held(keeper, "place")
+        self.place = Held(lambda: keeper.place, lambda value: setattr(keeper, "place", value))
 
 
 def test_a_state_holds_a_copy_of_what_is_kept_and_gives_it_back():
