@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,12 @@ class Recipes:
     ) -> None:
         self._directory = directory
         self._config = config
-        self._overrides = overrides
+        self._overrides = tuple(overrides)
         self._make_stream = make_stream
         self._opened = opened
         self._keys_only = keys_only
         self._trust = trust
+        self._stored = lru_cache(maxsize=8)(self._parsed)  # of many snapshots it is the same
         self._of_the_run = config is None and make_stream is None
         self.stored = self._of_the_run and not overrides
         """Whether all that is opened is what the run itself keeps, nothing of it asked for by the user."""
@@ -228,7 +230,7 @@ class Recipes:
                 f"it, or put a directory above it into {TRUST_VARIABLE}; --fast imports nothing"
             )
 
-    def _stored(self, config_digest: str | None, overrides: Sequence[str] = ()) -> AnyRunConfig:
+    def _parsed(self, config_digest: str | None, overrides: tuple[str, ...] = ()) -> AnyRunConfig:
         if config_digest is None:
             raise InputError(
                 f"the run {self._directory} was made from Python and keeps no config; write one that describes it "
