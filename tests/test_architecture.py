@@ -110,7 +110,7 @@ HOMES = {
 
 
 # Statements that a room may have (benchmarks/statements.py). They fall; whoever must raise one says why in docs/design.
-BUDGETS = {"core": 880, "order": 885, "sources": 1900, "loader": 893, "grain_pipeline": 639}
+BUDGETS = {"core": 880, "order": 885, "sources": 1904, "loader": 893, "grain_pipeline": 639}
 
 
 def modules():
