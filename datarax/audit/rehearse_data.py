@@ -21,7 +21,6 @@ from datarax.audit.rehearsal import Finding, Rehearsal, Verdict, failure, skippe
 from datarax.checkpoint import Change, list_steps
 from datarax.core.errors import InputError
 from datarax.core.tree import ARRAYS
-from datarax.loader import DataLoader
 from datarax.multihost import current
 from datarax.order import Order, Segment, Timeline
 from datarax.run_config import GrainRunConfig, RunConfig, batch_sharding, build_grain_pipeline, build_loader
@@ -41,7 +40,6 @@ from datarax.store.files import open_file
 from datarax.training import LOADER_NAME
 from datarax.training.unlisted_files import unlisted_note
 from datarax.transforms.load import load_transforms
-from datarax.transforms.steadiness import Unsteady, unsteady_transforms
 
 # Looking waits for the disk, or for a network file system.
 _LOOKING_THREADS = 16
@@ -49,8 +47,6 @@ _MOST_SECONDS = 3.0
 _MOST_BATCHES = 100
 # Grain may have hundreds of elements ready by the time that it gives the first.
 _MOST_ELEMENTS = 10_000
-# Of one step, run four times.
-_MOST_RECORDS = 256
 
 
 def opened_source(rehearsal: Rehearsal) -> Finding:
@@ -385,7 +381,9 @@ def steady_transforms(rehearsal: Rehearsal) -> Finding:
         return Finding(found="none")
     numbers: dict[str, Any] = {"step": step, "transforms": names}
     try:
-        found = unsteady_at(rehearsal.config, stream, step)
+        found = stream.unsteady_transforms(
+            step, rebuild=partial(load_transforms, transform_settings(rehearsal.config))
+        )
     except InputError as error:
         return skipped(
             f"the same bytes again and in another order; nothing could be compared in a fresh process: {error}",
@@ -404,21 +402,4 @@ def steady_transforms(rehearsal: Rehearsal) -> Finding:
         found=f"{', '.join(names)}: the same bytes for the records of step {step:,}, run again, in another order, and in a "
         f"fresh process",
         numbers=numbers,
-    )
-
-
-def unsteady_at(config: RunConfig, loader: DataLoader, step: int) -> list[Unsteady]:
-    """The transforms of a run that do not give the same bytes every time for the first records of a step.
-
-    Raises:
-        InputError: see `unsteady_transforms`, as all else that is raised.
-    """
-    keys, order, source = loader.record_keys(step), loader.order, loader.source
-    keys = keys[keys.source >= 0][:_MOST_RECORDS]
-    return unsteady_transforms(
-        loader.recipe.transforms,
-        source.read(keys.index),
-        lambda transform: order.row_seeds(transform.name, keys),
-        lambda i: f"{source.name}:{keys.index[i]} (epoch {keys.epoch[i]})",
-        rebuild=partial(load_transforms, transform_settings(config)),
     )

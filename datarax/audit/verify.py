@@ -38,6 +38,7 @@ from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.policy import identity_differences
 from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
+from datarax.loader import DataLoader
 from datarax.order import Timeline
 from datarax.run_config import AnyRunConfig
 from datarax.sources import DataSource
@@ -210,6 +211,7 @@ class _Verification:
         self._check_data = check_data
         self._content: dict[int, list[str]] = {}  # by `id` of the source, which stays open
         self._read: list[tuple[range, DataSource, Timeline]] = []
+        self._tried: set[int] = set()  # by `id` of the loader, which stays open
 
     def look_at(self, report: SnapshotReport, interval: Interval | None, *, require_finite: bool) -> None:
         """One snapshot, or ledger entry: its files, its record, its recipe, its steps."""
@@ -325,12 +327,25 @@ class _Verification:
         report.keys_only = self._fast or (bool(report.superseded) and is_addressable(stream))
         report.replayed_steps = (steps.start, steps.stop)
         replay.run(streams, report)
+        if isinstance(stream, DataLoader) and not report.keys_only:
+            self._try_transforms(report, stream, steps)
         if is_addressable(stream):
             self._read.append((steps, stream.source, stream.timeline))
         if report.first_diverging_step is not None:
             explain(report, stream, replay)
         if is_addressable(stream) and self._content.get(id(stream.source)):
             name_delivered_changes(report, stream, replay)
+
+    def _try_transforms(self, report: SnapshotReport, loader: DataLoader, steps: range) -> None:
+        """Each transform again, and in another order: a memory of its own may pass unseen in a replay, which repeats it.
+
+        Once for each loader. The fresh process to compare with is this one.
+        """
+        if id(loader) not in self._tried and steps and report.first_diverging_step is None:
+            self._tried.add(id(loader))
+            report.problems += [
+                f"step {steps.start}: {each}" for each in loader.unsteady_transforms(steps.start)
+            ]
 
     def _look_at_data(self) -> None:
         """The data files of each source against their manifest, when it was opened."""

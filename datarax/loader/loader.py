@@ -29,8 +29,10 @@ from datarax.multihost import Slots, chosen_slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
 from datarax.sources import DataSource
 from datarax.transforms import Transform, check_pipeline, impurities, pipeline_identity
+from datarax.transforms.steadiness import Rebuild, Unsteady, unsteady_transforms
 
 _Rows = np.ndarray | Sequence[int] | None
+_MOST_TRIED = 256  # each is run four times
 
 
 class _Settings(NamedTuple):
@@ -337,6 +339,30 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
     def impurities(self) -> list[str]:
         """A sentence for each place where a transform shows a memory of its own: see `datarax.transforms.impurities`."""
         return impurities(self._feed.settings.transforms, packages=self._feed.settings.packages)
+
+    def unsteady_transforms(self, step: int, *, rebuild: Rebuild | None = None) -> list[Unsteady]:
+        """The transforms that do not give the same bytes every time, tried on the first 256 records of a step.
+
+        One that is declared impure may do so, and is left out.
+
+        Args:
+            step: any that has records.
+            rebuild: makes the transforms anew, for a comparison in a fresh process; None: nothing is compared there.
+
+        Raises:
+            InputError: see `datarax.transforms.steadiness.unsteady_transforms`, as all else that is raised.
+        """
+        keys, order, source = self.record_keys(step), self.order, self.source
+        keys = keys[keys.source >= 0][:_MOST_TRIED]
+        found = unsteady_transforms(
+            self.recipe.transforms,
+            source.read(keys.index),
+            lambda transform: order.row_seeds(transform.name, keys),
+            lambda i: f"{source.name}:{keys.index[i]} (epoch {keys.epoch[i]})",
+            rebuild=rebuild,
+        )
+        impure = {each.name for each in self.recipe.transforms if each.impure}
+        return [each for each in found if impure.isdisjoint(each.transform.split(" → "))]
 
     # State
 

@@ -119,6 +119,11 @@ class DataFiles:
         """
         paths = self.paths
         base, names = relative_names(paths)
+        manifest = self._manifest(base)
+        if manifest is not None and self._directories == [base] and len(manifest.files) == len(paths):
+            sizes, counts = Rows.columns(manifest.files, "size", "num_records")
+            whole = Rows(RecordedFile, [base] * len(paths), [manifest] * len(paths), range(len(paths)))
+            return base, with_first_indices(list(zip(names, counts, sizes, strict=True))), whole
         recorded = self._recorded(base)
         if recorded and self._only_listed:
             paths = [path for path in paths if path in recorded]

@@ -6,6 +6,9 @@ time, so the same bytes give the same manifest wherever and whenever they were w
 are made (`build.py`) or which files a source reads (`dataset.py`).
 """
 
+import contextlib
+import functools
+import gc
 import hashlib
 import json
 import os
@@ -76,6 +79,10 @@ class Manifest:
 
     def content_digest(self) -> str:
         """SHA-256 over names, sizes, counts and hashes of the files: what is in them, not how they came to be."""
+        return self._content_digest
+
+    @functools.cached_property
+    def _content_digest(self) -> str:
         return hashlib.sha256(files_json(_KEYS, Rows.columns(self.files, *_KEYS))).hexdigest()
 
     def tree(self) -> dict[str, Any]:
@@ -132,6 +139,18 @@ def file_sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: a large tree makes Python look many times through all that JAX has loaded."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def load_manifest(directory: str) -> Manifest | None:
     """The manifest in `directory`; None if there is none.
 
@@ -140,7 +159,9 @@ def load_manifest(directory: str) -> Manifest | None:
     """
     path = os.path.join(directory, MANIFEST_NAME)
     try:
-        tree = parse_json(read_file(path, _MOST_MANIFEST_BYTES))
+        data = read_file(path, _MOST_MANIFEST_BYTES)
+        with _uncollected():
+            tree = parse_json(data)
         if not isinstance(tree, dict):
             raise ValueError("it holds no JSON object")
         reader = reader_of(tree.get("format"), _READERS)

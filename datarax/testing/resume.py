@@ -19,7 +19,6 @@ from datarax.multihost import Processes
 from datarax.testing.parts import MakePart, check_parts
 from datarax.testing.states import check_states, damaged, through_json
 from datarax.testing.streams import Delivery, Make, delivered, must_equal, next_of, opened, overwrite
-from datarax.transforms.steadiness import unsteady_transforms
 
 
 def assert_resumes_everywhere(
@@ -242,14 +241,7 @@ def _check_transforms(make: Make) -> None:
         step = int(module.idx.get_value() or 0)
         if step == module.num_steps:
             return
-        keys, order, source = module.record_keys(step), module.order, module.source
-        keys = keys[keys.source >= 0]
-        found = unsteady_transforms(
-            module.recipe.transforms,
-            source.read(keys.index),
-            lambda transform: order.row_seeds(transform.name, keys),
-            lambda i: f"{source.name}:{keys.index[i]} (epoch {keys.epoch[i]})",
-        )
+        found = module.unsteady_transforms(step)
     if found:
         raise AssertionError(
             f"{'; '.join(map(str, found))}; make it a function of the record, its parameters and its seed alone"
