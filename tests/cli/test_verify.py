@@ -1,8 +1,10 @@
 """`verify` as proof: what is as recorded passes, any changed byte and any other recipe does not, by name."""
 
+import importlib
 import json
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -338,3 +340,32 @@ def test_a_replay_makes_few_batches_ahead(finished, capsys, monkeypatch):
     monkeypatch.setattr(Threads, "submit", lambda self, step: (begun.append(step), submit(self, step))[1])
     assert verify(finished / "run", capsys, "--set", "loader.read_ahead=3000")[0] == 0
     assert 0 < len(begun) < 50
+
+
+def test_a_transform_that_depends_on_the_record_before_is_found_though_its_replay_is_as_recorded(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "stages_with_memory.py").write_text(
+        "import numpy as np\n"
+        "def differences(record, last=[0]):\n"
+        "    before, last[0] = last[0], record[4]\n"
+        "    return {'x': np.frombuffer(record[:8], np.uint8) - np.uint8(before)}\n"
+        "def steady(record):\n"
+        "    return {'x': np.frombuffer(record[:8], np.uint8)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for function, code in (("steady", 0), ("differences", 1)):
+        config = write_config(tmp_path)
+        text = re.sub(r"\[\[transforms\]\].*?(?=\n\[)", "", config.read_text(), flags=re.DOTALL)
+        text = re.sub(r"\[task\].*?(?=\n\[)", "", text, flags=re.DOTALL)
+        config.write_text(f'{text}\n[[transforms]]\nuse = "stages_with_memory:{function}"\nlevel = "record"\n')
+        run = tmp_path / function
+        words = ["run", str(config), "--set", f"run.directory={run}", "--set", "save.every_steps=100"]
+        assert main(words) == 0
+        importlib.reload(sys.modules["stages_with_memory"])  # as a fresh process would
+        found, output = verify(run, capsys)
+        assert found == code, output
+        assert ("step 0: transform 'differences', run on the same records in another order" in output) == bool(
+            code
+        ), output
