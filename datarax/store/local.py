@@ -80,14 +80,18 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> builtins.list[Entry]:
         """See `Store`."""
-        entry, path = self.stat(prefix), self.path(prefix)
-        if entry is None and (prefix or not os.path.lexists(path)):
+        path = self.path(prefix)
+        entry = self.stat(prefix) if prefix else Entry("", "directory")
+        if entry is None:
             return []
-        if entry is None or entry.kind != "directory":
+        if entry.kind != "directory":
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         above = f"{prefix}/" if prefix else ""
-        with os.scandir(path) as found:
-            entries = [Entry(above + each.name, _kind(each)) for each in found]
+        try:
+            with os.scandir(path) as found:
+                entries = [Entry(above + each.name, _kind(each)) for each in found]
+        except FileNotFoundError:
+            return []
         return sorted(entries, key=operator.attrgetter("key"))
 
     def stat(self, key: str) -> Entry | None:
