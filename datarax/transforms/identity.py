@@ -298,9 +298,9 @@ class Reader:
     def unhooked(self, fn: Any) -> Any:
         """The user's function in a wrapper that an import hook put around it: no text says so."""
         inner = innermost(fn)
-        if self._version == 1 or inner is fn or not isinstance(inner, FunctionType):
+        if self._version == 1 or self._declared or inner is fn or not isinstance(inner, FunctionType):
             return fn
-        if inner.__globals__.get(inner.__qualname__) is not fn:
+        if self._is_library(module_of(inner)) or inner.__globals__.get(inner.__qualname__) is not fn:
             return fn
         source = self._source(inner, "the function inside")
         return fn if source.decorators or inner.__name__ in source.file.assigned else inner

@@ -357,6 +357,15 @@ def _package():
         ("a constant two modules away", "deep/deeper.py", "OFFSET = 4", "OFFSET = 5", f"{mix}.helpers.by"),
         ("the fields of a named tuple", "deep/inner.py", '"a b"', '"b a"', f"{mix}.helpers.Pair"),
         ("what a random stage imports", "shapes.py", "return 2", "return 3", f"{keyed}.helpers.width"),
+        ("another function of that module", "registry.py", "x + 1", "x + 2", f"{mix}.helpers.chosen"),
+        (
+            "a parameter of a base's method",
+            "deep/inner.py",
+            "(self, x)",
+            "(self, x, more=0)",
+            f"{mix}.helpers.Base",
+        ),
+        ("what is taken from a named tuple", "stages.py", '("a",)', '("b",)', f"{mix}.source_sha256"),
         ("which function of a module", "stages.py", "labpkg.tables.looked_up", "labpkg.tables.table_of", mix),
         (
             "what a name stands for",
@@ -440,7 +449,7 @@ def _edited():
             "deep/inner.py",
             "    by = 7",
             "    by = 7\n\n    def more(self):\n        pass",
-            "Base of",
+            "deep/inner.py was",
         ),
     ]:
         yield Mutation(

@@ -12,7 +12,7 @@ import pytest
 
 from datarax.core.errors import ConfigError
 from datarax.core.tree import differences
-from datarax.transforms import map_records, transform_identity
+from datarax.transforms import map_records, source, transform_identity
 
 HELPERS = '''
 """Of the user's own package."""
@@ -38,6 +38,7 @@ def unused(x):
 DEEPER = "def shift(x):\n    return x - 1\n"
 
 numbers = itertools.count()
+real = source.source_file
 
 
 @pytest.fixture
@@ -313,7 +314,7 @@ if sys.argv[2] == "hook":
     sys.meta_path.insert(0, Finder())
 sys.path.insert(0, sys.argv[1])
 import json
-from datarax.transforms import map_records, transform_identity
+from datarax.transforms import map_records, source, transform_identity
 from userspkg.recipes import f
 print(json.dumps(transform_identity(map_records(f, name="it"), version=2), sort_keys=True))
 """
@@ -364,3 +365,15 @@ def test_arrays_of_another_module_count_by_value(package):
     fn = package(REACHED["from_import"], helpers=HELPERS.replace("SCALE = 3", "SCALE = np.float32(3)"))
     assert identity(fn) != identity(package(REACHED["from_import"]))
     assert np.float32(3) == sys.modules["userspkg.helpers"].SCALE
+
+
+@pytest.mark.parametrize("name", ["np.sum", "jax.numpy.sum", "jax.nn.relu"])
+def test_a_library_s_wrapped_function_counts_by_name_and_is_not_read(name, package, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        "datarax.transforms.source.source_file", lambda file, *more: read.append(file) or real(file, *more)
+    )
+    text = f"import jax\nimport numpy as np\nTABLE = {{'by': {name}}}\ndef f(x):\n    return TABLE['by'](x)\n"
+    fn = package(text)
+    assert identity(fn)["helpers"] == {}
+    assert {Path(file).name for file in read} == {"recipes.py"}
