@@ -520,7 +520,7 @@ def test_a_truncated_file_is_named_with_both_sizes(moved, doctor):
     size = files[2].stat().st_size
     os.truncate(files[2], size - 1)
     answer = doctor(config, *overrides)
-    assert answer.failed == ["source", "files"]
+    assert answer.failed == ["identity", "files", "batches"]
     assert answer["files"]["numbers"]["bad"] == [
         {"path": str(files[2]), "problem": f"has {size - 1:,} bytes, should have {size:,}", "first_step": 12}
     ]
