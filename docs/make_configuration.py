@@ -18,7 +18,14 @@ from datarax.checkpoint import SaveConfig
 from datarax.grain_pipeline import GrainPipelineTable
 from datarax.loader import DataLoaderConfig
 from datarax.multihost import MultihostConfig
-from datarax.run_config import MeshSection, RunConfig, RunSection, TaskSection, TransformSection
+from datarax.run_config import (
+    IdentitySection,
+    MeshSection,
+    RunConfig,
+    RunSection,
+    TaskSection,
+    TransformSection,
+)
 from datarax.sources.build import BuildTable
 from datarax.sources.open import KINDS, SourceTable, setting_names
 from datarax.training import LogConfig, ResumeConfig
@@ -39,6 +46,7 @@ _TABLES = [
     ("save", SaveConfig),
     ("resume", ResumeConfig),
     ("log", LogConfig),
+    ("identity", IdentitySection),
 ]
 # Set from Python only, or given in another place of the file.
 _LEFT_OUT = {"cacheable", "batch_stats_fn", "precomputed_stats"}

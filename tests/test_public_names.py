@@ -36,7 +36,7 @@ ALL = {
         key_hashes_of_pass mix64 row_hashes row_seeds
     """,
     "datarax.run_config": """
-        AnyRunConfig BaseRunConfig GrainRunConfig MeshSection RunConfig RunSection TaskSection TransformSection
+        AnyRunConfig BaseRunConfig GrainRunConfig IdentitySection MeshSection RunConfig RunSection TaskSection TransformSection
         apply_environment batch_sharding build_grain_pipeline build_loader build_mesh build_session
         load_any_config load_config mesh_sizes open_loader parse_any_stored_config parse_config
         parse_stored_config
@@ -55,7 +55,8 @@ ALL = {
     """,
     "datarax.transforms": """
         IDENTITY_VERSION Level Randomness Transform apply_transforms check_pipeline function_identity
-        generator_from_seed keys_from_seeds load_transform map_batch map_records pipeline_identity random_bits
+        function_impurities generator_from_seed impurities keys_from_seeds load_transform map_batch map_records
+        pipeline_identity random_bits
         random_integers random_map_batch random_map_records random_uniform stack transform_identity unstack
         value_identity
     """,

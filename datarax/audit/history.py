@@ -8,10 +8,11 @@ code of then. Read next: `rows.py`.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datarax.checkpoint import Change, HistoryEntry, Snapshot, list_steps, read_config
 from datarax.checkpoint.advice import all_advice
@@ -104,14 +105,16 @@ def history_by_config(config: RunConfig, loader: DataLoader) -> History:
         MismatchError: if the records of the run contradict each other.
     """
     directory, own = Path(config.run.directory), loader.timeline
-    policy, now = config.resume.policy(), {LOADER_NAME: loader.identity()}
+    policy = config.resume.policy()
+    now: Mapping[str, Any] = {LOADER_NAME: loader.identity()}
     steps = list_steps(directory)
     alone = History(own, [(0, loader.source.files)], own.num_steps, _total(config, own))
     if not steps:
         return replace(alone, unknown_fields=policy.unknown_fields(now))
     newest = steps[-1]
     snapshot = Snapshot.find(directory, newest)
-    was = snapshot.identity
+    compared = snapshot.comparable(now, {LOADER_NAME: loader})
+    was, now = compared.was, compared.now
     found = identity_differences(was, now)
     known = replace(
         alone,

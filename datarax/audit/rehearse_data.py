@@ -118,10 +118,11 @@ def manifest(rehearsal: Rehearsal) -> Finding:
 
 def loader(rehearsal: Rehearsal) -> Finding:
     """The loader, which reads nothing yet."""
-    config, stages = rehearsal.config, len(rehearsal.config.transforms)
+    config = rehearsal.config
     sharding = batch_sharding(config, rehearsal.value("mesh"))
     made = rehearsal.opened.enter_context(build_loader(config, rehearsal.value("source"), sharding=sharding))
     shown = f"batches of {made.timeline.last.batch_size:,} rows, order {config.loader.order.value}, "
+    stages = len(config.transforms)
     shown += f"{stages} transform{'' if stages == 1 else 's'}"
     return Finding(found=shown, value=made, details=made.order.warnings())
 
@@ -130,7 +131,8 @@ def pipeline(rehearsal: Rehearsal) -> Finding:
     """A Grain pipeline, as process 0 has it: whether it can be made and resumed."""
     count = current().count
     made = rehearsal.opened.enter_context(build_grain_pipeline(rehearsal.config, process_count=count))
-    stages, elements, told = list(made.identity()["pipeline"]), made.num_steps, made.warnings()
+    stages, elements = list(made.identity()["pipeline"]), made.num_steps
+    told = made.warnings()
     length = "it has no end, or does not say where" if elements is None else f"it has {elements:,} elements"
     plain = Finding(
         found=f"{made.name!r} for process 0 of {count}, {' → '.join(stages)}; {length}",
@@ -169,15 +171,15 @@ def files(rehearsal: Rehearsal) -> Finding | None:
     if not steps:
         return Finding(found="no step is left, so no file is needed", numbers={"files": 0, "bytes": 0})
     needed = _first_steps(timeline, expected, steps)
-    order = sorted(needed, key=lambda number: (needed[number], number))
+    order = sorted(needed, key=lambda file: (needed[file], file.first_index))
     with ThreadPoolExecutor(_LOOKING_THREADS, "datarax-doctor") as pool:
-        problems = list(pool.map(lambda number: _problem(expected[number]), order))
+        problems = zip(order, pool.map(_problem, order), strict=True)
     bad = [
-        {"path": expected[number].name, "problem": problem, "first_step": needed[number]}
-        for number, problem in zip(order, problems, strict=True)
+        {"path": file.name, "problem": problem, "first_step": needed[file]}
+        for file, problem in problems
         if problem is not None
     ]
-    num_bytes = sum(expected[number].size for number in order)
+    num_bytes = sum(file.size for file in order)
     numbers = {"files": len(order), "bytes": num_bytes, "first": steps[0], "last": steps[-1], "bad": bad}
     which = f"steps {steps[0]:,} to {steps[-1]:,}"
     if not bad:
@@ -205,8 +207,8 @@ def _directories(config: RunConfig) -> Finding:
 
 def _expected(config: RunConfig, source: Any, was: Mapping[str, Any] | None) -> Sequence[SourceFile] | None:
     """The files by absolute paths, as the run knows them, rather than as they happen to lie there now."""
-    field, name = f"{LOADER_NAME}.sources.{config.source.name}", config.source.name
-    may_change = config.resume.policy().of(field) is not Change.REFUSE
+    name = config.source.name
+    may_change = config.resume.policy().of(f"{LOADER_NAME}.sources.{name}") is not Change.REFUSE
     recorded = None if was is None or may_change else was.get(name)
     if source is not None and (recorded is None or recorded.get("num_records") == len(source)):
         at = source.base_directory
@@ -223,20 +225,19 @@ def _timeline(config: RunConfig, num_records: int, step: int, row: int) -> Timel
     return Timeline(segments=(begun,), num_rows=num_rows, remainder=settings.remainder)
 
 
-def _first_steps(timeline: Timeline, expected: Sequence[SourceFile], steps: range) -> dict[int, int]:
-    """For each file that is needed, by its number, the first step that needs it."""
-    ends = np.cumsum([file.num_records for file in expected], dtype=np.int64)  # int64[num_files]
-    holding = int(np.count_nonzero([file.num_records for file in expected]))
+def _first_steps(timeline: Timeline, expected: Sequence[SourceFile], steps: range) -> dict[SourceFile, int]:
+    """The files that are needed, each with the first step that needs it."""
+    holding = [file for file in expected if file.num_records]
+    firsts = np.array([file.first_index for file in holding], np.int64)
     needed: dict[int, int] = {}
     for rows in timeline.rows(steps):
         real = rows.keys.index >= 0
-        numbers = np.searchsorted(ends, rows.keys.index[real], side="right")
+        numbers = np.searchsorted(firsts, rows.keys.index[real], side="right") - 1
         found, at = np.unique(numbers, return_index=True)
-        for number, step in zip(found.tolist(), rows.step[real][at].tolist(), strict=True):
-            needed.setdefault(number, step)
-        if len(needed) == holding:
+        needed = dict(zip(found.tolist(), rows.step[real][at].tolist(), strict=True)) | needed
+        if len(needed) == len(holding):
             break
-    return needed
+    return {holding[number]: step for number, step in needed.items()}
 
 
 def _problem(file: SourceFile) -> str | None:
@@ -244,14 +245,12 @@ def _problem(file: SourceFile) -> str | None:
     try:
         with open(open_file(file.name), "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            if size != file.size:
-                return f"has {size:,} bytes, should have {file.size:,}"
             os.pread(stream.fileno(), 1, max(0, size - 1))
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return None
+    return None if size == file.size else f"has {size:,} bytes, should have {file.size:,}"
 
 
 def expected_files(
@@ -300,7 +299,9 @@ def first_batches(rehearsal: Rehearsal) -> Finding:
     is_loader = isinstance(config, RunConfig)
     most, called = (_MOST_BATCHES, "batches") if is_loader else (_MOST_ELEMENTS, "elements")
     at, rows_before = int(stream.idx.get_value() or 0), stream.metrics.rows
-    started, ends, num_bytes = time.perf_counter(), list[float](), 0
+    ends: list[float] = []
+    num_bytes = 0
+    started = time.perf_counter()
     try:
         while len(ends) < min(most, left or most) and time.perf_counter() - started < _MOST_SECONDS:
             leaves = jax.tree.leaves(next(stream))
@@ -327,7 +328,8 @@ def first_batches(rehearsal: Rehearsal) -> Finding:
             numbers={"step": at + len(ends)},
         )
     seconds = _seconds_per_batch(ends, config.loader.read_ahead + 1 if is_loader else len(ends))
-    batch_bytes, rows = num_bytes // len(ends), (stream.metrics.rows - rows_before) / len(ends)
+    batch_bytes = num_bytes // len(ends)
+    rows = (stream.metrics.rows - rows_before) / len(ends)
     # What opening and restoring took: a launch waits for it too.
     before = [rehearsal.checks.get(name) for name in ("source", "pipeline", "identity", "restore")]
     first_seconds = sum(check.seconds for check in before if check is not None) + ends[0]

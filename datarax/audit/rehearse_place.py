@@ -42,13 +42,16 @@ _STEP_DIGEST_BYTES = 16
 _SNAPSHOT_INODES = 8
 _LEDGER_INODES = 4
 # What a launch writes to and another user may have made, beside the steps.
-_WRITTEN_AGAIN = ("lock", "metrics.jsonl", "starts", "identity", "configs", "history", "ledger", "parts")
-_MOVED_TO = ("trash", "set_aside")
+_WRITTEN_AGAIN = (
+    *("lock", "metrics.jsonl", "starts", "identity", "configs", "history", "ledger", "parts"),
+    *("trash", "set_aside"),
+)
 
 
 def imports(rehearsal: Rehearsal) -> Finding:
     """Imports every name that the config calls by `use`, so that one that fails hides no other."""
-    named, problems = named_code(rehearsal.config), []
+    named = named_code(rehearsal.config)
+    problems = []
     for key, use in named:
         try:
             load_task(use) if key == "task.use" else load_attribute(use, key)
@@ -86,7 +89,7 @@ def writing(rehearsal: Rehearsal) -> Finding:
     """Writes, syncs, locks, renames and removes a small file; gives how much the file system's clock is ahead."""
     refuse_wildcards(rehearsal.directory)
     layout = RunLayout(rehearsal.directory)
-    again = [layout.directory / name for name in (*_WRITTEN_AGAIN, *_MOVED_TO)]
+    again = [layout.directory / name for name in _WRITTEN_AGAIN]
     again += map(layout.step, layout.committed())
     closed = [path for path in again if path.exists() and not os.access(path, os.W_OK)]
     if closed:
@@ -187,7 +190,8 @@ def mesh(rehearsal: Rehearsal) -> Finding:
     config, asked, here = rehearsal.config, rehearsal.num_devices, jax.device_count()
     # Of a Grain pipeline batches stay as they are, NumPy arrays of one process.
     batch_size = config.loader.batch_size if isinstance(config, RunConfig) else None
-    fit, axes = fitting_devices(config, batch_size), (config.mesh or MeshSection()).axes
+    fit = fitting_devices(config, batch_size)
+    axes = (config.mesh or MeshSection()).axes
     shown = ", ".join(f"{name} = {size}" for name, size in axes.items()) or "no axes"
     rows = "" if batch_size is None else f" and batches of {batch_size:,} rows"
     numbers = {"devices_here": here, "devices_asked": asked, "devices_that_fit": fit}
@@ -255,11 +259,8 @@ def space(rehearsal: Rehearsal) -> Finding:
         return blocked
     steps = rehearsal.value("steps")
     left: int = rehearsal.num_steps if steps is None else steps
-    sizes = (
-        []
-        if snapshot is None
-        else [f.size for each in snapshot.manifest.items.values() for f in each.values()]
-    )
+    items = {} if snapshot is None else snapshot.manifest.items
+    sizes = [file.size for files in items.values() for file in files.values()]
     # Arrays are stored compressed, and those of a young model much better than later ones.
     size = max(rehearsal.value("model") or 0, sum(sizes)) + _DATA_ITEM_BYTES
     saves = 1 if save.every_steps is None else -(-left // save.every_steps)
@@ -267,16 +268,16 @@ def space(rehearsal: Rehearsal) -> Finding:
     coming = saves if save.every_seconds is None or math.isinf(save.every_seconds) else None
     more, stay = saves, coming
     if save.keep_latest is not None:
-        committed = len(list_steps(rehearsal.directory))
-        more = (
-            max(0, save.keep_latest - committed) + 1
-        )  # the one being written stands beside those that are kept
+        # The one being written stands beside those that are kept.
+        more = max(0, save.keep_latest - len(list_steps(rehearsal.directory))) + 1
         more = more if coming is None else min(more, coming)
         stay = more + (left // save.keep_every if save.keep_every is not None else 0)
     whole = None if stay is None else stay * size + left * _STEP_DIGEST_BYTES + saves * _DATA_ITEM_BYTES
-    soon, soon_inodes = more * size, more * ((len(sizes) or 1) + _SNAPSHOT_INODES) + saves * _LEDGER_INODES
+    soon = more * size
+    soon_inodes = more * ((len(sizes) or 1) + _SNAPSHOT_INODES) + saves * _LEDGER_INODES
     disk = os.statvfs(rehearsal.value("directory"))
-    free, inodes = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None
+    free = disk.f_bavail * disk.f_frsize
+    inodes = disk.f_favail if disk.f_files else None
     shown = f"{_size(size)} a snapshot, {_size(soon)} soon; {_size(free)} are free"
     numbers = {
         "snapshot_bytes": size,

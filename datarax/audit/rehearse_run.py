@@ -87,9 +87,10 @@ def identity(rehearsal: Rehearsal) -> Finding | None:
     if stream is not None:
         now = {LOADER_NAME: stream.identity()}
         same = f"{digest(now)[:16]}…, that of the snapshot of step {snapshot.step:,}"
-        return _compared(rehearsal, snapshot, snapshot.identity, now, same)
-    was = dict(snapshot.identity[LOADER_NAME])
-    name, recorded = config.source.name, was.pop("sources")
+        both = snapshot.comparable(now, {LOADER_NAME: stream})
+        return _compared(rehearsal, snapshot, both.was, both.now, same)
+    name = config.source.name
+    recorded = snapshot.identity[LOADER_NAME]["sources"]
     if name not in recorded:
         return failure(
             f"the run reads source {', '.join(recorded)}, the config {name!r}",
@@ -98,7 +99,8 @@ def identity(rehearsal: Rehearsal) -> Finding | None:
         )
     stand_in = RangeSource(RangeConfig(name=name, stop=recorded[name]["num_records"]))
     with build_loader(config, stand_in) as loader:
-        now = {field: value for field, value in loader.identity().items() if field != "sources"}
+        both = snapshot.comparable({LOADER_NAME: loader.identity()}, {LOADER_NAME: loader})
+    was, now = ({**each[LOADER_NAME], "sources": None} for each in (both.was, both.now))
     same = f"that of the snapshot of step {snapshot.step:,} in all but the source, which cannot be opened"
     return _compared(rehearsal, snapshot, {LOADER_NAME: was}, {LOADER_NAME: now}, same)
 
@@ -106,8 +108,10 @@ def identity(rehearsal: Rehearsal) -> Finding | None:
 def _compared(
     rehearsal: Rehearsal, snapshot: Snapshot, was: Mapping[str, Any], now: Mapping[str, Any], same: str
 ) -> Finding:
-    policy, found = rehearsal.config.resume.policy(), identity_differences(was, now)
-    refused, allowed = policy.select(found, Change.REFUSE), policy.select(found, Change.ACCEPT, Change.WARN)
+    policy = rehearsal.config.resume.policy()
+    found = identity_differences(was, now)
+    refused = policy.select(found, Change.REFUSE)
+    allowed = policy.select(found, Change.ACCEPT, Change.WARN)
     details = [line.strip() for line in difference_lines(refused, all_advice(refused, snapshot.identity))]
     details += [f"{each} (accepted by resume.{policy.list_of(each.path)})" for each in allowed]
     numbers = {"refused": list(map(str, refused)), "accepted": list(map(str, allowed))}
@@ -265,7 +269,8 @@ def _differing(recorded: Sequence[LeafSpec], abstract: Any) -> list[str]:
 
 def versions(rehearsal: Rehearsal) -> Finding:
     """With what the last start was made, against today: a note, for nothing of it is identity. Gives start and provenance."""
-    now, layout = provenance(), RunLayout(rehearsal.directory)
+    now = provenance()
+    layout = RunLayout(rehearsal.directory)
     for number in sorted(start_numbers(layout), reverse=True):
         try:
             then = dict(parse_json(layout.read(layout.starts / f"{number}.json"))["provenance"])

@@ -1,13 +1,22 @@
-"""What a verification found out. Plain values; knows nothing of how it was found."""
+"""What a verification found out: checks as values, what all of them together say, and what to type next.
+
+People's lines, JSON lines, the exit code and the proofs are all drawn from here. Knows nothing of how it was found.
+"""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from datarax.core.errors import Difference
 
 Interval = tuple[int, int]
 """Steps from the first up to, not including, the second."""
+
+INTERRUPTED = "by an interrupt"
+"""Why a verification stopped that SIGINT, or a KeyboardInterrupt, ended."""
 
 
 @dataclass
@@ -25,8 +34,8 @@ class SnapshotReport:
     superseded: list[Difference] = field(default_factory=list)
     """Fields in which it differs because of a change made on purpose at a later step. No failure."""
     advice: list[str] = field(default_factory=list)
-    """For each of them the nearest thing to do; empty where it was said already."""
-    replayed: Interval | None = None
+    """For each of the differences the nearest thing to do; empty where it was said already."""
+    replayed_steps: Interval | None = None
     """The steps that were replayed and compared."""
     bytes_compared: bool = False
     """Whether the replay compared delivered bytes, not only record keys."""
@@ -46,6 +55,17 @@ class SnapshotReport:
         """Whether everything that was checked is as recorded."""
         return not (self.problems or self.differences)
 
+    def tree(self) -> dict[str, Any]:
+        """All of it, with JSON."""
+        differences = [
+            {"field": each.path, "was": _plain(each.was), "is": _plain(each.now)} for each in self.differences
+        ]
+        superseded = [each.path for each in self.superseded]
+        return {**vars(self), "ok": self.ok, "differences": differences, "superseded": superseded}
+
+
+_OF_THE_QUESTION = ("whole_history", "fast", "require_contents", "has_keys", "options")
+
 
 @dataclass
 class VerifyReport:
@@ -57,8 +77,12 @@ class VerifyReport:
     """Its newest snapshot: so many steps have been done."""
     whole_history: bool = False
     """Whether all steps were asked for."""
+    fast: bool = False
+    """Whether only keys were asked for."""
+    require_contents: bool = False
+    """Whether steps of which only the keys were compared are a failure."""
     snapshots: list[SnapshotReport] = field(default_factory=list)
-    """One report per snapshot, oldest first."""
+    """One report per snapshot that was looked at, oldest first."""
     run_problems: list[str] = field(default_factory=list)
     """Files of the run beside its snapshots (identities, configs, history, ledger) that are not as written."""
     data_problems: list[str] = field(default_factory=list)
@@ -67,11 +91,18 @@ class VerifyReport:
     """Whether the data files were read."""
     notes: list[str] = field(default_factory=list)
     """What could not be checked, and why."""
+    stopped: str | None = None
+    """What ended the verification before it had looked at all that was asked for; None if nothing did."""
+    has_keys: bool = True
+    """Whether `datarax order` can tell the records of a step: not those of a Grain pipeline."""
+    options: Sequence[str] = ()
+    """Words that another `datarax verify` of this run needs too."""
 
     @property
     def ok(self) -> bool:
-        """Whether everything that was checked is as recorded."""
-        return not (self.run_problems or self.data_problems) and all(each.ok for each in self.snapshots)
+        """Whether everything that was checked is as recorded, and everything was checked that is required."""
+        found = self.run_problems or self.data_problems or (self.require_contents and self.without_contents())
+        return not found and all(each.ok for each in self.snapshots)
 
     @property
     def first_diverging_step(self) -> int | None:
@@ -81,15 +112,7 @@ class VerifyReport:
 
     def covered(self) -> list[Interval]:
         """The steps that were replayed, in as few intervals as possible."""
-        merged: list[Interval] = []
-        for begin, end in sorted(each.replayed for each in self.snapshots if each.replayed is not None):
-            if begin == end:
-                continue
-            if merged and begin <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-            else:
-                merged.append((begin, end))
-        return merged
+        return _merged(each.replayed_steps for each in self.snapshots)
 
     def uncovered(self) -> list[Interval]:
         """The steps up to the newest snapshot that were not replayed."""
@@ -97,5 +120,62 @@ class VerifyReport:
         pairs = zip(borders[::2], borders[1::2], strict=True)
         return [(begin, end) for begin, end in pairs if begin < end]
 
+    def without_contents(self) -> list[Interval]:
+        """The steps whose keys are as recorded, and whose contents were not compared."""
+        keys_only = (each for each in self.snapshots if not each.bytes_compared)
+        return _merged(each.replayed_steps for each in keys_only if each.first_diverging_step is None)
 
-__all__ = ["Interval", "SnapshotReport", "VerifyReport"]
+    @property
+    def next_command(self) -> str | None:
+        """What to type next; None if nothing is left to ask."""
+        step = self.first_diverging_step
+        failed = [each for each in self.snapshots if not each.ok]
+        again = ["verify", self.directory, *self.options]
+        if step is not None and self.has_keys:
+            words = ["order", self.directory, "--steps", str(step)]
+        elif failed or self.run_problems:
+            at = [] if not failed or failed[0].in_ledger else ["--step", str(failed[0].step)]
+            words = ["inspect", self.directory, *at]
+        elif self.stopped is not None:
+            words = [*again, "--max-duration", "3600", "--record"]
+        elif self.fast or self.data_problems:
+            words = again
+        elif self.uncovered() and not self.whole_history:
+            words = [*again, "--all"]
+        else:
+            return None
+        return shlex.join(["datarax", *words])
+
+    def summary(self) -> dict[str, Any]:
+        """The answer, with JSON."""
+        answers = {name: value for name, value in vars(self).items() if name not in _OF_THE_QUESTION}
+        return {
+            **answers,
+            "ok": self.ok,
+            "snapshots": [each.tree() for each in self.snapshots],
+            "covered_steps": self.covered(),
+            "uncovered_steps": self.uncovered(),
+            "contents_not_compared": self.without_contents(),
+            "first_diverging_step": self.first_diverging_step,
+            "next": self.next_command,
+        }
+
+
+def _merged(intervals: Iterable[Interval | None]) -> list[Interval]:
+    """The same steps in as few intervals as possible, ascending."""
+    merged: list[Interval] = []
+    for begin, end in sorted(each for each in intervals if each is not None):
+        if begin == end:
+            continue
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else repr(value)
+
+
+__all__ = ["INTERRUPTED", "Interval", "SnapshotReport", "VerifyReport"]

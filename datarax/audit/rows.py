@@ -231,32 +231,21 @@ def _merged(ranges: Sequence[range]) -> list[range]:
 # Of a replay
 
 
-@dataclass(frozen=True)
-class StepRows:
-    """The rows of steps, by the timeline that held for them."""
-
-    source: DataSource
-    timeline: Timeline
-
-    def indices(self, steps: range) -> npt.NDArray[np.int64]:
-        """int64[steps, batch size]: the record in each row; -1 in padding. All at once, which is what orders are fast at."""
-        index = self.timeline.rows_at(np.arange(steps.start, steps.stop)).keys.index
-        return index.reshape(len(steps), -1)
-
-    def changed_records(self, step: int) -> list[str]:
-        """The records of a step that are not what the manifest says, with their rows."""
-        (indices,) = self.indices(range(step, step + 1))
-        changed = self.source.changed_among(real(indices))
-        return [
-            f"row {row} is {self.source.name}:{index} ({changed[index]})"
-            for row, index in enumerate(indices.tolist())
-            if index in changed
-        ]
+def indices_of(timeline: Timeline, steps: range) -> npt.NDArray[np.int64]:
+    """int64[steps, batch size]: the record in each row of steps of one segment; -1 in padding."""
+    index = timeline.rows_at(np.arange(steps.start, steps.stop)).keys.index
+    return index.reshape(len(steps), -1)
 
 
-def real(indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Without the rows that are padding."""
-    return indices[indices >= 0]
+def changed_records(source: DataSource, timeline: Timeline, step: int) -> list[str]:
+    """The records of a step that are not what the manifest says, with their rows."""
+    (indices,) = indices_of(timeline, range(step, step + 1))
+    changed = source.changed_among(indices[indices >= 0])
+    return [
+        f"row {row} is {source.name}:{index} ({changed[index]})"
+        for row, index in enumerate(indices.tolist())
+        if index in changed
+    ]
 
 
 # As text
@@ -370,12 +359,12 @@ def _picked(names: Sequence[str], number: np.ndarray, show: Callable[[str | None
 
 __all__ = [
     "COLUMNS",
-    "StepRows",
     "Style",
     "Summary",
+    "changed_records",
+    "indices_of",
     "new_file",
     "parse_interval",
-    "real",
     "rows_of",
     "write_table",
 ]

@@ -1,35 +1,40 @@
-"""What a verification looks at, and in which order: see the package's docstring."""
+"""Restores and replays a run in a fresh process, and says whether what was recorded is what comes out again.
+
+What is looked at, in this order: the files that snapshots share; then of each snapshot its files (`files.py`), its record
+against the rest of the run (`records.py`), the recorded recipe against what its stored config gives today (`recipes.py`), the
+data against their manifest before they are first read, and a stream restored from the snapshot before and run through the real
+reading path (`replay.py`). `report.py` is the answer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import hashlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from datarax.audit.explain import explain, name_delivered_changes
-from datarax.audit.files import check_snapshot, ledger_problems, run_problems
-from datarax.audit.finiteness import note_not_finite
-from datarax.audit.moved import notes_of_moved_files
-from datarax.audit.recipes import (
-    DataUnavailableError,
-    MakeStream,
-    Recipes,
-    no_keys,
-    recorded_identity,
-    usable_config,
-)
-from datarax.audit.records import contradictions
-from datarax.audit.replay import RecordedSteps, Replayed, replay
-from datarax.audit.report import Interval, SnapshotReport, VerifyReport
-from datarax.audit.rows import StepRows
+from datarax.audit.explain import explain, name_delivered_changes, notes_of_moved_files
+from datarax.audit.files import check_snapshot, newly_not_finite, run_problems
+from datarax.audit.proofs import Proofs, write_proof
+from datarax.audit.recipes import DataUnavailableError, MakeStream, Recipes
+from datarax.audit.records import Records
+from datarax.audit.replay import Replay
+from datarax.audit.report import INTERRUPTED, Interval, SnapshotReport, VerifyReport
 from datarax.checkpoint import Snapshot, ledger_steps, list_steps
 from datarax.checkpoint.advice import all_advice
+from datarax.checkpoint.identity_reader import comparable
 from datarax.checkpoint.layout import local_directory
 from datarax.checkpoint.policy import identity_differences
-from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
+from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.core.errors import MISSING, ConfigError, Difference, InputError, SnapshotDamagedError
+from datarax.order import Timeline
 from datarax.run_config import AnyRunConfig
+from datarax.sources import DataSource
 from datarax.training import LOADER_NAME
 
 FAST_STEPS = 1000
@@ -45,12 +50,20 @@ def verify_run(
     step: int | None = None,
     last_steps: int | None = None,
     whole_history: bool = False,
+    subset: tuple[int, int] = (1, 1),
+    max_duration_seconds: float | None = None,
+    max_errors: int | None = None,
     require_finite: bool = False,
+    require_contents: bool = False,
     fast: bool = False,
     trust: bool = False,
+    record: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    tell: Callable[[SnapshotReport], None] = lambda report: None,
 ) -> VerifyReport:
     """Verifies a run.
+
+    A KeyboardInterrupt ends it with the report of what was looked at by then.
 
     Args:
         directory: the run.
@@ -60,20 +73,28 @@ def verify_run(
         step: only this snapshot; None for all that are there.
         last_steps: replay only so many of the newest recorded steps, through the ledger if need be.
         whole_history: also every step that only the ledger still tells of.
+        subset: `(n, t)`: of the snapshots only the n-th of t parts, which hold all of them together whoever looks at them when;
+            the first also checks the data files.
+        max_duration_seconds: begin nothing after this time, and with what was proved longest ago, or never.
+        max_errors: stop after so many snapshots that are not as recorded.
         require_finite: a leaf of the model that holds inf or NaN and did not in the snapshot before is a problem, not only a
             note; so is a NaN in the first snapshot that is looked at.
+        require_contents: steps that were compared by their keys alone are a failure.
         fast: compare the keys of the last steps (`FAST_STEPS` by default) and of what follows from them in the state; no
             record, no data file and no model is read, and nothing is imported that the run names.
         trust: import what the stored config names also where others than the caller could have written it.
+        record: keep what was proved in the run: `proofs.py`.
         say: told what is being done, a line at a time.
+        tell: told what was found out about each snapshot, as soon as it is.
 
     Raises:
         InputError: if there is no run, or no such snapshot, or the run keeps no config and none is given, or the data that
             `config` or `overrides` name cannot be opened; or if others could have written the stored config.
         ConfigError: if `config` or `overrides` do not make a config.
+        OSError: if the proof cannot be written.
     """
-    directory = local_directory(directory)
-    committed = list_steps(directory)
+    begun, directory = time.monotonic(), local_directory(directory)
+    committed, ledger = list_steps(directory), ledger_steps(directory)
     if not committed:
         raise InputError(f"{directory} holds no committed snapshot, so there is nothing to verify")
     if step is not None and step not in committed:
@@ -86,41 +107,64 @@ def verify_run(
         raise InputError(
             "--require-finite looks into the models, which --fast does not read; leave out one of them"
         )
-    if last_steps is not None and last_steps < 1:
-        raise InputError(f"the number of last steps must be at least 1, got {last_steps}")
+    if require_contents and fast:
+        raise InputError("--require-contents needs the contents, which --fast does not read; leave out one")
+    for number, what in ((last_steps, "last steps"), (max_errors, "errors"), (subset[1], "parts")):
+        if number is not None and number < 1:
+            raise InputError(f"the number of {what} must be at least 1, got {number}")
+    if not 1 <= subset[0] <= subset[1]:
+        raise InputError(f"there is no part {subset[0]} of {subset[1]}: parts count from 1")
     if fast and last_steps is None and not whole_history and step is None:
         last_steps = FAST_STEPS
-    ledger, known = ledger_steps(directory), {*committed}
-    in_ledger = {*ledger} - known
+    known = {*committed}
     through_ledger = step is None and (whole_history or last_steps is not None)
-    candidates = [step] if step is not None else sorted([*committed, *(in_ledger if through_ledger else [])])
-    intervals = _intervals(directory, candidates, last_steps)
-    if last_steps is not None:
-        # What is older than is asked for. Files of snapshots are looked at all the same, where there is time for it.
-        candidates = [each for each in candidates if each in intervals or (each in known and not fast)]
-    report = VerifyReport(str(directory), newest_step=committed[-1], whole_history=whole_history)
-    report.run_problems += run_problems(directory)
-    report.run_problems += ledger_problems(directory, [s for s in ledger if not fast or s in intervals])
+    everything = sorted({*committed, *(ledger if through_ledger else ())})
+    intervals = _intervals(directory, everything if step is None else [step], last_steps)
+    # Files of snapshots that are older than is asked for are looked at all the same, where there is time for it.
+    older = known if step is None and not fast else set()
+    candidates = _part(sorted({*intervals, *older}), subset)
+    report = VerifyReport(
+        str(directory),
+        newest_step=committed[-1],
+        whole_history=whole_history,
+        fast=fast,
+        require_contents=require_contents,
+    )
+    report.run_problems += run_problems(
+        directory, _part([s for s in ledger if not fast or s in intervals], subset)
+    )
     if whole_history:
         report.run_problems += _gaps(intervals)
+    check_data = subset[0] == 1 and not fast
+    most_seconds = float("inf") if max_duration_seconds is None else max_duration_seconds
+    if max_duration_seconds is not None:
+        proofs = Proofs(directory, keys_only=fast)
+        last = {each: proofs.of(each) for each in candidates}
+        candidates.sort(key=lambda each: last[each])
+        check_data &= proofs.of_data <= min(last.values(), default=0.0)
     with ExitStack() as opened:
-        verification = _Verification(
-            directory,
-            sorted({*committed, *ledger}),
-            committed[-1],
-            Recipes(directory, config, overrides, make_stream, opened, keys_only=fast, trust=trust),
-            fast,
-        )
-        for wanted in candidates:
-            say(f"verifying {'ledger entry' if wanted in in_ledger else 'snapshot'} {wanted}")
-            snapshot = SnapshotReport(wanted, in_ledger=wanted in in_ledger, keys_only=fast)
-            report.snapshots.append(snapshot)
-            verification.look_at(snapshot, intervals.get(wanted))
-        if not fast:
-            say("verifying the data files")
-        verification.look_at_data(report)
-        report.notes += verification.notes(report)
-        note_not_finite(report, require_finite=require_finite)
+        recipes = Recipes(directory, config, overrides, make_stream, opened, keys_only=fast, trust=trust)
+        records = Records(directory, sorted({*committed, *ledger}))
+        verification = _Verification(directory, records, recipes, report, check_data=check_data)
+        try:
+            for number, wanted in enumerate(candidates):
+                if number and time.monotonic() - begun >= most_seconds:
+                    report.stopped = f"after {most_seconds:g} seconds (--max-duration)"
+                    break
+                say(f"verifying {'snapshot' if wanted in known else 'ledger entry'} {wanted}")
+                snapshot = SnapshotReport(wanted, in_ledger=wanted not in known, keys_only=fast)
+                verification.look_at(snapshot, intervals.get(wanted), require_finite=require_finite)
+                report.snapshots.append(snapshot)
+                tell(snapshot)
+                if sum(not each.ok for each in report.snapshots) == max_errors:
+                    report.stopped = f"after {max_errors} errors (--max-errors)"
+                    break
+        except KeyboardInterrupt:
+            report.stopped = INTERRUPTED
+        report.snapshots.sort(key=lambda each: each.step)
+        verification.conclude(len(candidates))
+    if record:
+        say(f"kept what was proved in {write_proof(directory, report)}")
     return report
 
 
@@ -150,26 +194,47 @@ def _gaps(intervals: Mapping[int, Interval]) -> list[str]:
     ]
 
 
+def _part(steps: Sequence[int], subset: tuple[int, int]) -> list[int]:
+    """Those that belong to the part `(n, t)`: by the step alone, so that it does not matter which others are there by now."""
+    number, count = subset
+    hashes = (int.from_bytes(hashlib.sha256(str(step).encode()).digest()[:8], "big") for step in steps)
+    return [step for step, value in zip(steps, hashes, strict=True) if value % count == number - 1]
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """SIGINT waits until the end: where code is imported, an exception out of the blue may end the whole process."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Verification:
     """One verification on its way: what is open, and what was replayed."""
 
     def __init__(
-        self, directory: Path, known: Sequence[int], newest_step: int, recipes: Recipes, fast: bool
+        self, directory: Path, records: Records, recipes: Recipes, report: VerifyReport, *, check_data: bool
     ) -> None:
         self._directory = directory
-        self._known = known
-        self._newest_step = newest_step
+        self._records = records
         self._recipes = recipes
-        self._fast = fast
-        self._done: list[tuple[SnapshotReport, StepRows, RecordedSteps, Replayed]] = []
+        self._report = report
+        self._fast = report.fast
+        self._check_data = check_data
+        self._checked: list[DataSource] = []
+        self._changed: list[DataSource] = []
+        self._read: list[tuple[range, DataSource, Timeline]] = []
 
-    def look_at(self, report: SnapshotReport, interval: Interval | None) -> None:
+    def look_at(self, report: SnapshotReport, interval: Interval | None, *, require_finite: bool) -> None:
         """One snapshot, or ledger entry: its files, its record, its recipe, its steps."""
         # Parsed whether it is as written or not: of a damaged record we still want to say which fields are wrong.
         item = Snapshot.salvage(self._directory, report.step)
         if not report.in_ledger:
             expected = item is not None and self._trains(item)
             check_snapshot(self._directory, report, model_expected=expected, with_model=not self._fast)
+            self._tell_not_finite(report, require_finite=require_finite)
         if item is None:
             if report.in_ledger:
                 report.problems.append("its record in the ledger cannot be parsed")
@@ -198,156 +263,163 @@ class _Verification:
         except (SnapshotDamagedError, ConfigError):
             return False  # reported as such
 
+    def _tell_not_finite(self, report: SnapshotReport, *, require_finite: bool) -> None:
+        if report.model_leaves is None:  # only in the ledger, or damaged
+            return
+        seen = [each for each in self._report.snapshots if each.model_leaves is not None]
+        before = max(
+            (each for each in seen if each.step < report.step), key=lambda each: each.step, default=None
+        )
+        news = newly_not_finite(report, before)
+        if news and require_finite:
+            report.problems.append(f"model: {news} (--require-finite)")
+        elif news:
+            self._report.notes.append(f"snapshot {report.step}: {news}, as it was recorded")
+
     def _compare(self, report: SnapshotReport, item: Snapshot, interval: Interval | None) -> None:
-        count = _process_count(item)
-        config = usable_config(self._directory, self._known, report.step, item.record)
-        recorded = recorded_identity(self._directory, item.record, {})
-        streams = self._recipes.streams(config, count, recorded)
+        recorded = self._records.identity(item.record, {})
+        config = self._records.config(report.step, item.record)
+        with _without_interrupts():
+            streams = self._recipes.streams(config, _process_count(item), recorded)
+        self._look_at_data()
         stream = streams[0]
+        self._report.has_keys = is_addressable(stream)
         scope = getattr(stream, "state_scope", "process")
-        report.problems += contradictions(self._directory, self._known, report.step, item.record, scope=scope)
+        report.problems += self._records.contradictions(report.step, item.record, scope=scope)
+        sampled = not self._fast
         try:
-            present = stream.identity(sample=False) if self._samples_left_out(stream) else stream.identity()
+            identity_of = stream.identity
+            if self._fast and is_addressable(stream):
+                identity_of = partial(stream.identity, sample=False)
+            identity = {LOADER_NAME: identity_of()}
+            both = comparable(recorded, identity, {LOADER_NAME: identity_of}, item.made_with)
         except InputError as error:
             if not self._recipes.stored:
                 raise
             report.problems.append(f"not replayed: its data cannot be read as they were: {error}")
             return
-        identity = {LOADER_NAME: present}
-        found = identity_differences(recorded, identity) if recorded else []
-        if self._samples_left_out(stream):
-            found = [each for each in found if not (each.path.endswith(".sample") and each.now is MISSING)]
-        if self._recipes.without_code:
-            found = [each for each in found if not f"{each.path}.".startswith(f"{LOADER_NAME}.pipeline.")]
-        if self._recipes.stands_in(stream):
-            found = [each for each in found if not each.path.startswith(f"{LOADER_NAME}.sources.")]
-        report.superseded = self._superseded(item, found, identity)
+        found = identity_differences(both.was, both.now) if recorded else []
+        found = [each for each in found if not self._is_left_out(each, stream, sampled=sampled)]
+        report.superseded = self._superseded(item, found, identity, identity_of)
         report.differences += [each for each in found if each not in report.superseded]
-        report.advice += all_advice(report.differences, recorded, identity)
+        report.advice += all_advice(report.differences, recorded, both.now)
         if interval is not None:
-            self._replay(report, item, interval, streams)
+            self._replay(report, item, range(*interval), streams)
+
+    def _is_left_out(self, each: Difference, stream: BatchStream, *, sampled: bool) -> bool:
+        """Whether a field differs only because it was left out here: what needs a record, code, or data that are not here."""
+        no_sample = not sampled and each.path.endswith(".sample") and each.now is MISSING
+        no_stages = self._recipes.without_code and f"{each.path}.".startswith(f"{LOADER_NAME}.pipeline.")
+        no_data = is_addressable(stream) and any(stream.source is other for other in self._recipes.stand_ins)
+        return no_sample or no_stages or (no_data and each.path.startswith(f"{LOADER_NAME}.sources."))
 
     def _superseded(
-        self, item: Snapshot, found: Sequence[Difference], identity: Mapping[str, Any]
+        self,
+        item: Snapshot,
+        found: Sequence[Difference],
+        identity: Mapping[str, Any],
+        identity_of: Callable[..., Mapping[str, Any]],
     ) -> list[Difference]:
         """Differences that come from a change made on purpose at a later step: today's value is that of the newest snapshot."""
-        newest = Snapshot.salvage(self._directory, self._newest_step)
-        if not found or newest is None or newest.record.identity == item.record.identity:
+        newest = Snapshot.salvage(self._directory, self._report.newest_step) if found else None
+        if newest is None or newest.record.identity == item.record.identity:
             return []
-        other = identity_differences(recorded_identity(self._directory, newest.record, identity), identity)
+        recorded = self._records.identity(newest.record, identity)
+        both = comparable(recorded, identity, {LOADER_NAME: identity_of}, newest.made_with)
+        other = identity_differences(both.was, both.now)
         still_other = {each.path for each in other}
         return [each for each in found if each.path not in still_other]
 
-    def _samples_left_out(self, stream: BatchStream) -> TypeGuard[AddressableStream]:
-        """Whether to compare what is known of the data without reading a record."""
-        return self._fast and is_addressable(stream)
-
     def _replay(
-        self, report: SnapshotReport, item: Snapshot, interval: Interval, streams: Sequence[BatchStream]
+        self, report: SnapshotReport, item: Snapshot, steps: range, streams: Sequence[BatchStream]
     ) -> None:
-        recorded = _recorded(self._directory, item, interval)
-        if recorded is None:
+        replay, stream = Replay.of(item, steps), streams[0]
+        if replay is None:
             report.problems.append(f"no digests of single steps are recorded for loader {LOADER_NAME!r}")
             return
-        stream = streams[0]
-        if report.superseded and not _keys_remain(report, stream):
-            return
-        if report.differences and is_addressable(stream) and _has_more_rows(stream, recorded):
+        if not is_addressable(stream):
+            if report.superseded:
+                return
+        elif not all(each.path.startswith(f"{LOADER_NAME}.pipeline.") for each in report.superseded):
+            return  # its stages alone would leave the keys as they were
+        elif report.differences and _has_more_rows(stream.timeline, item):
             report.problems.append(
-                f"not replayed: its {recorded.end} steps have more rows by this recipe than were delivered"
+                f"not replayed: its {item.step} steps have more rows by this recipe than were delivered"
             )
             return
-        keys_only = (self._fast or bool(report.superseded)) and is_addressable(stream)
-        report.keys_only = keys_only
-        if self._fast and not keys_only:
-            raise no_keys(self._directory)
-        report.replayed = (recorded.begin, recorded.end)
-        result = replay(streams, recorded, keys_only=keys_only, recipe_differs=bool(report.differences))
-        report.bytes_compared = result.bytes_compared
-        report.problems += result.problems
-        report.first_diverging_step = result.first_diverging_step
+        report.keys_only = self._fast or (bool(report.superseded) and is_addressable(stream))
+        report.replayed_steps = (steps.start, steps.stop)
+        replay.run(streams, keys_only=report.keys_only, recipe_differs=bool(report.differences))
+        report.bytes_compared = replay.bytes_compared
+        report.problems += replay.problems
+        report.first_diverging_step = replay.first_diverging_step
         if is_addressable(stream):
-            self._done.append((report, StepRows(stream.source, stream.timeline), recorded, result))
-        if result.first_diverging_step is not None:
-            explain(report, self._directory, item, stream, result)
+            self._read.append((steps, stream.source, stream.timeline))
+        if replay.first_diverging_step is not None:
+            explain(report, stream, replay)
+        if is_addressable(stream) and any(stream.source is each for each in self._changed):
+            name_delivered_changes(report, stream, replay)
 
-    # The data.
+    def _look_at_data(self) -> None:
+        """The data files of each source against their manifest, when it was opened."""
+        for source in self._recipes.sources if self._check_data else ():
+            if not any(source is each for each in self._checked):
+                problems = source.check_content()
+                self._report.data_problems += problems
+                self._checked.append(source)
+                self._changed += [source] if problems else []
 
-    def look_at_data(self, report: VerifyReport) -> None:
-        """Every data file against its manifest; where one differs, the first step that delivered what it holds now."""
-        report.data_problems += self._recipes.unavailable
-        report.data_checked = not self._fast and bool(self._recipes.sources)
-        if self._fast:
-            return
-        for source in self._recipes.sources:
-            report.data_problems += source.check_content()
-        if report.data_problems:
-            for snapshot, rows, recorded, result in self._done:
-                name_delivered_changes(snapshot, rows, recorded, result)
-
-    def notes(self, report: VerifyReport) -> list[str]:
+    def conclude(self, wanted: int) -> None:
         """What was not checked, and why."""
-        notes = [
-            f"snapshot {each.step}: made before a change on purpose ({', '.join(d.path for d in each.superseded)}); what made "
-            f"it then is not here any more, so its {'contents were' if each.replayed else 'steps were'} not replayed"
-            for each in report.snapshots
-            if each.superseded
-        ]
+        report, recipes = self._report, self._recipes
+        report.data_problems += recipes.unavailable
+        report.data_checked = bool(self._checked)
+        if report.stopped is not None:
+            report.notes.append(
+                f"stopped {report.stopped}: {len(report.snapshots)} of {wanted} snapshots and ledger entries were looked at"
+            )
+        for each in report.snapshots:
+            if each.superseded:
+                what = "contents were" if each.replayed_steps else "steps were"
+                report.notes.append(
+                    f"snapshot {each.step}: made before a change on purpose ({', '.join(d.path for d in each.superseded)}); "
+                    f"what made it then is not here any more, so its {what} not replayed"
+                )
         if self._fast:
-            notes.append("keys only: no record was read, and neither data files nor model were checked")
-            return notes + self._recipes.left_out
-        notes += [
-            f"source {source.name!r} has no manifest: its content was checked by size, record count, samples and replay only"
-            for source in self._recipes.sources
-            if not source.content_recorded
-        ]
-        for source in self._recipes.sources:
+            report.notes.insert(
+                0, "keys only: no record was read, and neither data files nor model were checked"
+            )
+            report.notes += recipes.left_out
+            return
+        if recipes.sources and not self._check_data:
+            report.notes.append(
+                "the data files were not held against their manifest: that is for the first part, and for when it is their turn"
+            )
+        for source in recipes.sources:
             if not source.content_recorded:
-                looked_at = [
-                    (range(recorded.begin, recorded.end), rows)
-                    for _, rows, recorded, _ in self._done
-                    if rows.source is source
-                ]
-                notes += notes_of_moved_files(self._directory, source, looked_at)
-        replayed = [each for each in report.snapshots if each.replayed is not None]
+                report.notes.append(
+                    f"source {source.name!r} has no manifest: its content was checked by size, record count, samples and "
+                    f"replay only"
+                )
+                read = sorted(
+                    ((steps, timeline) for steps, other, timeline in self._read if other is source),
+                    key=lambda each: each[0].start,
+                )
+                report.notes += notes_of_moved_files(self._directory, source, read)
+        replayed = [each for each in report.snapshots if each.replayed_steps is not None]
         if replayed and not any(each.bytes_compared for each in replayed):
-            notes.append(
+            report.notes.append(
                 "no snapshot has byte digests (loader.byte_digest): contents were not compared in replay"
             )
-        return notes
 
 
-def _has_more_rows(stream: AddressableStream, recorded: RecordedSteps) -> bool:
+def _has_more_rows(timeline: Timeline, item: Snapshot) -> bool:
     """Whether no step would be as recorded anyway, and each might be as large as memory: a batch size is only a number."""
     try:
-        position = stream.timeline.position_of(recorded.end)
+        position = timeline.position_of(item.step)
     except IndexError:  # the replay says so
         return False
-    return bool(position > recorded.item.state(LOADER_NAME)["position"])
-
-
-def _keys_remain(report: SnapshotReport, stream: BatchStream) -> bool:
-    """Whether the keys of a snapshot can be computed although its stages were changed later."""
-    stages = f"{LOADER_NAME}.pipeline."
-    return is_addressable(stream) and all(each.path.startswith(stages) for each in report.superseded)
-
-
-def _recorded(directory: Path, item: Snapshot, interval: Interval) -> RecordedSteps | None:
-    """What is recorded of the steps of an interval; None if no digests of single steps are."""
-    steps = item.steps.get(LOADER_NAME)
-    if steps is None:
-        return None
-    first, keys, row_bytes = steps
-    begin, end = interval
-    return RecordedSteps(
-        begin=begin,
-        end=end,
-        item=item,
-        before=Snapshot.salvage(directory, first) if first else None,
-        first=first,
-        keys=keys[begin - first :],
-        row_bytes=None if row_bytes is None else row_bytes[begin - first :],
-    )
+    return bool(position > item.state(LOADER_NAME)["position"])
 
 
 def _process_count(item: Snapshot) -> int:

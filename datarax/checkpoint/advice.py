@@ -262,6 +262,12 @@ _ANSWERS: list[tuple[str, str | Callable[[_Asked], str]]] = [
             "put it back"
         ),
     ),
+    (_STAGE + r"\.files", _of_transform("declare the files of {transform} as they were (depends_on_files)")),
+    (
+        _STAGE + r"\.files\.(?P<name>.+)",
+        _of_transform("{transform} depends on the file {name!r}: put it back as it was"),
+    ),
+    (_STAGE + r"\.impure", _of_transform("declare {transform} as it was (impure)")),
     (_STAGE + r"\.dependencies", _of_transform("declare the dependences of {transform} as they were")),
     (_STAGE + r"\.dependencies\.(?P<name>.+)", _dependency),
 ]

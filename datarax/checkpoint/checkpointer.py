@@ -261,18 +261,19 @@ class Checkpointer:
                 one can be saved again.
             RunLockedError: if a later start has taken over the run.
         """
-        self._opened("poll")
-        self._settle(wait=False)
-        if self._processes.count == 1:
-            self._raise_failure()
-        return self._take_committed()
+        return self._ended("poll", wait=False)
 
     def wait(self) -> list[int]:
         """Wait for the save in progress; otherwise like `poll`."""
-        self._opened("wait")
-        self._settle(wait=True)
-        self._raise_failure()
-        return self._take_committed()
+        return self._ended("wait", wait=True)
+
+    def _ended(self, what: str, *, wait: bool) -> list[int]:
+        self._opened(what)
+        self._settle(wait=wait)
+        if wait or self._processes.count == 1:
+            self._raise_failure()
+        committed, self._committed = self._committed, []
+        return committed
 
     def restore(
         self, step: int | None = None, *, model: Any = None, data: Stateful | Modules | None = None
@@ -311,6 +312,11 @@ class Checkpointer:
             timeout_seconds=self.config.timeout_seconds,
         )
         self.notes += [*map(_warning, restored.identity_warned), *restored.unknown_fields]
+        if restored.unseen:
+            self.notes.append(
+                f"warning: snapshot {restored.step} was identified by earlier rules, which did not see "
+                f"{', '.join(restored.unseen)}: whether these are what they were is not known; from now on they count"
+            )
         self._continues_from = restored.step
         self._recorder.continue_from(restored, {} if data is None else named_modules(data))
         return restored
@@ -347,7 +353,7 @@ class Checkpointer:
             committed = self._layout.committed()
         except InputError:
             if self._lock is not None:
-                self._lock.check_there()
+                self._lock.superseded_by()
             raise
         return committed[-1] if committed else None
 
@@ -440,10 +446,6 @@ class Checkpointer:
         if self._failures:
             raise self._failures.pop(0)
 
-    def _take_committed(self) -> list[int]:
-        committed, self._committed = self._committed, []
-        return committed
-
     def _newest(self) -> int | None:
         pending = None if self._saver is None else self._saver.pending_step
         return self._latest if pending is None else pending
@@ -485,8 +487,8 @@ class Checkpointer:
             try:
                 own, previous = fixed[0], self._latest
                 if self._lock is not None:
-                    self._lock.check_there()  # before anything is made in what may be another directory by now
-                if previous is not None and not self._layout.has(self._layout.manifest(previous)):
+                    self._lock.superseded_by()  # before anything is made in what may be another directory by now
+                if previous is not None and not self._layout.is_committed(previous):
                     self.notes.append(
                         f"{self._layout.step(previous)} was committed and is gone: it was deleted, moved or replaced. The run "
                         "goes on; it cannot go back there, and its steps since the snapshot before cannot be verified"

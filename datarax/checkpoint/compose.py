@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeGuard, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from datarax.checkpoint.layout import PROCESSES_NAME, STEPS_NAME, sha256_hex
 from datarax.checkpoint.protocols import (
-    BatchStream,
     Identified,
     KeepsDigest,
     KeepsStepDigests,
@@ -50,15 +49,6 @@ def named_modules(data: Stateful | Modules) -> dict[str, Stateful]:
 def identities(modules: Modules) -> dict[str, Any]:
     """The identity tree of each module; of a module that offers none, its class."""
     return {name: _identity(module) for name, module in modules.items()}
-
-
-def identities_as_recorded(modules: Modules, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Today's identity of each stream that is recorded, made by the versions that made the recorded one."""
-    return {
-        name: module.identity(recorded=recorded[name])
-        for name, module in modules.items()
-        if _is_plain(module) and name in recorded
-    }
 
 
 def _identity(module: Stateful) -> Any:
@@ -204,7 +194,7 @@ def merge_data(modules: Modules, own: FixedData, others: Iterable[bytes]) -> Mer
     return MergedData(loaders, files)
 
 
-def _is_plain(module: Any) -> TypeGuard[BatchStream]:
+def _is_plain(module: Stateful) -> bool:
     return hasattr(module, "state_format")
 
 

@@ -41,6 +41,7 @@ _MOST_BYTES = {
     "configs": 1 << 24,
     "starts": 1 << 28,
     "lock": 1 << 16,
+    "parts": 1 << 28,
 }
 """What a file of this name, or in a directory of this name, may hold: far more than any was ever written with."""
 
@@ -70,10 +71,6 @@ class RunLayout:
     def step(self, step: int) -> Path:
         """The directory of a committed step."""
         return self.directory / str(step)
-
-    def manifest(self, step: int) -> Path:
-        """The manifest whose existence makes the step committed."""
-        return self.step(step) / MANIFEST_NAME
 
     def identity(self, sha256: str) -> Path:
         """The identity tree with this digest."""
@@ -227,7 +224,7 @@ def numbers_in(store: Store, place: str, suffix: str = "") -> list[int]:
     Raises:
         OSError: if the directory is there and cannot be listed, or is none.
     """
-    names = (entry.name for entry in store.list(place))
+    names = [entry.key.removeprefix(f"{place}/") for entry in store.list(place)]
     stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
     return [int(stem) for stem in stems if is_step_name(stem) and int(stem) <= _MOST_COUNTED]
 

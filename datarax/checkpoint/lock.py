@@ -8,7 +8,6 @@ first: a writer that finds a higher number than its own commits nothing more.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import time
@@ -62,33 +61,24 @@ class RunLock:
         self._lease.release()
 
     def superseded_by(self) -> int | None:
-        """The number of a later start, or None if this is the latest."""
-        latest = max(self._numbers(), default=0)
-        return latest if latest > self.start else None
-
-    def check_there(self) -> None:
-        """Sees to it that the run is still where it was locked, or that a later start has it: then `superseded_by` says so.
+        """The number of a later start; None if this is the latest, and the run is still where it was locked.
 
         Raises:
             RunLostError: if the directory, its lock or the file of this start is gone, or is not the one that was locked.
         """
-        run, numbers = self._layout.directory, self._numbers()
-        is_there = self.start in numbers and self._lease.is_held()
-        if max(numbers, default=0) <= self.start and not is_there:
+        numbers: list[int] = []
+        with contextlib.suppress(NotADirectoryError):  # something else lies in the place of the starts
+            numbers = start_numbers(self._layout)
+        latest = max(numbers, default=0)
+        if latest > self.start:
+            return latest
+        if self.start not in numbers or not self._lease.is_held():
             raise RunLostError(
-                f"the run {run} is not the directory any more that start {self.start} has locked: it, or its lock or starts/, "
-                f"was deleted, moved or replaced while the run was going on. Nothing more is written there; the snapshots are "
-                f"where the directory is now"
+                f"the run {self._layout.directory} is not the directory any more that start {self.start} has locked: it, or "
+                f"its lock or starts/, was deleted, moved or replaced while the run was going on. Nothing more is written "
+                f"there; the snapshots are where the directory is now"
             )
-
-    def _numbers(self) -> list[int]:
-        """The numbers of all starts; none if something else than a directory of the run lies in the place of theirs."""
-        try:
-            return start_numbers(self._layout)
-        except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                return []
-            raise
+        return None
 
     def _take_start(self, provenance: Mapping[str, Any]) -> int:
         store = self._layout.store

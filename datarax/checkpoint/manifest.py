@@ -106,7 +106,9 @@ def _checksum(body: Any) -> str:
     return hashlib.sha256(canonical_json(body)).hexdigest()
 
 
-def seal_item(store: Store, item: str, *, limit_bytes: int | None = None) -> dict[str, FileEntry]:
+def seal_item(
+    store: Store, item: str, *, limit_bytes: int | None = None, known: Mapping[str, FileEntry] | None = None
+) -> dict[str, FileEntry]:
     """Make every file and directory of an item durable and measure the files.
 
     Orbax syncs none of the files that it writes itself, so a power cut after the commit could leave them empty.
@@ -115,6 +117,7 @@ def seal_item(store: Store, item: str, *, limit_bytes: int | None = None) -> dic
         store: of the run.
         item: the key of the item's directory.
         limit_bytes: record only sizes if the files together are larger than this.
+        known: files of the item that other processes have sealed; those of the same size are not read again.
 
     Returns:
         Path relative to the item (with `/`) -> file, in path order.
@@ -125,6 +128,9 @@ def seal_item(store: Store, item: str, *, limit_bytes: int | None = None) -> dic
     hashed = limit_bytes is None or total <= limit_bytes
 
     def seal(key: str) -> str | None:
+        before = (known or {}).get(key.removeprefix(f"{item}/"))
+        if before is not None and before.size == sizes[key]:
+            return before.sha256 if hashed else None
         digest = store.sha256(key) if hashed else None
         store.sync(key)
         return digest

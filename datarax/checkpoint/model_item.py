@@ -147,7 +147,16 @@ def describe(path: str, leaf: Any) -> LeafSpec:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return LeafSpec(path=path, kind=LeafKind.ABSTRACT, dtype=str(leaf.dtype), shape=tuple(leaf.shape))
     if isinstance(leaf, jax.Array):
-        return _describe_jax(path, leaf)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return LeafSpec(
+            path=path,
+            kind=LeafKind.KEY if is_key else LeafKind.JAX,
+            dtype=leaf.dtype.name,
+            shape=tuple(leaf.shape),
+            stored=leaf.size > 0,
+            weak_type=not is_key and bool(leaf.weak_type),
+            impl=str(jax.random.key_impl(leaf)) if is_key else None,
+        )
     if isinstance(leaf, (np.ndarray, np.generic)):
         check_plain(type(leaf), f"model leaf {path!r}")
         kind = LeafKind.NUMPY if isinstance(leaf, np.ndarray) else LeafKind.NUMPY_SCALAR
@@ -158,23 +167,6 @@ def describe(path: str, leaf: Any) -> LeafSpec:
     raise InputError(
         f"model leaf {path!r} is a {type(leaf).__module__}.{type(leaf).__qualname__}; a snapshot holds JAX and NumPy arrays, "
         "PRNG keys, Python numbers, bools and None. Keep texts and other objects in the config"
-    )
-
-
-def _describe_jax(path: str, leaf: jax.Array) -> LeafSpec:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        impl = str(jax.random.key_impl(leaf))
-        shape = tuple(leaf.shape)
-        return LeafSpec(
-            path=path, kind=LeafKind.KEY, dtype=str(leaf.dtype), shape=shape, stored=leaf.size > 0, impl=impl
-        )
-    return LeafSpec(
-        path=path,
-        kind=LeafKind.JAX,
-        dtype=leaf.dtype.name,
-        shape=tuple(leaf.shape),
-        stored=leaf.size > 0,
-        weak_type=bool(leaf.weak_type),
     )
 
 

@@ -34,6 +34,9 @@ _SHORTEST_DEADLINE_SECONDS = 60.0
 _MEETINGS = ("written", "renamed", "durable")
 """In one commit of many processes: all have written; process 0 has renamed; the rename is durable."""
 
+PROCESS_PREFIX = "ocdbt.process_"
+"""What the directory begins with in which one process writes its part of a model; its index follows."""
+
 TEMPORARY_SUFFIX: str = ocp.utils.TMP_DIR_SUFFIX
 """What Orbax appends to the name of a step that it is still writing."""
 
@@ -86,6 +89,13 @@ class DataHandler(ocp.AsyncCheckpointHandler):
 ocp.args.register_with_handler(DataHandler, for_save=True)(DataSave)
 
 
+class _Quiet(logging.Filter):
+    """Keeps Orbax from logging the traceback of a failed save, which is raised as one clear error instead."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+
 class _Manager(ocp.CheckpointManager):
     """Orbax's manager, which asks for a notice of preemption only when the loop does.
 
@@ -106,9 +116,10 @@ class OrbaxWriter:
     Args:
         layout: the run, whose directory must exist.
         timeout_seconds: after how long a background save counts as failed.
-        before_commit: called in a background thread with the key of the step's temporary directory, when all items lie
-            finished in it and before it is renamed; an exception there keeps the step from being committed. With many
-            processes only process 0 is called.
+        written: called in a background thread with the key of the step's temporary directory, when this process has written
+            all of its own; what it returns has JSON. Only with many processes.
+        before_commit: called there on process 0 when all items lie finished in it and before it is renamed, also with what
+            `written` gave on each process; an exception there keeps the step from being committed.
         processes: those of the run; each has its writer, and all of them start and wait for the same saves.
     """
 
@@ -117,14 +128,17 @@ class OrbaxWriter:
         layout: RunLayout,
         *,
         timeout_seconds: int,
-        before_commit: Callable[[str], None],
-        processes: Processes | None = None,
+        written: Callable[[str], Any],
+        before_commit: Callable[[str, Sequence[Any]], None],
+        processes: Processes,
     ) -> None:
         self._layout = layout
+        self._written = written
         self._before_commit = before_commit
+        self._parts: list[Any] = []
         self._data = DataHandler(layout.store)
         self._failed = False
-        self._processes = processes or Processes()
+        self._processes = processes
         # Two writers commit in the background at the same time: their meetings must not be taken for each other's.
         self._scope = self._processes.next_scope()
         self._longest = float(timeout_seconds)
@@ -134,7 +148,8 @@ class OrbaxWriter:
         self._polls = 0
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add(DATA_ITEM, DataSave, self._data)
-        _quiet.acquire()
+        self._quiet = _Quiet()
+        logging.getLogger("absl").addFilter(self._quiet)
         self._manager = _Manager(
             str(layout.directory),
             options=manager_options(
@@ -171,7 +186,7 @@ class OrbaxWriter:
         """
         if self._failed:
             self._drain()
-        self._begun, self._met = time.monotonic(), 0
+        self._begun, self._met, self._parts = time.monotonic(), 0, []
         items: dict[str, Any] = {DATA_ITEM: DataSave(files)}
         if model is not None:
             items[MODEL_ITEM] = ocp.args.PyTreeSave(dict(model))
@@ -228,16 +243,17 @@ class OrbaxWriter:
         """Orbax's barriers around the commit, as meetings at which a process that has failed can say so."""
         if "async_write_complete" in key or "async_commit_complete" in key:
             # In this order; that both were asked for is made sure at the last meeting.
-            topic = _MEETINGS["async_commit_complete" in key]
-            self._meet(topic, min(timeout_ms / 1000, self.deadline_seconds), lambda: None)
+            is_last = "async_commit_complete" in key
+            work = (lambda: None) if is_last else (lambda: self._written(self._data.temporary))
+            self._meet(_MEETINGS[is_last], min(timeout_ms / 1000, self.deadline_seconds), work)
         # Its other barriers guard a mark that nothing here reads.
 
-    def _meet(self, topic: str, seconds: float, work: Callable[[], None]) -> None:
+    def _meet(self, topic: str, seconds: float, work: Callable[[], Any]) -> None:
         met, self._met = self._met, len(_MEETINGS)  # after a failure nobody comes to the next one
         self._processes.exchange(
             f"{topic}-{self._scope}",
             work,
-            lambda parts: None,
+            self._parts.extend,
             about="the commit of a snapshot",
             timeout_seconds=seconds,
         )
@@ -276,7 +292,7 @@ class OrbaxWriter:
             with contextlib.suppress(Exception):
                 self._manager.close()
         finally:
-            _quiet.release()
+            logging.getLogger("absl").removeFilter(self._quiet)
 
     def _after_failure(self) -> None:
         # When one file fails, Orbax's other threads go on writing, and would write into the directory of a second try too.
@@ -294,7 +310,7 @@ class OrbaxWriter:
         self._failed = False
 
     def _run_before_commit(self) -> None:
-        self._before_commit(self._data.temporary)
+        self._before_commit(self._data.temporary, self._parts)
 
 
 def _join_orbax_threads(timeout_seconds: float) -> None:
@@ -391,27 +407,3 @@ def _restore_args(spec: LeafSpec, sharding: jax.sharding.Sharding | None) -> ocp
     return ocp.ArrayRestoreArgs(
         restore_type=jax.Array, sharding=sharding, global_shape=spec.shape, strict=True
     )
-
-
-class _QuietOrbax(logging.Filter):
-    """Keeps Orbax from logging the traceback of a failed save, which is raised as one clear error instead."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._users = 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
-    def acquire(self) -> None:
-        self._users += 1
-        if self._users == 1:
-            logging.getLogger("absl").addFilter(self)
-
-    def release(self) -> None:
-        self._users -= 1
-        if self._users == 0:
-            logging.getLogger("absl").removeFilter(self)
-
-
-_quiet = _QuietOrbax()

@@ -44,6 +44,15 @@ class Identified(Protocol):
 
 
 @runtime_checkable
+class ShowsImpurities(Protocol):
+    """A module that knows where its functions keep something between their calls."""
+
+    def impurities(self) -> Sequence[str]:
+        """A sentence for each place, naming function and line."""
+        ...
+
+
+@runtime_checkable
 class KeepsStepDigests(Protocol):
     """A module that keeps one digest per step, so that a divergence has an exact step."""
 

@@ -93,7 +93,7 @@ class Recorder:
             self._store_identity({})
 
     def continue_from(self, restored: Restored, modules: Modules) -> None:
-        """Later records continue the history of a snapshot; an allowed change of identity enters it."""
+        """Later records continue the history of a snapshot; an allowed change of identity enters it, and other rules do."""
         self._lineage = Lineage(list(restored.history))
         if restored.reason is not None:
             positions = {name: position_of(module.get_state()) for name, module in modules.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datarax.checkpoint.advice import all_advice
-from datarax.checkpoint.compose import Modules, identities, identities_as_recorded, named_modules
+from datarax.checkpoint.compose import Modules, identities, named_modules
 from datarax.checkpoint.layout import DATA_ITEM, MODEL_ITEM, sha256_hex
 from datarax.checkpoint.model_item import compare_template, rebuild_model, wanted_shardings
 from datarax.checkpoint.policy import Change, ChangePolicy, identity_differences
@@ -35,43 +35,19 @@ class Restored:
     """The whole history of the run up to this step, oldest first."""
     identity_changed: tuple[Difference, ...] = ()
     """Differences of the identity that were accepted, warned of or not."""
-    reason: str | None = None
-    """Why the identity is another from here on; None if it is the same."""
     identity_warned: tuple[Difference, ...] = ()
     """Those of them that the policy wants a person to see."""
     unknown_fields: tuple[str, ...] = ()
     """A sentence for each field of the policy that neither identity has."""
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """What differs, and what the policy says of it."""
-
-    refused: Sequence[Difference]
-    accepted: Sequence[Difference] = ()
-    warned: Sequence[Difference] = ()
-    unknown_fields: Sequence[str] = ()
-    now: Mapping[str, Any] | None = None
-    """The present identity, made by the versions that recorded the other, if data was compared."""
-    raised: bool = False
-    """Whether today's versions make another of the same."""
+    unseen: tuple[str, ...] | None = None
+    """What today's rules of identity see and those of the record did not, by path; None if they are the same rules."""
 
     @property
     def reason(self) -> str | None:
-        """Why the identity is recorded anew, for the history."""
-        changed = [difference.path for difference in self.accepted]
-        reasons = [f"allowed: {', '.join(changed)}"] if changed else []
-        return "; ".join(reasons + ["identity version"] * self.raised) or None
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """A restore of which every check has passed and nothing has been applied."""
-
-    model: Any
-    states: Mapping[str, Any]
-    history: tuple[HistoryEntry, ...]
-    compared: _Compared
+        """Why the identity is another from here on, for the history; None if it is the same."""
+        changed = ", ".join(difference.path for difference in self.identity_changed)
+        reasons = [f"allowed: {changed}"] * bool(changed) + ["identity version"] * (self.unseen is not None)
+        return "; ".join(reasons) or None
 
 
 def restore_snapshot(
@@ -105,27 +81,30 @@ def restore_snapshot(
     if model is None and data is None:
         raise InputError("restore was asked for neither a model nor data; pass model=, data= or both")
     modules = None if data is None else named_modules(data)
+    if modules is not None and identity is None:
+        identity = identities(modules)
     processes = processes or Processes()
     about = f"the restore of step {snapshot.step}"
+    items = (
+        [DATA_ITEM] if model is None or MODEL_ITEM not in snapshot.manifest.items else [DATA_ITEM, MODEL_ITEM]
+    )
     problems = processes.exchange(
         "restore_files",
-        lambda: _problems(snapshot, model, processes),
-        _union,
+        lambda: snapshot.check(items, share=(processes.index, processes.count)),
+        lambda parts: list(dict.fromkeys(problem for part in parts for problem in part)),
         about=about,
         timeout_seconds=timeout_seconds,
     )
     if problems:
         raise snapshot.damaged(problems)
-    checked: list[_Checked] = []
+    checked: list[tuple[Restored, dict[str, Any]]] = []
 
     def check() -> dict[str, Any]:
-        checked.append(_check(snapshot, model, modules, identity, policy or ChangePolicy(), processes))
+        checked.append(_checked(snapshot, model, modules, identity, policy or ChangePolicy(), processes))
         return {
             "the step": snapshot.step,
             "the snapshot": sha256_hex(snapshot.manifest.to_bytes()),
-            "the identity": None
-            if modules is None
-            else _digest_of(identities(modules) if identity is None else identity),
+            "the identity": None if modules is None else sha256_hex(canonical_json(identity)),
         }
 
     processes.exchange(
@@ -135,21 +114,12 @@ def restore_snapshot(
         about=about,
         timeout_seconds=timeout_seconds,
     )
-    done = checked[0]
+    restored, states = checked[0]
     if modules is not None:
-        _apply_together(snapshot, modules, done.states, processes, about)
-        if len(done.history) > 1 or done.compared.accepted:
-            _recall(snapshot, modules, done.history)
-    return Restored(
-        snapshot.step,
-        done.model,
-        snapshot.record,
-        done.history,
-        identity_changed=tuple(done.compared.accepted),
-        reason=done.compared.reason,
-        identity_warned=tuple(done.compared.warned),
-        unknown_fields=tuple(done.compared.unknown_fields),
-    )
+        _apply_together(snapshot, modules, states, processes, about)
+        if len(restored.history) > 1 or restored.identity_changed:
+            _recall(snapshot, modules, restored.history)
+    return restored
 
 
 def _recall(snapshot: Snapshot, modules: Modules, history: Sequence[HistoryEntry]) -> None:
@@ -162,73 +132,60 @@ def _recall(snapshot: Snapshot, modules: Modules, history: Sequence[HistoryEntry
                 module.recall([(*place, tree) for place, tree in zip(places, trees, strict=True)])
 
 
-def _problems(snapshot: Snapshot, model: Any, processes: Processes) -> list[str]:
-    """What is wrong with this process's share of the files."""
-    wanted = [DATA_ITEM]
-    if model is not None and MODEL_ITEM in snapshot.manifest.items:
-        wanted.append(MODEL_ITEM)
-    return snapshot.check(wanted, share=(processes.index, processes.count))
-
-
-def _union(parts: Sequence[Sequence[str]]) -> list[str]:
-    return list(dict.fromkeys(problem for part in parts for problem in part))
-
-
-def _check(
+def _checked(
     snapshot: Snapshot,
     model: Any,
     modules: Modules | None,
     identity: Mapping[str, Any] | None,
     policy: ChangePolicy,
     processes: Processes,
-) -> _Checked:
-    compared = _compare(snapshot, model, modules, identity, policy)
-    if compared.refused:
-        raise _mismatch(snapshot, compared)
-    states = _states(snapshot, modules, processes.index, processes.count)
-    history = tuple(snapshot.history)
-    return _Checked(None if model is None else _read_model(snapshot, model), states, history, compared)
-
-
-def _digest_of(identity: Mapping[str, Any]) -> str:
-    return sha256_hex(canonical_json(identity))
-
-
-def _compare(
-    snapshot: Snapshot,
-    model: Any,
-    modules: Modules | None,
-    identity: Mapping[str, Any] | None,
-    policy: ChangePolicy,
-) -> _Compared:
-    of_model = [] if model is None else _compare_model(snapshot, model)
-    if modules is None:
-        return _Compared(of_model)
-    recorded = snapshot.record.loaders
-    refused: list[Difference] = []
-    for name in sorted({*recorded, *modules}):
-        if (name in recorded) != (name in modules):
+) -> tuple[Restored, dict[str, Any]]:
+    """What the restore gives, and the state of each module: every check has passed, and nothing is applied yet."""
+    differences: list[Difference] = []
+    accepted: list[Difference] = []
+    was: Mapping[str, Any] | None = None
+    unseen, unknown_fields = None, []
+    if modules is not None:
+        recorded = snapshot.record.loaders
+        for name in sorted(recorded.keys() ^ modules.keys()):
             shown = (_Words("a data module") if name in side else MISSING for side in (recorded, modules))
-            refused.append(Difference(name, *shown))
-    was = snapshot.identity
-    today = identities(modules) if identity is None else identity
-    now = {**today, **identities_as_recorded(modules, was)}
-    common = {name for name in now if name in recorded and name in modules}
-    found = identity_differences({n: was.get(n) for n in common}, {n: now[n] for n in common})
-    return _Compared(
-        refused + policy.select(found, Change.REFUSE) + of_model,
-        policy.select(found, Change.ACCEPT, Change.WARN),
-        policy.select(found, Change.WARN),
-        policy.unknown_fields(was, now),
-        now,
-        any(now[name] != today[name] for name in common),
+            differences.append(Difference(name, *shown))
+        compared = snapshot.comparable(identity or {}, modules)
+        was, identity, unseen = compared.was, compared.now, compared.unseen
+        common = recorded.keys() & modules.keys() & identity.keys()
+        sides = ({name: side.get(name) for name in common} for side in (was, identity))
+        found = identity_differences(*sides)
+        differences += policy.select(found, Change.REFUSE)
+        accepted = policy.select(found, Change.ACCEPT, Change.WARN)
+        unknown_fields = policy.unknown_fields(was, identity)
+    if model is not None and snapshot.leaves is None:
+        differences.append(Difference("model", MISSING, _Words("a model")))
+    elif model is not None:
+        differences += compare_template(snapshot.leaves or (), model)
+    if differences:
+        raise _mismatch(snapshot, differences, was, identity, unknown_fields)
+    states: dict[str, Any] = {}
+    if modules is not None:
+        try:
+            states = snapshot.states(process_index=processes.index, process_count=processes.count)
+        except SnapshotDamagedError:
+            raise
+        except ValueError as error:
+            raise MismatchError(
+                f"the snapshot of step {snapshot.step} cannot be restored here: {error}"
+            ) from error
+    history = tuple(snapshot.history)
+    restored = Restored(
+        snapshot.step,
+        None if model is None else _read_model(snapshot, model),
+        snapshot.record,
+        history,
+        identity_changed=tuple(accepted),
+        identity_warned=tuple(policy.select(accepted, Change.WARN)),
+        unknown_fields=tuple(unknown_fields),
+        unseen=None if unseen is None else tuple(unseen),
     )
-
-
-def _compare_model(snapshot: Snapshot, model: Any) -> list[Difference]:
-    if snapshot.leaves is None:
-        return [Difference("model", MISSING, _Words("a model"))]
-    return compare_template(snapshot.leaves, model)
+    return restored, states
 
 
 class _Words(str):
@@ -236,33 +193,22 @@ class _Words(str):
         return str(self)
 
 
-def _mismatch(snapshot: Snapshot, compared: _Compared) -> MismatchError:
-    found = compared.refused
+def _mismatch(
+    snapshot: Snapshot,
+    found: Sequence[Difference],
+    was: Mapping[str, Any] | None,
+    now: Mapping[str, Any] | None,
+    notes: Sequence[str],
+) -> MismatchError:
     count = f"{len(found)} field{'s differ' if len(found) > 1 else ' differs'}"
     advice = "restore with what the run was made with, or use another run directory"
     if not all(difference.path.split(".")[0] == "model" for difference in found):
         advice += "; a deliberate change of the data is allowed field by field in resume.allow_changed"
     text = f"the snapshot of step {snapshot.step} in {snapshot.layout.directory} does not belong here, {count}; {advice}"
-    was = None if compared.now is None else snapshot.identity
-    error = MismatchError(text, found, all_advice(found, was, compared.now))
-    for sentence in compared.unknown_fields:
+    error = MismatchError(text, found, all_advice(found, was, None if was is None else now))
+    for sentence in notes:
         error.add_note(sentence)
     return error
-
-
-def _states(
-    snapshot: Snapshot, modules: Modules | None, process_index: int, process_count: int
-) -> dict[str, Any]:
-    if modules is None:
-        return {}
-    try:
-        return snapshot.states(process_index=process_index, process_count=process_count)
-    except ValueError as error:
-        if isinstance(error, SnapshotDamagedError):
-            raise
-        raise MismatchError(
-            f"the snapshot of step {snapshot.step} cannot be restored here: {error}"
-        ) from error
 
 
 def _read_model(snapshot: Snapshot, template: Any) -> Any:

@@ -8,23 +8,26 @@ failed save, which Orbax would raise in place of the next save.
 
 from __future__ import annotations
 
+import atexit
+import concurrent.futures.thread  # noqa: F401  its exit hook must be registered before ours
 import contextlib
+import errno
 import functools
 import os
-import queue
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from datarax.checkpoint import exit_guard
-from datarax.checkpoint.layout import DATA_ITEM, MANIFEST_NAME, MODEL_ITEM, RunLayout
+from datarax.checkpoint.layout import DATA_ITEM, MANIFEST_NAME, MODEL_ITEM, RunLayout, sha256_hex
 from datarax.checkpoint.lock import RunLock
-from datarax.checkpoint.manifest import Manifest, seal_item
+from datarax.checkpoint.manifest import FileEntry, Manifest, seal_item
 from datarax.checkpoint.model_item import LeafSpec
-from datarax.checkpoint.orbax import OrbaxWriter, check_model_written
+from datarax.checkpoint.orbax import PROCESS_PREFIX, OrbaxWriter, check_model_written
 from datarax.checkpoint.protocols import KeepsStepDigests
 from datarax.checkpoint.retention import drop, steps_to_drop, throw_away
 from datarax.checkpoint.save_config import SaveConfig
@@ -36,7 +39,9 @@ from datarax.core.errors import (
     RunLostError,
     SaveError,
 )
+from datarax.core.tree import canonical_json
 from datarax.multihost import Processes
+from datarax.store.files import parse_json
 
 _RELOAD_EVERY = 256
 
@@ -70,37 +75,28 @@ class Saver:
     """
 
     def __init__(
-        self,
-        layout: RunLayout,
-        config: SaveConfig,
-        lock: RunLock | None,
-        processes: Processes | None = None,
+        self, layout: RunLayout, config: SaveConfig, lock: RunLock | None, processes: Processes
     ) -> None:
         self._layout = layout
         self._config = config
         self._lock = lock
-        self._processes = processes or Processes()
+        self._processes = processes
         self._job: SaveJob | None = None
         self._saved = 0
-        self._queue: queue.SimpleQueue[tuple[SaveJob, bool] | None] = queue.SimpleQueue()
         self._writer = OrbaxWriter(
             layout,
             timeout_seconds=config.timeout_seconds,
+            written=self._seal_own,
             before_commit=self._seal,
-            processes=self._processes,
+            processes=processes,
         )
-        # A daemon, so that it cannot keep the interpreter from exiting; the exit guard waits for its job instead.
-        self._thread = threading.Thread(target=self._run, name="datarax-save", daemon=True)
-        self._thread.start()
+        self.agreed_to_stop = self._writer.agreed_to_stop
+        self.reload = self._writer.reload
 
     @property
     def pending_step(self) -> int | None:
         """The step that is being saved or was not yet taken."""
         return None if self._job is None else self._job.step
-
-    def agreed_to_stop(self) -> bool:
-        """See `OrbaxWriter.agreed_to_stop`."""
-        return self._writer.agreed_to_stop()
 
     def start(self, job: SaveJob) -> None:
         """Begin a save; there must be none.
@@ -110,20 +106,22 @@ class Saver:
         """
         assert self._job is None
         self._job = job
-        exit_guard.watch(self)
+        _pending.add(self)
         begun = job.model is not None
+        # A daemon, so that it cannot keep the interpreter from exiting; the exit hook waits for its job instead.
+        finish = threading.Thread(target=self._finish, args=(job, begun), name="datarax-save", daemon=True)
         if begun:
             try:
                 self._writer.start(job.step, job.files, job.model)
             except BaseException as error:
                 self._writer.tell_failure(error)
                 if not self._abandon(job):  # interrupted so late that Orbax committed it
-                    self._queue.put((job, begun))
+                    finish.start()
                 if not isinstance(error, Exception):
                     raise
                 raise self._save_error(job.step, error) from error
             job.model = None  # held by Orbax as long as it needs it
-        self._queue.put((job, begun))
+        finish.start()
 
     def take(self, *, wait: bool) -> SaveJob | None:
         """The save that has ended, once; None if there is none or it goes on.
@@ -138,65 +136,69 @@ class Saver:
         self._forget_job()
         return job
 
-    def reload(self) -> None:
-        """Steps were moved behind Orbax's back. There must be no save in progress."""
-        self._writer.reload()
-
     def close(self) -> None:
         """Wait for the save in progress and free the threads."""
         if self._job is not None:
             self._job.done.wait()
-        exit_guard.forget(self)
-        self._queue.put(None)
-        self._thread.join()
+        _pending.discard(self)
         self._writer.close()
 
-    def finish_at_exit(self, timeout_seconds: float | None) -> tuple[bool, str] | None:
-        """See `exit_guard.Pending`."""
+    def finish_at_exit(self, timeout_seconds: float | None) -> bool:
+        """Wait for the save in progress, and say on stderr what became of it, unless all was well before.
+
+        Args:
+            timeout_seconds: for how long; None: as long as a save may take.
+
+        Returns:
+            Whether nothing is lost.
+        """
+        global _reported
         job = self._job
         if job is None or (job.done.is_set() and job.error is None):
-            return None
+            return True
         ended = job.done.wait(self._config.timeout_seconds if timeout_seconds is None else timeout_seconds)
         outcome = "is lost" if not ended else f"failed: {job.error}" if job.error else "is committed"
-        return ended and job.error is None, (
-            f"the interpreter exited while the snapshot of step {job.step} was being saved in {self._layout.directory}; "
-            f"it {outcome}. Leave the `with` block of the Checkpointer before exiting"
+        _reported = True
+        print(
+            f"datarax: the interpreter exited while the snapshot of step {job.step} was being saved in "
+            f"{self._layout.directory}; it {outcome}. Leave the `with` block of the Checkpointer before exiting",
+            file=sys.stderr,
         )
+        return ended and job.error is None
 
     def _forget_job(self) -> None:
         self._job = None
-        exit_guard.forget(self)
+        _pending.discard(self)
 
     def _abandon(self, job: SaveJob) -> bool:
         with contextlib.suppress(Exception):
             self._writer.wait()
-        if self._layout.manifest(job.step).is_file():
+        if self._layout.is_committed(job.step):
             return False
-        self._remove_remains(job.step)
+        with contextlib.suppress(OSError):
+            self._remove_remains(job.step)
         self._forget_job()
         return True
 
-    def _run(self) -> None:
-        while (task := self._queue.get()) is not None:
-            job, begun = task
-            try:
-                if not begun:
-                    self._writer.start(job.step, job.files, None)
-                self._writer.wait()
-                self._writer.meet_last(functools.partial(self._make_durable, job.step))
-            except BaseException as error:
-                self._writer.tell_failure(error)
-                job.error = self._job_error(job.step, error)
-            try:
-                if job.error is not None:
-                    with contextlib.suppress(
-                        OSError
-                    ):  # of a disk that answers no more; the next start removes them
-                        self._remove_remains(job.step)
-                elif self._processes.first:
-                    self._retain(job)
-            finally:
-                job.done.set()
+    def _finish(self, job: SaveJob, begun: bool) -> None:
+        try:
+            if not begun:
+                self._writer.start(job.step, job.files, None)
+            self._writer.wait()
+            self._writer.meet_last(functools.partial(self._make_durable, job.step))
+        except BaseException as error:
+            self._writer.tell_failure(error)
+            job.error = self._job_error(job.step, error)
+        try:
+            if job.error is not None:
+                with contextlib.suppress(
+                    OSError
+                ):  # of a disk that answers no more; the next start removes them
+                    self._remove_remains(job.step)
+            elif self._processes.first:
+                self._retain(job)
+        finally:
+            job.done.set()
 
     def _job_error(self, step: int, error: BaseException) -> DataraxError:
         if isinstance(error, (RunLockedError, RunLostError, PeerLostError)):
@@ -206,28 +208,50 @@ class Saver:
         return found
 
     def _remove_remains(self, step: int) -> None:
-        if self._lock is None or self._lock.superseded_by() is not None:
-            return
         try:
-            self._lock.check_there()
+            if self._lock is not None and self._lock.superseded_by() is None:
+                self._writer.remove_remains(step)
         except RunLostError:
             # TensorStore makes the directories again that it writes to. What a later start has made there is not ours.
             if not self._layout.lock.exists():
                 self._writer.remove_remains(step)
-                with contextlib.suppress(OSError):
-                    self._layout.directory.rmdir()
-        else:
-            self._writer.remove_remains(step)
+                self._layout.directory.rmdir()
 
-    def _seal(self, temporary: str) -> None:
+    def _seal_own(self, temporary: str) -> list[str]:
+        """Hash what this process has written of the model, before Orbax joins what all have written.
+
+        Returns:
+            The key of a file with the sizes and digests, for process 0, and the digest of that file; [] for nothing.
+        """
+        store, index = self._layout.store, self._processes.index
+        items = [entry.key for entry in store.list(temporary) if entry.name.partition(".")[0] == MODEL_ITEM]
+        own = f"{items[0]}/{PROCESS_PREFIX}{index}" if items else ""
+        if self._processes.first or not items or store.stat(own) is None:
+            return []
+        sealed = seal_item(store, own, limit_bytes=self._config.model_digest_limit_bytes)
+        sums = {f"{PROCESS_PREFIX}{index}/{name}": vars(entry) for name, entry in sealed.items()}
+        key, content = f"parts/{index}-{uuid.uuid4().hex}.json", canonical_json(sums)
+        store.write(key, content, if_absent=True)
+        return [key, sha256_hex(content)]
+
+    def _seal(self, temporary: str, parts: Sequence[Sequence[str]]) -> None:
         """Write the manifest into the finished temporary directory; Orbax renames it next."""
         job, store = self._job, self._layout.store
         assert job is not None
         if any(leaf.stored for leaf in job.leaves or ()):
             check_model_written(Path(store.path(f"{temporary}/{MODEL_ITEM}")))
+        sums: dict[str, FileEntry] = {}
+        for key, sha256 in filter(None, parts):
+            content = self._layout.read(key)
+            if sha256_hex(content) != sha256:
+                raise OSError(errno.EIO, "it does not hold what another process wrote", store.path(key))
+            sums |= {name: FileEntry(**entry) for name, entry in parse_json(content).items()}
+            store.delete(key)
         limits = {DATA_ITEM: None, MODEL_ITEM: self._config.model_digest_limit_bytes}
         items = {
-            name: seal_item(store, f"{temporary}/{name}", limit_bytes=limit)
+            name: seal_item(
+                store, f"{temporary}/{name}", limit_bytes=limit, known=sums if name == MODEL_ITEM else {}
+            )
             for name, limit in limits.items()
             if store.stat(f"{temporary}/{name}") is not None
         }
@@ -238,8 +262,6 @@ class Saver:
                 f"({self._config.model_digest_limit_bytes}); its files are recorded by size only"
             )
         store.write(f"{temporary}/{MANIFEST_NAME}", manifest.to_bytes(), if_absent=True)
-        if self._lock is not None:
-            self._lock.check_there()
         later = None if self._lock is None else self._lock.superseded_by()
         if later is not None and self._lock is not None:
             raise RunLockedError(
@@ -284,3 +306,48 @@ def reason(error: BaseException) -> str:
         return str(error)  # names each process and what it said, a line each
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+# A save that is pending when the interpreter exits is finished if that is possible, and reported, with exit 1. Orbax cannot
+# commit once `concurrent.futures` has shut down, and then hangs for minutes or loses the save with exit code 0. The hook here
+# runs before that: `threading._register_atexit` calls in reverse order, and `concurrent.futures.thread` has registered its own
+# when it was imported above. It is the only hook that early, private or not. Python 3.12 starts no more threads by then, so
+# there the save is lost as a rule; but it is said, and the process ends.
+
+_IMPATIENT_SECONDS = 5.0
+_pending: set[Saver] = set()
+_reported = False
+
+
+def _finish_pending() -> None:
+    timeout = None if not _pending or _threads_can_start() else _IMPATIENT_SECONDS
+    lost = [saver for saver in list(_pending) if not saver.finish_at_exit(timeout)]
+    if lost:
+        _leave_now()  # the interpreter would wait for Orbax's threads, which wait minutes for one that never began
+
+
+def _threads_can_start() -> bool:
+    try:
+        probe = threading.Thread(target=bool)
+        probe.start()
+    except RuntimeError:
+        return False
+    probe.join()
+    return True
+
+
+def _leave_if_reported() -> None:
+    if _reported:
+        _leave_now()
+
+
+def _leave_now() -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(1)  # an exit hook cannot change the exit code in any other way
+
+
+threading._register_atexit(_finish_pending)  # type: ignore[attr-defined]
+atexit.register(_leave_if_reported)
+os.register_at_fork(after_in_child=_pending.clear)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from datarax.checkpoint.identity_reader import parse_identity
+from datarax.checkpoint.identity_reader import Comparable, comparable, parse_identity
 from datarax.checkpoint.layout import (
     DATA_ITEM,
     MANIFEST_NAME,
@@ -45,6 +45,7 @@ from datarax.checkpoint.record import (
 )
 from datarax.core.errors import SnapshotDamagedError, SnapshotNotFoundError
 from datarax.core.tree import decode
+from datarax.store.files import parse_json
 
 PathLike = str | os.PathLike[str]
 T = TypeVar("T")
@@ -159,12 +160,37 @@ class Snapshot:
         Raises:
             SnapshotDamagedError: if the file with its earlier part is missing or has changed.
         """
-        return run_history(self.layout.directory, self.record)
+        record = self.record
+        if record.earlier_history is None:
+            return list(record.history)
+        parse = partial(read_history, format=record.format)
+        return [
+            *_read_addressed(self.layout, self.layout.history(record.earlier_history), parse),
+            *record.history,
+        ]
 
     @property
     def identity(self) -> Any:
         """The identity tree that the record names. See `read_identity`."""
-        return read_identity(self.layout.directory, self.record.identity)
+        return _read_addressed(self.layout, self.layout.identity(self.record.identity), parse_identity)
+
+    def comparable(self, now: Mapping[str, Any], modules: Mapping[str, Any]) -> Comparable:
+        """The identity that was recorded and today's, by the same rules: see `identity_reader.comparable`.
+
+        Raises:
+            SnapshotDamagedError: as `read_identity` does.
+        """
+        identities = {name: each.identity for name, each in modules.items() if hasattr(each, "state_format")}
+        return comparable(self.identity, now, identities, self.made_with)
+
+    @property
+    def made_with(self) -> Mapping[str, Any]:
+        """Versions and devices of the start that saved this; {} if that cannot be read."""
+        try:
+            start = self.layout.read(self.layout.starts / f"{self.record.start}.json")
+            return dict(parse_json(start)["provenance"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     def states(self, *, process_index: int = 0, process_count: int = 1) -> dict[str, Any]:
         """The decoded state of each data module.
@@ -309,23 +335,21 @@ class Snapshot:
                 yield spec.path, np.zeros(spec.shape, jnp.dtype(spec.dtype))
 
     def _read_group(self, specs: Sequence[LeafSpec]) -> Iterator[tuple[str, np.ndarray]]:
-        arrays = self._read(specs, dict.fromkeys((spec.path for spec in specs), None), some=True)
+        arrays = self.read_model(dict.fromkeys((spec.path for spec in specs), None), specs) if specs else {}
         for spec in specs:
             yield spec.path, np.asarray(arrays.pop(spec.path))
 
-    def read_model(self, shardings: Mapping[str, Any]) -> dict[str, Any]:
-        """The stored leaves with these shardings (None: as NumPy). See `handler.read_model`.
+    def read_model(
+        self, shardings: Mapping[str, Any], specs: Sequence[LeafSpec] | None = None
+    ) -> dict[str, Any]:
+        """The stored leaves, all or some, with these shardings (None: as NumPy). See `orbax.read_model`.
 
         Raises:
             SnapshotDamagedError: if Orbax cannot read them.
         """
-        return self._read(self.leaves or (), shardings)
-
-    def _read(
-        self, specs: Sequence[LeafSpec], shardings: Mapping[str, Any], *, some: bool = False
-    ) -> dict[str, Any]:
+        directory = self.directory / MODEL_ITEM
         try:
-            return read_model(self.directory / MODEL_ITEM, specs, shardings, some=some)
+            return read_model(directory, specs or self.leaves or (), shardings, some=bool(specs))
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0].partition(" [tensorstore_spec")[0]
             raise self.damaged([f"{MODEL_ITEM}: cannot be read ({type(error).__name__}: {first})"]) from error
@@ -368,19 +392,20 @@ class Snapshot:
                 self.state(name, min(map(int, parts), default=0))
         except SnapshotDamagedError as error:
             return list(error.problems)
-        layout, problems = self.layout, []
-        references: list[tuple[Callable[[str], Path], str | None, Callable[[bytes], Any]]] = [
-            (layout.identity, record.identity, parse_identity),
-            (layout.config, record.config, bytes.decode),
-            (layout.history, record.earlier_history, partial(read_history, format=record.format)),
-        ]
-        for path, sha256, parse in references:
+        problems = []
+        for path, parse in self._named_texts(record):
             try:
-                if sha256 is not None:
-                    read_addressed(layout, path(sha256), parse)
+                read_addressed(self.layout, path, parse)
             except ValueError as error:
                 problems.append(str(error))
         return problems
+
+    def _named_texts(self, record: Record) -> Iterator[tuple[Path, Callable[[bytes], Any]]]:
+        yield self.layout.identity(record.identity), parse_identity
+        if record.config is not None:
+            yield self.layout.config(record.config), bytes.decode
+        if record.earlier_history is not None:
+            yield self.layout.history(record.earlier_history), partial(read_history, format=record.format)
 
 
 def _opened(layout: RunLayout, step: int, *, in_ledger: bool = False) -> Snapshot:
@@ -469,20 +494,6 @@ def read_config(run_directory: PathLike, sha256: str) -> str:
     """
     layout = RunLayout(local_directory(run_directory))
     return _read_addressed(layout, layout.config(sha256), bytes.decode)
-
-
-def run_history(run_directory: PathLike, record: Record) -> list[HistoryEntry]:
-    """The whole history of a run up to a record, oldest first.
-
-    Raises:
-        SnapshotDamagedError: if the file with its earlier part is missing or has changed.
-    """
-    sha256 = record.earlier_history
-    if sha256 is None:
-        return list(record.history)
-    layout = RunLayout(local_directory(run_directory))
-    parse = partial(read_history, format=record.format)
-    return [*_read_addressed(layout, layout.history(sha256), parse), *record.history]
 
 
 def damaged(layout: RunLayout, step: int, problems: Sequence[str]) -> SnapshotDamagedError:

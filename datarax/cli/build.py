@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from datarax.cli.arguments import add_json, answer
+from datarax.cli.import_path import append_working_directory
 
 if TYPE_CHECKING:
-    from datarax.sources import BuildResult, Manifest
+    from datarax.sources import BuildResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "kind", choices=["text", "jsonl", "manifest"], help="what the inputs hold; 'manifest' only records"
     )
     parser.add_argument(
-        "inputs", nargs="+", help="files, globs or directories; python-stdlib: the standard library's source"
+        "inputs",
+        nargs="+",
+        help="files, globs or directories; python-stdlib: the standard library's source; manifest: or a run config (.toml)",
     )
     parser.add_argument("--output", metavar="DIRECTORY", help="the dataset's directory (not for 'manifest')")
     parser.add_argument(
@@ -48,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Builds, or finds it built; or records what is there."""
     from datarax.core.errors import InputError
-    from datarax.sources import BuildConfig, build_dataset, write_manifest
+    from datarax.sources import BuildConfig, build_dataset
 
     if arguments.kind == "manifest":
-        facts = _facts(write_manifest(tuple(arguments.inputs)))
+        facts = _facts(_manifest_of(tuple(arguments.inputs)))
         return answer(arguments, facts, [f"recorded: {facts['records']:,} records in {facts['files']} files"])
     if not arguments.output:
         raise InputError("build needs --output DIRECTORY")
@@ -75,7 +78,18 @@ def run(arguments: argparse.Namespace) -> int:
     return answer(arguments, facts, _lines(facts, result))
 
 
-def _facts(manifest: Manifest) -> dict[str, Any]:
+def _manifest_of(inputs: tuple[str, ...]) -> Any:
+    if len(inputs) > 1 or not inputs[0].endswith(".toml"):
+        from datarax.sources import write_manifest
+
+        return write_manifest(inputs)
+    append_working_directory()  # the config may name the user's code
+    from datarax.run_config import load_config
+
+    return load_config(inputs[0]).source.config().write_manifest()
+
+
+def _facts(manifest: Any) -> dict[str, Any]:
     return {"records": manifest.num_records, "files": len(manifest.files)}
 
 

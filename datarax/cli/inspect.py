@@ -7,6 +7,8 @@ from typing import Any
 
 from datarax.cli.arguments import add_json, print_json
 
+_NAMED = 5
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
@@ -29,9 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _show(facts: dict[str, Any]) -> None:
     print(f"snapshot        {facts['directory']}")
-    print(f"committed       {', '.join(map(str, facts['committed_steps']))}")
+    print(f"committed       {_shortened(facts['committed_steps'])}")
     if facts["ledger_steps"]:
-        print(f"in the ledger   {', '.join(map(str, facts['ledger_steps']))}")
+        print(f"in the ledger   {_shortened(facts['ledger_steps'])}")
     if facts["problems"]:
         print("DAMAGED:")
         for problem in facts["problems"]:
@@ -50,6 +52,14 @@ def _show(facts: dict[str, Any]) -> None:
         print(f"  {path}: {leaf}")
     for entry in facts["history"][1:]:
         print(f"changed         from step {entry['from_step']}: identity {entry['identity'][:16]}…")
+
+
+def _shortened(steps: list[int]) -> str:
+    """A long list by its ends: `--json` has all of it."""
+    shown = [str(step) for step in steps]
+    if len(steps) > 4 * _NAMED:
+        shown = [*shown[:_NAMED], f"… {len(steps) - 2 * _NAMED:,} more …", *shown[-_NAMED:]]
+    return ", ".join(shown)
 
 
 def _lines(tree: Any, indent: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -29,6 +29,8 @@ class GrainPipelineTable:
     """See `GrainPipelineConfig.name`."""
     version: Text | int | None = None
     """See `GrainPipelineConfig.version`."""
+    impure: Checked[bool] = False
+    """See `GrainPipelineConfig.impure`."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -41,6 +43,9 @@ def load_grain_pipeline(
     version: str | int | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    *,
+    impure: bool = False,
+    identity_packages: Sequence[str] = (),
 ) -> GrainPipeline:
     """Call the user's function and wrap what it returns.
 
@@ -51,6 +56,8 @@ def load_grain_pipeline(
         version: see `GrainPipelineConfig.version`.
         process_index: given to the function if it has a parameter of this name.
         process_count: given to the function if it has a parameter of this name.
+        impure: see `GrainPipelineConfig.impure`.
+        identity_packages: see `GrainPipelineConfig.identity_packages`.
 
     Raises:
         ConfigError: if the function cannot be found, does not take these parameters or returns something else, or if its
@@ -61,7 +68,10 @@ def load_grain_pipeline(
         raise ConfigError(f"grain_pipeline.use = {use!r} is a {type(fn).__name__}, not a function")
     made = fn(**arguments_for(fn, parameters or {}, process_index, process_count))
     try:
-        return GrainPipeline(GrainPipelineConfig(name=name, version=version), made)
+        config = GrainPipelineConfig(
+            name=name, version=version, impure=impure, identity_packages=tuple(identity_packages)
+        )
+        return GrainPipeline(config, made)
     except TypeError as error:
         raise ConfigError(f"grain_pipeline.use = {use!r}: {error}") from error
 

@@ -9,7 +9,7 @@ Grain cannot resume is refused, what it delivers otherwise than one would think 
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from datarax.core.errors import ConfigError
 from datarax.grain_pipeline.graph import ENDLESS, Node, all_stages, named_stages
 from datarax.order.grain import num_repeated
 from datarax.sources.files import relative_names
-from datarax.sources.records import SAMPLE_VERSION, records_digest, sample_positions
-from datarax.transforms import function_identity, value_identity
+from datarax.sources.records import records_digest, sample_positions
+from datarax.transforms import IDENTITY_VERSION, function_identity, function_impurities, value_identity
 
-RULES_VERSION = 1
-"""How identities are made. Raise it when the same pipeline would get another one."""
+RULES_VERSION = IDENTITY_VERSION
+"""How identities are made: of functions by the rules of transforms, and the rest is the same by all of them."""
 
 _NUM_SAMPLED_RECORDS = 16
 _WHOLE_RECORDS = 10_000  # an object in memory with at most so many records is hashed whole
@@ -32,18 +32,23 @@ _END_BYTES = 1 << 16  # of a file that is no random-access source, both ends are
 _LIBRARIES = frozenset({"grain", "jax", "jaxlib", "ml_dtypes", "numpy", "tree", "optree"})
 
 
-def stages_identity(node: Node, owner: str, *, declared: bool) -> dict[str, Any]:
+def stages_identity(
+    node: Node, owner: str, *, declared: bool, packages: Collection[str] = (), rules: int = RULES_VERSION
+) -> dict[str, Any]:
     """The stages that end with `node`, by number and kind.
 
     Args:
         node: the last stage.
         owner: the pipeline's name, in messages.
         declared: whether its author has declared a version, which then stands for what cannot be read.
+        packages: those whose code counts by its text although they are installed.
+        rules: version of the rules.
 
     Raises:
         ConfigError: naming the stage and what cannot be described.
     """
     version: dict[str, Any] = {"versioned": "the pipeline", "declared": declared}
+    version |= {"version": rules, "packages": packages}
     trees: dict[str, Any] = {}
     for name, stage in named_stages(node):
         if not stage.known and not declared:
@@ -64,15 +69,22 @@ def stages_identity(node: Node, owner: str, *, declared: bool) -> dict[str, Any]
             tree |= {
                 "type": type(stage.source).__qualname__,
                 "num_records": stage.length,
-                "sample_version": SAMPLE_VERSION,
+                "sample_version": 1,
                 # None where the records are pipelines of their own.
                 "sample": None if stage.branches else _sample(stage, name, owner, declared),
             }
         parents = {
-            key: stages_identity(each, owner, declared=declared) for key, each in stage.branches.items()
+            key: stages_identity(each, owner, declared=declared, packages=packages, rules=rules)
+            for key, each in stage.branches.items()
         }
         tree |= {"parents": parents} if parents else {}
     return trees
+
+
+def stages_impurities(node: Node, owner: str, packages: Collection[str]) -> list[str]:
+    """A sentence for each place where a function of the stages shows a memory of its own."""
+    functions = [fn for _, stage in all_stages(node) for fn in stage.functions.values()]
+    return function_impurities(functions, owner, packages=packages)
 
 
 def _files(node: Node) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from datarax.core.config import DataraxModuleConfig, Positive, Text
+from datarax.core.config import Checked, DataraxModuleConfig, Positive, Text
 from datarax.core.errors import InputError, tell_where
 from datarax.core.tree import ARRAYS, check_plain, hash_tree
 from datarax.core.variables import Held
@@ -27,6 +27,7 @@ from datarax.grain_pipeline.identity import (
     check_resumable,
     num_elements,
     stages_identity,
+    stages_impurities,
     warnings_of,
 )
 from datarax.grain_pipeline.iterators import close, is_end, opened, state_of
@@ -53,6 +54,10 @@ class GrainPipelineConfig(DataraxModuleConfig):
     version: Text | int | None = None
     """Stands for what cannot be read of the pipeline (functions without source text, sources without plain records, stages
     that are not Grain's own); raise it whenever that changes. Functions are then not read at all."""
+    impure: Checked[bool] = False
+    """Whether functions may keep something between their calls (a global generator, a counter); else a new run refuses that."""
+    identity_packages: tuple[str, ...] = ()
+    """Top-level packages whose code counts by its text although they are installed as copies."""
     num_steps: Positive | None = None
     """Elements of the whole run; None for as many as the pipeline has. Never identity."""
 
@@ -73,14 +78,24 @@ class _Elements(Feed):
         node = read_pipeline(pipeline)
         owner = f"Grain pipeline {name!r}"
         check_resumable(node, owner)
+        self.read_by = functools.partial(
+            stages_identity,
+            node,
+            owner,
+            declared=config.version is not None,
+            packages=config.identity_packages,
+        )
+        """Makes the identity of the stages, by the rules of a version."""
         # Once: what code and data say now counts, not what becomes of them in mid-run.
         self.identity = {
             "kind": "grain_pipeline",
             "name": name,
             "rules": RULES_VERSION,
             "version": config.version,
-            "pipeline": stages_identity(node, owner, declared=config.version is not None),
+            "pipeline": self.read_by(rules=RULES_VERSION),
+            **({"impure": True} if config.impure else {}),
         }
+        self.impurities = [] if config.impure else stages_impurities(node, owner, config.identity_packages)
         self.name = name
         self.why_no_length = f"{owner} has no length that is known; say num_steps in its config"
         self.pipeline = pipeline
@@ -326,7 +341,14 @@ class GrainPipeline(Stream[Any], pytree=False):  # type: ignore[call-arg]
 
     def identity(self, *, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Everything that can change an element, as a tree; the same on all processes: see `Stream.identity`."""
-        return copy.deepcopy(self._feed.identity)
+        identity = copy.deepcopy(self._feed.identity)
+        if recorded is not None and recorded.get("rules") == 1:
+            identity |= {"rules": 1, "pipeline": self._feed.read_by(rules=1)}
+        return identity
+
+    def impurities(self) -> list[str]:
+        """A sentence for each place where a function of the pipeline shows a memory of its own."""
+        return list(self._feed.impurities)
 
     # Lifecycle
 

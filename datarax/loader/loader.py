@@ -27,7 +27,7 @@ from datarax.loader.stream import Feed, Place, Stream, Taken, in_turn
 from datarax.multihost import Slots, chosen_slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
 from datarax.sources import DataSource
-from datarax.transforms import Transform, check_pipeline, pipeline_identity
+from datarax.transforms import Transform, check_pipeline, impurities, pipeline_identity
 
 _Rows = np.ndarray | Sequence[int] | None
 
@@ -41,6 +41,7 @@ class _Settings(NamedTuple):
     rows: _Rows
     owned: _Rows
     sharding: jax.sharding.Sharding | None
+    packages: Sequence[str]
     pipeline: dict[str, Any]
     """Identity of the transforms, asked for once: what the code says now counts, not what an editor makes of it in mid-run."""
 
@@ -170,6 +171,8 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         owned: int64[...], sorted, a subset of `rows`: the slots that count here, in digests, counters and statistics, where
             several processes read the same; by default those that the sharding gives to no lower process, without one all rows.
         sharding: if given, batches are global `jax.Array`s under it; else NumPy arrays.
+        identity_packages: top-level packages whose code counts by its text in the identity of the transforms although they are
+            installed as copies; what is not, and the package that a transform itself lies in, always does.
         rngs: NNX random streams; part of the state, not used by the loader itself.
         name: used in messages.
 
@@ -189,6 +192,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         rows: np.ndarray | Sequence[int] | None = None,
         owned: np.ndarray | Sequence[int] | None = None,
         sharding: jax.sharding.Sharding | None = None,
+        identity_packages: Sequence[str] = (),
         rngs: nnx.Rngs | None = None,
         name: str | None = None,
     ) -> None:
@@ -200,7 +204,8 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
                 f"got {type(source).__name__}"
             )
         stages = check_pipeline(transforms)
-        settings = _Settings(config, source, stages, rows, owned, sharding, pipeline_identity(stages))
+        pipeline = pipeline_identity(stages, packages=identity_packages)
+        settings = _Settings(config, source, stages, rows, owned, sharding, identity_packages, pipeline)
         recipe = settings.recipe(settings.timeline_from(0, 0), bool(config.byte_digest))
         super().__init__(config, _Batches(settings, recipe), rngs=rngs, name=name)
 
@@ -315,14 +320,43 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             "order": self.order.identity(),
             "row_mask": config.remainder is Remainder.PAD,
             "seed": config.seed,
-            "sources": {source.name: dict(source.identity() if sample else source.outline())},
-            "pipeline": self._feed.settings.pipeline,
+            "sources": {
+                source.name: source.identity_by(_of(recorded, "sources", source.name), sample=sample)
+            },
+            "pipeline": self._pipeline_by(recorded),
         }
         if config.precomputed_stats is not None:
             identity["precomputed_stats"] = digest(with_spelled_arrays(config.precomputed_stats))
         return identity
 
+    def _pipeline_by(self, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+        settings, pipeline = self._feed.settings, _of(recorded, "pipeline")
+        if pipeline is None or pipeline.get("version") != 1:
+            return settings.pipeline
+        return pipeline_identity(settings.transforms, version=1, packages=settings.packages)
+
+    def impurities(self) -> list[str]:
+        """A sentence for each place where a transform shows a memory of its own: see `datarax.transforms.impurities`."""
+        return impurities(self._feed.settings.transforms, packages=self._feed.settings.packages)
+
     # State
+
+    def _made_otherwise(
+        self, history: Sequence[tuple[int, int, Mapping[str, Any]]], end: int
+    ) -> tuple[tuple[range, str], ...]:
+        """The steps that were made by other sources or transforms than those of today's identity, and what differs."""
+        found = []
+        ends = [*(first for first, _, _ in history[1:]), end]
+        for (first, _, was), stop in zip(history, ends, strict=True):
+            now = self.identity(recorded=was)
+            differ = [
+                str(each)
+                for field in ("sources", "pipeline", "row_mask")
+                for each in differences(was.get(field), now.get(field), field)
+            ]
+            if differ and first < stop:
+                found.append((range(first, stop), differ[0]))
+        return tuple(found)
 
     @in_turn
     def recall(self, history: Sequence[tuple[int, int, Mapping[str, Any]]]) -> None:
@@ -346,7 +380,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             )
         except (InputError, MismatchError, KeyError, TypeError):
             return
-        not_again = _made_otherwise(history, here.idx, lambda was: self.identity(recorded=was))
+        not_again = self._made_otherwise(history, here.idx)
         self._show_again(here, feed.by(timeline, not_again))
 
     # Lifecycle
@@ -379,7 +413,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         name: str | None = None,
     ) -> DataLoader:
         """A new loader over the same source at step 0, with optional changes; carries no state."""
-        own, source, transforms, rows, owned, sharding, _ = self._feed.settings
+        own, source, transforms, rows, owned, sharding, packages, _ = self._feed.settings
         return type(self)(
             own if config is None else cast(DataLoaderConfig, config),
             source,
@@ -387,15 +421,20 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             rows=rows,
             owned=owned,
             sharding=sharding,
+            identity_packages=packages,
             rngs=self.rngs if rngs is None else rngs,
             name=self.name if name is None else name,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        config, _, _, rows, owned, sharding, _ = self._feed.settings
-        make = partial(
-            type(self), config, rows=rows, owned=owned, sharding=sharding, rngs=self.rngs, name=self.name
-        )
+        config, _, _, rows, owned, sharding, packages, _ = self._feed.settings
+        where: dict[str, Any] = {
+            "rows": rows,
+            "owned": owned,
+            "sharding": sharding,
+            "identity_packages": packages,
+        }
+        make = partial(type(self), config, **where, rngs=self.rngs, name=self.name)
         return _unpickled, (make, self.recipe, self.get_state())
 
 
@@ -409,24 +448,11 @@ def _not_known(steps: Any) -> Any:
     raise InputError(f"some batch of the steps {steps} was padded; which one is not known")
 
 
-def _made_otherwise(
-    history: Sequence[tuple[int, int, Mapping[str, Any]]],
-    end: int,
-    identity: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-) -> tuple[tuple[range, str], ...]:
-    """The steps that were made by other sources or transforms than those of today's identity, and what differs."""
-    found = []
-    ends = [*(first for first, _, _ in history[1:]), end]
-    for (first, _, was), stop in zip(history, ends, strict=True):
-        now = identity(was)
-        differ = [
-            str(each)
-            for field in ("sources", "pipeline", "row_mask")
-            for each in differences(was.get(field), now.get(field), field)
-        ]
-        if differ and first < stop:
-            found.append((range(first, stop), differ[0]))
-    return tuple(found)
+def _of(tree: Any, *path: str) -> Mapping[str, Any] | None:
+    """What lies in a recorded tree, if that is a tree again."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree if isinstance(tree, Mapping) else None
 
 
 def _checked_step(step: int) -> int:

@@ -9,6 +9,7 @@ from datarax.multihost.processes import (
 )
 from datarax.multihost.slots import (
     Slots,
+    agree_on_slots,
     check_slots,
     chosen_slots,
     fitting_row_shards,
@@ -35,6 +36,7 @@ __all__ = [
     "MultihostConfig",
     "Processes",
     "Slots",
+    "agree_on_slots",
     "check_agreement",
     "check_slots",
     "chosen_slots",

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from datarax.core.errors import ConfigError, DisagreementError
+from datarax.multihost.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,20 @@ def check_slots(owned: Sequence[Sequence[Sequence[int]]], batch_size: int) -> No
         f"{len(wrong)} of {batch_size} slots of the global batch do not have one owner, the first is slot {slot}, counted by "
         f"{whose}; let rows and owned follow from one sharding on all processes"
     )
+
+
+def agree_on_slots(processes: Processes, slots: Slots, batch_size: int) -> None:
+    """All processes together must deliver the global batch, each slot of it counted once; one alone may deliver any part.
+
+    Raises:
+        DisagreementError: if they do not.
+    """
+    if processes.count == 1:
+        return
+    cuts = np.flatnonzero(np.diff(slots.owned) != 1) + 1
+    ranges = [[int(part[0]), int(part[-1]) + 1] for part in np.split(slots.owned, cuts) if len(part)]
+    about = "the slots of the global batch"
+    processes.exchange("slots", lambda: ranges, lambda parts: check_slots(parts, batch_size), about=about)
 
 
 def leading_axis(sharding: Sharding, rank: int = 1) -> Sharding:

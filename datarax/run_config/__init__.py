@@ -18,6 +18,7 @@ from datarax.run_config.build import (
 from datarax.run_config.config import (
     BaseRunConfig,
     GrainRunConfig,
+    IdentitySection,
     MeshSection,
     RunConfig,
     RunSection,
@@ -37,6 +38,7 @@ __all__ = [
     "AnyRunConfig",
     "BaseRunConfig",
     "GrainRunConfig",
+    "IdentitySection",
     "MeshSection",
     "RunConfig",
     "RunSection",

@@ -105,8 +105,14 @@ def build_loader(config: RunConfig, source: DataSource, **placement: Any) -> Dat
                 f"batch_stats_fn = {config.batch_stats_fn!r} is a {type(function).__name__}, not a function"
             )
         loader_config = dataclasses.replace(loader_config, batch_stats_fn=function)
-    transforms = load_transforms(transform_settings(config))
-    return DataLoader(loader_config, source, transforms=transforms, name="train", **placement)
+    return DataLoader(
+        loader_config,
+        source,
+        transforms=load_transforms(transform_settings(config)),
+        identity_packages=config.identity.packages,
+        name="train",
+        **placement,
+    )
 
 
 @contextlib.contextmanager
@@ -154,7 +160,14 @@ def build_grain_pipeline(
     """
     table = config.grain_pipeline
     return load_grain_pipeline(
-        table.use, table.parameters, table.name, table.version, process_index, process_count
+        table.use,
+        table.parameters,
+        table.name,
+        table.version,
+        process_index,
+        process_count,
+        impure=table.impure,
+        identity_packages=config.identity.packages,
     )
 
 

@@ -86,6 +86,19 @@ class TransformSection:
     """Declared version, for functions whose source cannot be read."""
     depends_on: Sequence[str] | None = None
     """Packages (or "python", "device_kind", "jax_enable_x64", "xla_cpu_threads") whose version is identity of this stage."""
+    depends_on_files: Sequence[str] | None = None
+    """Files that the function reads (a tokenizer, a vocabulary); by content they are identity of this stage, not by place."""
+    impure: bool | None = None
+    """Whether the function may keep something between its calls (a global generator, a counter); else a new run refuses it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentitySection:
+    """Whose code decides what is in a batch."""
+
+    packages: Sequence[str] = ()
+    """Top-level packages whose code counts by its text although they are installed as copies; what is not installed so, and the
+    package that a function itself lies in, always does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +119,8 @@ class BaseRunConfig:
     """What may change between two starts."""
     log: LogConfig = field(default_factory=LogConfig)
     """How often to report."""
+    identity: IdentitySection = field(default_factory=IdentitySection)
+    """Whose code counts."""
 
     def to_toml(self) -> str:
         """The resolved config, such that parsing it gives an equal one."""

@@ -6,6 +6,7 @@ Relative paths become absolute: a kept config means the same from any working di
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,14 @@ def _built(text: str, overrides: Sequence[str], where: str, *, stored: bool = Fa
         # A kept config was checked when it was kept; to read it again no kind of source is imported.
         if isinstance(config, RunConfig) and (overrides or not stored):
             resolved["source"] = config.source.resolved()
+            resolved["transforms"] = [
+                dataclasses.replace(
+                    each,
+                    depends_on_files=each.depends_on_files
+                    and [os.path.abspath(path) for path in each.depends_on_files],
+                )
+                for each in config.transforms
+            ]
         return dataclasses.replace(config, **resolved)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None

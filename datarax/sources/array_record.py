@@ -7,7 +7,7 @@ With a manifest beside the files, counts come from it and no file is opened befo
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, cast
 
@@ -20,8 +20,8 @@ from datarax.sources.array_record_files import ArrayRecordFiles
 from datarax.sources.build import build_if_missing, is_dataset
 from datarax.sources.build_check import check_dataset
 from datarax.sources.build_config import BuildConfig, BuildTable
-from datarax.sources.dataset import DataFiles
-from datarax.sources.files import SourceFile, file_stats, listed
+from datarax.sources.dataset import DataFiles, write_manifest
+from datarax.sources.files import Rows, SourceFile, file_stats, listed
 from datarax.sources.manifest import FileEntry, Manifest, RecordedFile, load_record_hashes
 from datarax.sources.records import Look, Records, records_digest, sample_positions
 from datarax.sources.source import DataSource, SourceConfig
@@ -53,6 +53,8 @@ class ArrayRecordConfig(SourceConfig):
     def __post_init__(self) -> None:
         """Checks the fields."""
         super().__post_init__()
+        if self.manifest is not None:
+            raise ConfigError("the manifest of ArrayRecord files lies beside them; leave source.manifest out")
         files = self.files
         object.__setattr__(
             self, "files", os.fspath(files) if isinstance(files, (str, os.PathLike)) else tuple(files)
@@ -67,7 +69,7 @@ class ArrayRecordConfig(SourceConfig):
         files = [self.files] if isinstance(self.files, str) else self.files
         absolute = tuple(local_path(each, "files") for each in files)
         return replace(
-            self,
+            super().resolved(),
             files=absolute[0] if isinstance(self.files, str) else absolute,
             build=self.build and self.build.resolved(),
         )
@@ -81,6 +83,10 @@ class ArrayRecordConfig(SourceConfig):
         """Holds files that were built against the settings and the inputs."""
         if self.build is not None and is_dataset(str(self.files)):
             check_dataset(BuildConfig(output=str(self.files), **vars(self.build)), keep=False, say=say)
+
+    def write_manifest(self) -> Manifest:
+        """Records the files, beside them."""
+        return write_manifest(self.files)
 
     def open(self) -> "ArrayRecordSource":
         """The source of these files."""
@@ -139,7 +145,7 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
     Args:
         base: the directory that the names of the files are relative to.
         files: the files.
-        recorded: what a manifest says of each of them, by its name; {} without one.
+        recorded: what a manifest says of each of them; () without one.
         max_open_files: files kept open between reads.
     """
 
@@ -151,15 +157,15 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
         self,
         base: str,
         files: Sequence[SourceFile],
-        recorded: Mapping[str, RecordedFile],
+        recorded: Sequence[RecordedFile],
         max_open_files: int,
     ) -> None:
         self._made_from = base, files, recorded, max_open_files
         self.base, self._listed, self._recorded = base, files, recorded
+        names, counts = Rows.columns(files, "name", "num_records")
         self.empty = f"its {len(files)} files in {base} hold 0 records"
         self.content_recorded = bool(recorded)
-        paths = [f"{base}/{file.name}" for file in files]
-        super().__init__(paths, [file.num_records for file in files], max_open_files=max_open_files)
+        super().__init__([f"{base}/{name}" for name in names], counts, max_open_files=max_open_files)
         self._stamps: dict[str, list[int]] = {}
         self._look: Look | None = None
 
@@ -177,11 +183,12 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
     @functools.cached_property
     def _content(self) -> dict[str, Any] | None:
-        entries = tuple(
-            FileEntry(**{**vars(each.entry), "name": name}) for name, each in self._recorded.items()
-        )
-        known = {"num_records": len(self), "sha256": Manifest(entries, "").content_digest()}
-        return known if entries else None
+        if not self._recorded:
+            return None
+        (names,) = Rows.columns(self._listed, "name")
+        facts = RecordedFile.columns(self._recorded, "size", "num_records", "sha256")
+        entries = Rows(FileEntry, names, *facts)
+        return {"num_records": len(self), "sha256": Manifest(entries, "").content_digest()}
 
     def sample(self) -> str:
         """Of at most 16 records, from files all over."""
@@ -234,8 +241,8 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
         If all are checked, so are the side files with those hashes: they must be good on the day they are needed.
         """
-        recorded = self._recorded.items()
-        checked = [each.problem() for name, each in recorded if names is None or name in names]
+        recorded, known = list(zip(self._listed, self._recorded, strict=False)), dict[str, np.ndarray]()
+        checked = [each.problem(known) for file, each in recorded if names is None or file.name in names]
         if names is None:
             for directory, manifest in {each.directory: each.manifest for _, each in recorded}.items():
                 try:
@@ -246,12 +253,12 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
 
     def changed_among(self, indices: np.ndarray) -> dict[int, str]:
         """Compares these records with the hashes beside the manifest."""
-        wanted, found = np.unique(indices), dict[int, str]()
+        wanted, found, known = np.unique(indices), dict[int, str](), dict[str, np.ndarray]()
         file_of = np.searchsorted(self._ends, wanted, side="right")
         for number in np.unique(file_of) if self._recorded else ():
             file = self._listed[number]
             positions = wanted[file_of == number] - file.first_index
             with contextlib.suppress(InputError):  # the hashes are damaged, which `check_content` says
-                for position, what in self._recorded[file.name].changed(positions.tolist()):
+                for position, what in self._recorded[number].changed(positions.tolist(), known):
                     found[file.first_index + position] = f"{file.name}: {what}"
         return found

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from datarax.core.errors import InputError, ReadError
 from datarax.sources.array_record_files import count_records
 from datarax.sources.files import (
+    Rows,
     SourceFile,
     entries_of,
     file_stats,
@@ -64,7 +65,8 @@ class DataFiles:
                 f"directory {directory} holds no {MANIFEST_NAME}; name its files with a glob ({directory}/*.array_record), "
                 f"or record them with write_manifest"
             )
-        paths = [f"{directory}/{entry.name}" for entry in manifest.files]
+        (names,) = Rows.columns(manifest.files, "name")
+        paths = [f"{directory}/{name}" for name in names]
         self._listed.update(paths)
         self._directories.append(directory)
         return paths
@@ -75,7 +77,7 @@ class DataFiles:
         Raises:
             InputError: naming the first that is not.
         """
-        homes = {*map(os.path.dirname, self._listed)}
+        homes = {path.rpartition(os.sep)[0] for path in self._listed}
         missing = sorted(self._listed - {entry.path for home in homes for entry in self._entries(home)})
         if missing:
             raise InputError(f"{_WHAT} {missing[0]} cannot be read: No such file or directory")
@@ -109,8 +111,8 @@ class DataFiles:
         endings = {_ending(path) for path in self._listed} if others else set()
         return sorted(path for path in others if _ending(path) in endings)
 
-    def facts(self) -> tuple[str, tuple[SourceFile, ...], dict[str, RecordedFile]]:
-        """The files' base directory, they in the order of their names, and what a manifest says of each by its name.
+    def facts(self) -> tuple[str, Sequence[SourceFile], Sequence[RecordedFile]]:
+        """The files' base directory, they in the order of their names, and what a manifest says of each; () without one.
 
         Raises:
             InputError: if a manifest does not fit the files, or there is none and one cannot be opened.
@@ -121,20 +123,24 @@ class DataFiles:
         if recorded and self._only_listed:
             paths = [path for path in paths if path in recorded]
             base, names = relative_names(paths)
-        facts = [recorded[path] for path in paths if path in recorded]
-        if recorded and len(facts) < len(paths):
+        places = [recorded[path] for path in paths if path in recorded]
+        if recorded and len(places) < len(paths):
             unlisted = next(path for path in paths if path not in recorded)
             raise InputError(
                 f"in {base} the {MANIFEST_NAME} does not list {os.path.relpath(unlisted, base)}; it belongs to other files: "
                 f"write a new manifest that lists all of them, or move the file elsewhere"
             )
-        counts = [each.entry.num_records for each in facts] or count_records(paths)
-        sizes = [each.entry.size for each in facts] or [each.st_size for each in file_stats(paths, _WHAT)]
-        files = with_first_indices(list(zip(names, counts, sizes, strict=True)))
-        return base, files, dict(zip(names, facts, strict=False))
+        if not places:
+            counts, sizes = count_records(paths), [each.st_size for each in file_stats(paths, _WHAT)]
+            return base, with_first_indices(list(zip(names, counts, sizes, strict=True))), ()
+        homes, numbers = zip(*places, strict=True)
+        manifests = [self._manifest(home) for home in homes]
+        files = Rows(RecordedFile, homes, manifests, numbers)
+        sizes, counts = RecordedFile.columns(files, "size", "num_records")
+        return base, with_first_indices(list(zip(names, counts, sizes, strict=True))), files
 
-    def _recorded(self, base: str) -> Mapping[str, RecordedFile]:
-        """By path, what the manifest of the common directory, or else of each file's own, says of it; {} without any."""
+    def _recorded(self, base: str) -> Mapping[str, tuple[str, int]]:
+        """By path, the directory whose manifest lists it, the common one or else its own, and its number there."""
         homes = {base} if self._manifest(base) is not None else {*map(os.path.dirname, self.paths)}
         manifests = {home: self._manifest(home) for home in sorted(homes)}
         without = [home for home, manifest in manifests.items() if manifest is None]
@@ -145,17 +151,16 @@ class DataFiles:
                 f"some of the files have a manifest, but those in {without[0]} have none; record them with write_manifest"
             )
         known = {
-            f"{home}/{entry.name}": RecordedFile(home, manifest, entry)
+            f"{home}/{name}": (home, number)
             for home, manifest in manifests.items()
             if manifest is not None
-            for entry in manifest.files
+            for number, name in enumerate(Rows.columns(manifest.files, "name")[0])
         }
-        listed = {path: known[path] for path in self.paths if path in known}
-        if not listed:
+        if known.keys().isdisjoint(self.paths):
             raise InputError(
                 f"in {base} the {MANIFEST_NAME} lists none of the files; it belongs to others, remove it"
             )
-        return listed
+        return known
 
 
 def _ending(path: str) -> str:

@@ -11,12 +11,14 @@ import itertools
 import json
 import os
 import stat
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from datarax.core.errors import InputError
 from datarax.store.files import check_path, local_path
+
+T = TypeVar("T")
 
 # Up to here an identity lists its files, so that a difference names one; beyond, their digest keeps it small.
 NUM_LISTED_FILES = 16
@@ -40,35 +42,71 @@ class SourceFile:
     """Bytes."""
 
 
-def with_first_indices(facts: Sequence[tuple[str, int, int]]) -> tuple[SourceFile, ...]:
+class Rows(Sequence[T]):
+    """Objects kept as columns: a start over 100,000 files makes few of them, where each would cost microseconds.
+
+    Args:
+        kind: a dataclass.
+        columns: its fields, in their order, of all objects.
+    """
+
+    def __init__(self, kind: type[T], *columns: Sequence[Any]) -> None:
+        self._kind, self._columns = kind, columns
+
+    def __len__(self) -> int:
+        return len(self._columns[0])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Rows(self._kind, *(each[index] for each in self._columns))
+        return self._kind(*(each[index] for each in self._columns))
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._kind, *self._columns)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @staticmethod
+    def columns(rows: Sequence[Any], *fields: str) -> list[Sequence[Any]]:
+        """These fields of any sequence of such objects."""
+        if not isinstance(rows, Rows):
+            return [[getattr(each, field) for each in rows] for field in fields]
+        known = list(rows._kind.__dataclass_fields__)
+        return [rows._columns[known.index(field)] for field in fields]
+
+
+def with_first_indices(facts: Sequence[tuple[str, int, int]]) -> Sequence[SourceFile]:
     """The files of a source from (name, records, bytes) of each, in their order."""
-    firsts = itertools.accumulate((num_records for _, num_records, _ in facts), initial=0)
-    return tuple(SourceFile(n, first, c, size) for (n, c, size), first in zip(facts, firsts, strict=False))
+    names, counts, sizes = zip(*facts, strict=True) if facts else ((), (), ())
+    firsts = list(itertools.accumulate(counts, initial=0))[: len(names)]
+    return Rows(SourceFile, names, firsts, counts, sizes)
 
 
 def listed(files: Sequence[SourceFile]) -> Any:
     """What an identity holds of `files`."""
     if len(files) <= NUM_LISTED_FILES:
         return [{"name": f.name, "size": f.size, "num_records": f.num_records} for f in files]
-    return {"sha256": hashlib.sha256(files_json(map(vars, files), "name", "num_records", "size")).hexdigest()}
+    keys = ("name", "num_records", "size")
+    return {"sha256": hashlib.sha256(files_json(keys, Rows.columns(files, *keys))).hexdigest()}
 
 
-def files_json(files: Iterable[Mapping[str, Any]], *keys: str) -> bytes:
-    """The canonical JSON of these fields of files, a text "name" and others that stand as they are.
-
-    A start makes it of every file, and `canonical_json` takes ten times as long.
+def files_json(keys: Sequence[str], columns: Sequence[Sequence[Any]]) -> bytes:
+    """The canonical JSON of fields of files, texts or numbers: `canonical_json` takes ten times as long.
 
     Args:
-        files: the fields of each.
         keys: the fields, sorted.
+        columns: each of all files.
     """
-    form = ",".join(f'"{key}":"%s"' if key == "sha256" else f'"{key}":%s' for key in keys)
+    form = "{" + ",".join(f'"{key}":%s' for key in keys) + "}"
     spell = json.encoder.encode_basestring
-    rows = ([spell(file[key]) if key == "name" else file[key] for key in keys] for file in files)
-    return "[{}]".format(",".join(["{" + form % tuple(row) + "}" for row in rows])).encode()
+    cells = [map(spell, each) if each and isinstance(each[0], str) else each for each in columns]
+    return "[{}]".format(",".join(map(form.__mod__, zip(*cells, strict=True)))).encode()
 
 
-def recorded_files(identity: Mapping[str, Any]) -> tuple[SourceFile, ...] | None:
+def recorded_files(identity: Mapping[str, Any]) -> Sequence[SourceFile] | None:
     """The files in the recorded identity of a source: () if it has none, None if only their digest was kept."""
     entries = identity.get("files", [])
     if not isinstance(entries, list):
@@ -99,7 +137,7 @@ def find_files(
         InputError: if a directory on the way cannot be read, a file is named twice, a glob matches a directory that may not
             be left out, or nothing is named.
     """
-    found: dict[str, str] = {}
+    found: dict[str, str | os.PathLike[str]] = {}
     for pattern in [patterns] if isinstance(patterns, (str, os.PathLike)) else patterns:
         path = local_path(pattern, what)
         if os.path.lexists(path):
@@ -120,11 +158,12 @@ def find_files(
             raise AbsentError(
                 f"no {what} matches {path}" if glob.has_magic(path) else f"{what} {path} does not exist"
             )
-        for file in files:
-            check_path(file, what)
-            if file in found:
-                raise InputError(f"{what} {file} is named twice, by {found[file]!r} and by {str(pattern)!r}")
-            found[file] = str(pattern)
+        check_path("\n".join(files), what)
+        twice = found.keys() & files
+        if twice:
+            file = min(twice)
+            raise InputError(f"{what} {file} is named twice, by {str(found[file])!r} and by {str(pattern)!r}")
+        found |= dict.fromkeys(files, pattern)
     if not found and not absent:
         raise InputError(f"no {what} was named")
     return sorted(found)
@@ -224,7 +263,8 @@ def _is_there(path: str, what: str, *, directory: bool) -> bool:
 def relative_names(paths: Sequence[str]) -> tuple[str, list[str]]:
     """The deepest directory that holds all `paths`, and their POSIX names relative to it, in the same order."""
     base = os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))])
-    return base, [path[len(base.rstrip(os.sep)) + 1 :] for path in paths]
+    start = len(base.rstrip(os.sep)) + 1
+    return base, [path[start:] for path in paths]
 
 
 def file_stats(paths: Sequence[str], what: str) -> list[os.stat_result]:

@@ -20,7 +20,7 @@ from datarax.core.config import Natural, Sha256, from_tree
 from datarax.core.errors import InputError, ReadError
 from datarax.core.tree import UnknownFormatError, canonical_json, reader_of
 from datarax.sources.array_record_files import ArrayRecordFiles, open_reader
-from datarax.sources.files import files_json
+from datarax.sources.files import Rows, files_json
 from datarax.store.files import open_file, parse_json, read_file, write_whole
 
 MANIFEST_FORMAT = 1
@@ -35,7 +35,8 @@ SIDE_FILES = frozenset({MANIFEST_NAME, RECORD_HASHES_NAME, INPUTS_STAMP_NAME})
 """What lies beside the data files of a dataset and is none."""
 
 _MOST_MANIFEST_BYTES = 1 << 30
-_SHA256 = re.compile("[0-9a-f]{64}")
+_NO_HEX = re.compile("[^0-9a-f]")
+_LEADS_ELSEWHERE = re.compile(r"/\.{0,2}/|\\")
 _RECORDS_PER_READ = 1024
 _NUM_NAMED_RECORDS = 5
 
@@ -71,11 +72,11 @@ class Manifest:
     @property
     def num_records(self) -> int:
         """Records in all files together."""
-        return sum(file.num_records for file in self.files)
+        return sum(*Rows.columns(self.files, "num_records"))
 
     def content_digest(self) -> str:
         """SHA-256 over names, sizes, counts and hashes of the files: what is in them, not how they came to be."""
-        return hashlib.sha256(files_json(map(vars, self.files), *_KEYS)).hexdigest()
+        return hashlib.sha256(files_json(_KEYS, Rows.columns(self.files, *_KEYS))).hexdigest()
 
     def tree(self) -> dict[str, Any]:
         """What `manifest.json` holds beside its checksum."""
@@ -88,29 +89,34 @@ class Manifest:
         }
 
 
-def _is_plain(entry: Any) -> bool:
-    """Whether this is an entry as we write them: to read each by `from_tree`, which says what is wrong, takes 0.2 ms."""
-    return (
-        type(entry) is dict
-        and sorted(entry) == [*_KEYS]
-        and type(entry["name"]) is str
-        and all(type(entry[key]) is int and 0 <= entry[key] < 2**63 for key in ("size", "num_records"))
-        and type(entry["sha256"]) is str
-        and _SHA256.fullmatch(entry["sha256"]) is not None
+def _plain_columns(files: Any) -> list[list[Any]] | None:
+    """The columns of entries that are as we write them; None if one is not: `from_tree` says what is wrong, and is slow."""
+    if type(files) is not list or {*map(type, files)} - {dict} or {*map(len, files)} - {len(_KEYS)}:
+        return None
+    try:
+        names, counts, hashes, sizes = ([each[key] for each in files] for key in _KEYS)
+    except KeyError:
+        return None
+    is_plain = (
+        {*map(type, names), *map(type, hashes)} <= {str}
+        and {*map(type, counts), *map(type, sizes)} <= {int}
+        and 0 <= min([*counts, *sizes, 0]) <= max([*counts, *sizes, 0]) < 2**63
+        and {*map(len, hashes)} <= {64}
+        and not _NO_HEX.search("".join(hashes))
     )
+    return [names, counts, hashes, sizes] if is_plain else None
 
 
-def _checksum(tree: Mapping[str, Any], *, plain: bool) -> str:
+def _checksum(tree: Mapping[str, Any], columns: Sequence[Sequence[Any]] | None) -> str:
     """SHA-256 of the canonical JSON of a manifest without its checksum.
 
     Args:
         tree: the manifest.
-        plain: whether all its files are.
+        columns: of its files, if they are plain.
     """
-    head = {key: value for key, value in tree.items() if key not in ("checksum", "files")}
-    items = {key: canonical_json(value) for key, value in head.items()}
+    items = {key: canonical_json(value) for key, value in tree.items() if key not in ("checksum", "files")}
     if "files" in tree:
-        items["files"] = files_json(tree["files"], *_KEYS) if plain else canonical_json(tree["files"])
+        items["files"] = files_json(_KEYS, columns) if columns is not None else canonical_json(tree["files"])
     text = b",".join(canonical_json(key) + b":" + items[key] for key in sorted(items))
     return hashlib.sha256(b"{" + text + b"}").hexdigest()
 
@@ -138,11 +144,10 @@ def load_manifest(directory: str) -> Manifest | None:
         if not isinstance(tree, dict):
             raise ValueError("it holds no JSON object")
         reader = reader_of(tree.get("format"), _READERS)
-        files = tree.get("files")
-        plain = type(files) is list and all(map(_is_plain, files))
-        if _checksum(tree, plain=plain) != tree["checksum"]:
+        columns = _plain_columns(tree.get("files"))
+        if _checksum(tree, columns) != tree["checksum"]:
             raise ValueError("its checksum does not match its content")
-        return reader(tree, plain=plain)
+        return reader(tree, columns)
     except FileNotFoundError:
         return None
     except (OSError, UnknownFormatError) as error:
@@ -155,18 +160,19 @@ def load_manifest(directory: str) -> Manifest | None:
         ) from error
 
 
-def _read_v1(tree: dict[str, Any], *, plain: bool) -> Manifest:
+def _read_v1(tree: dict[str, Any], columns: Sequence[Sequence[Any]] | None) -> Manifest:
     hashes = tree["record_hashes"]["sha256"]
     fields = {"record_hashes_sha256": hashes, "build": tree["build"]}
-    manifest = from_tree(Manifest, {**fields, "files": [] if plain else tree["files"]})
-    if plain:
-        manifest = replace(manifest, files=tuple(FileEntry(**each) for each in tree["files"]))
-    names = [entry.name for entry in manifest.files]
+    manifest = from_tree(Manifest, {**fields, "files": tree["files"] if columns is None else []})
+    if columns is None:  # `from_tree` has taken what cannot be
+        raise ValueError("its files are not entries of a manifest")
+    names, counts, hashes, sizes = columns
+    manifest = replace(manifest, files=Rows(FileEntry, names, sizes, counts, hashes))
     if not names or names != sorted(set(names)):
         raise ValueError("its files are none, not sorted, or not different")
-    for name in names:
-        if {"", ".", ".."} & set(name.split("/")) or "\0" in name or "\\" in name:
-            raise ValueError(f"file name {name!r} leads elsewhere")
+    if _LEADS_ELSEWHERE.search("".join(f"/{name}/\0" for name in names)) or "\0" in "".join(names):
+        name = next(each for each in names if _LEADS_ELSEWHERE.search(f"/{each}/") or "\0" in each)
+        raise ValueError(f"file name {name!r} leads elsewhere")
     if manifest.num_records >= 2**63:
         raise ValueError("it holds more records than can be counted")
     # The checksum shows what was damaged; what somebody else wrote must say this and nothing more.
@@ -206,15 +212,36 @@ class RecordedFile:
     directory: str
     """Where the manifest lies."""
     manifest: Manifest
-    entry: FileEntry
+    number: int
+    """Its number in the manifest."""
+
+    @staticmethod
+    def columns(files: Sequence["RecordedFile"], *fields: str) -> list[list[Any]]:
+        """These fields of the entries of many files."""
+        manifests, numbers = Rows.columns(files, "manifest", "number")
+        of = {
+            id(each): Rows.columns(each.files, *fields)
+            for each in {id(each): each for each in manifests}.values()
+        }
+        places = list(zip(map(id, manifests), numbers, strict=True))
+        return [[of[manifest][field][number] for manifest, number in places] for field in range(len(fields))]
+
+    @property
+    def entry(self) -> FileEntry:
+        """What the manifest says of it."""
+        return self.manifest.files[self.number]
 
     @property
     def path(self) -> str:
         """Absolute path of the file."""
         return os.path.join(self.directory, self.entry.name)
 
-    def problem(self) -> str | None:
-        """What the file has that its manifest does not say, with the records in question; None if all is well."""
+    def problem(self, known: dict[str, np.ndarray]) -> str | None:
+        """What the file has that its manifest does not say, with the records in question; None if all is well.
+
+        Args:
+            known: directory -> the record hashes that were read there already; gets those that are read.
+        """
         try:
             size = os.path.getsize(self.path)
             if size != self.entry.size:
@@ -222,9 +249,11 @@ class RecordedFile:
             if file_sha256(self.path) == self.entry.sha256:
                 return None
             num_records = open_reader(self.path).num_records()
-            changed = [f"it has {num_records} records, the manifest says {self.entry.num_records}"]
-            if num_records == self.entry.num_records:
-                changed = [what for _, what in self.changed(range(num_records))]
+            changed = (
+                [what for _, what in self.changed(range(num_records), known)]
+                if num_records == self.entry.num_records
+                else [f"it has {num_records} records, the manifest says {self.entry.num_records}"]
+            )
         except (InputError, ReadError) as error:
             changed = [str(error)]
         except OSError as error:
@@ -235,14 +264,20 @@ class RecordedFile:
         ]
         return f"{self.path} is not what the manifest says (SHA-256 differs); {', '.join([*named, *more])}"
 
-    def changed(self, positions: Iterable[int]) -> Iterator[tuple[int, str]]:
+    def changed(self, positions: Iterable[int], known: dict[str, np.ndarray]) -> Iterator[tuple[int, str]]:
         """The positions in the file at which a record is not what its hash says, each with a sentence that says so.
+
+        Args:
+            positions: which records of the file.
+            known: as `problem` takes it: the side file of a dataset is read once, not for each of its data files.
 
         Raises:
             InputError: if the side file with the hashes is missing, or is not the one that the manifest names.
         """
-        first = sum(file.num_records for file in self.manifest.files if file.name < self.entry.name)
-        hashes = load_record_hashes(self.manifest, self.directory)[first : first + self.entry.num_records]
+        first = sum(Rows.columns(self.manifest.files, "num_records")[0][: self.number])
+        if self.directory not in known:
+            known[self.directory] = load_record_hashes(self.manifest, self.directory)
+        hashes = known[self.directory][first : first + self.entry.num_records]
         file = ArrayRecordFiles([self.path], [self.entry.num_records], max_open_files=1)
         for position in positions:  # one by one: a record that cannot be read must not hide the next
             try:
@@ -279,6 +314,6 @@ def write_inventory(directory: str, manifest: Manifest, hashes: bytes) -> None:
     """Writes the record hashes, and then the manifest, to the disk."""
     write_whole(os.path.join(directory, RECORD_HASHES_NAME), hashes)
     tree = manifest.tree()
-    tree["checksum"] = _checksum(tree, plain=all(map(_is_plain, tree["files"])))
+    tree["checksum"] = _checksum(tree, Rows.columns(manifest.files, *_KEYS))
     text = json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False)
     write_whole(os.path.join(directory, MANIFEST_NAME), (text + "\n").encode())

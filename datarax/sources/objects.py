@@ -5,6 +5,7 @@ Hugging Face and TFDS data sets, PyTorch map-style datasets, Grain's own `MapDat
 """
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +18,19 @@ from datarax.core.config import Text
 from datarax.core.errors import ConfigError, InputError
 from datarax.core.tree import check_plain, dtype_name, hash_tree
 from datarax.sources.files import SourceFile
-from datarax.sources.records import Records, one_length, records_digest, sample_positions
+from datarax.sources.records import (
+    FEW_RECORDS,
+    MANY_RECORDS,
+    WHOLE_BYTES,
+    Records,
+    one_length,
+    records_digest,
+    sample_positions,
+)
 from datarax.sources.source import DataSource, SourceConfig
 from datarax.trust import call, load_attribute
 
-# Up to here the quick fingerprint hashes every byte (some 20 ms), so that no change at all escapes it.
-_HASHED_WHOLE_BYTES = 16 << 20
+_RECORDS_PER_READ = 256  # of a sample: records may be large images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,7 @@ class MemoryRecords(Records):
     """A PyTree of arrays [n, ...], or a list of anything."""
 
     kind = "memory"
-    num_sampled = 1024
+    num_sampled = MANY_RECORDS
 
     def __init__(self, data: Any, name: str) -> None:
         self.data, self._name = data, name
@@ -130,10 +138,17 @@ class MemoryRecords(Records):
         return {"layout": {name: f"{dtype_name(c.dtype)}{list(c.shape[1:])}" for name, c in self._columns}}
 
     def sample(self) -> str:
-        """Every byte of arrays up to 16 MiB, sampled records beyond."""
-        if self.columnar and sum(column.nbytes for _, column in self._columns) <= _HASHED_WHOLE_BYTES:
+        """Every byte of arrays up to 64 MiB, sampled records beyond."""
+        return self._sample(WHOLE_BYTES, self.num_sampled)
+
+    def sample_of_version_1(self) -> str:
+        """Every byte up to 16 MiB."""
+        return self._sample(16 << 20, 1024)
+
+    def _sample(self, whole_bytes: int, count: int) -> str:
+        if self.columnar and sum(column.nbytes for _, column in self._columns) <= whole_bytes:
             return self._digest(range(len(self)))
-        return self._digest(sample_positions(len(self), self.num_sampled))
+        return self._digest(sample_positions(len(self), count))
 
     def content_fingerprint(self) -> dict[str, Any]:
         """SHA-256 of every byte of the arrays, or of every record."""
@@ -240,6 +255,7 @@ class GrainRecords(Records):
             )
         self.data = data
         self._version, self._name, self._length = version, name, len(data)
+        self.num_sampled = MANY_RECORDS if hasattr(data, "__getitems__") else FEW_RECORDS
         self.empty = f"its {type(data).__name__} has 0 records"
 
     def __len__(self) -> int:
@@ -259,6 +275,11 @@ class GrainRecords(Records):
             )
         return records
 
+    def content_stamp(self) -> dict[str, Any]:
+        """The content id that the object has of its own, as Hugging Face's datasets do: another one is a reason to look."""
+        own = getattr(self.data, "_fingerprint", None)
+        return {"content id": own} if isinstance(own, str) else {}
+
     def outline(self) -> dict[str, Any]:
         """Class of the object, and the declared version.
 
@@ -267,15 +288,23 @@ class GrainRecords(Records):
         return {"type": type(self.data).__qualname__, "version": self._version}
 
     def sample(self) -> str | None:
-        """Of 16 records; None if they cannot be hashed.
+        """Of 4,096 records where the object gives many at once, else of 16; None if they cannot be hashed.
 
         Raises:
             InputError: if the records cannot be hashed and no version is declared, or if a record is another one
                 when it is read again.
         """
-        at = np.array(sample_positions(self._length, self.num_sampled), dtype=np.int64)
+        return self.sample_of(self.num_sampled)
+
+    def sample_of_version_1(self) -> str | None:
+        """Of 16 records, whatever the object can."""
+        return self.sample_of(FEW_RECORDS)
+
+    def sample_of(self, count: int) -> str | None:
+        """Some of them are read twice."""
         try:
-            once, again = (records_digest(self.read(at), at) for _ in range(2))
+            once, again = self._digest(FEW_RECORDS), self._digest(FEW_RECORDS)
+            many = self._digest(count) if count > FEW_RECORDS else once
         except TypeError as error:
             if self._version is None:
                 raise InputError(
@@ -288,4 +317,9 @@ class GrainRecords(Records):
                 f"source {self._name!r} gives other records when it is read again; a source must be deterministic, "
                 f"randomness belongs in a random transform"
             )
-        return once
+        return many
+
+    def _digest(self, count: int) -> str:
+        at = np.array(sample_positions(self._length, count), dtype=np.int64)
+        blocks = (at[start : start + _RECORDS_PER_READ] for start in range(0, len(at), _RECORDS_PER_READ))
+        return records_digest(itertools.chain.from_iterable(map(self.read, blocks)), at)

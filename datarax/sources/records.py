@@ -17,7 +17,14 @@ from datarax.sources.files import SourceFile
 
 SAMPLE_VERSION = 1
 """Names the choice of samples and the encoding of records. Part of every identity that holds a sample: raise it when
-either changes."""
+either changes. A run is compared by the version that it recorded, which each kind goes on to make.
+
+2: what lies in memory, or in an array on the disk, up to `WHOLE_BYTES` whole; else 4,096 records where one batched read gives
+them, else 16. 1: memory up to 16 MiB whole, else 1,024 records; 8 of arrays on the disk; 16 of all others."""
+
+WHOLE_BYTES = 64 << 20
+MANY_RECORDS = 4_096
+FEW_RECORDS = 16
 
 
 Look: TypeAlias = Callable[[Mapping[str, Any]], None]
@@ -35,12 +42,14 @@ class Records:
     """Names the kind in the identity."""
     columnar: bool = False
     """True: `read` gives a PyTree of arrays [n, ...]. False: it gives a list of n records."""
-    num_sampled: int = 16
+    num_sampled: int = FEW_RECORDS
     """How many records the quick fingerprint reads; 0: none, because the outline says what is in them."""
 
     empty: str = "it has 0 records"
     """Said of a source that is refused because it has no record."""
 
+    content: Any = None
+    """What the manifest of the source's config records: the source's business."""
     content_recorded: bool = False
     """Whether something was recorded that `check_content` can hold the data against."""
 
@@ -67,7 +76,15 @@ class Records:
 
     def sample(self) -> str | None:
         """A digest of `num_sampled` records, evenly spread: with the outline it is the quick fingerprint."""
-        at = sample_positions(len(self), self.num_sampled)
+        return self.sample_of(self.num_sampled)
+
+    def sample_of_version_1(self) -> str | None:
+        """The digest that `SAMPLE_VERSION` 1 made; of a kind that came later, and of most others, the same."""
+        return self.sample()
+
+    def sample_of(self, count: int) -> str | None:
+        """A digest of at most `count` records, evenly spread."""
+        at = sample_positions(len(self), count)
         return records_digest([self.read(np.array(at, dtype=np.int64))])
 
     def files(self) -> Sequence[SourceFile]:

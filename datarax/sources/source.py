@@ -7,8 +7,8 @@ orders, batches or processes, and the module nothing of where records lie: that 
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ClassVar, Self, cast
 
@@ -20,8 +20,11 @@ from datarax.core.config import DataraxModuleConfig, Text
 from datarax.core.errors import SILENT_ENDS, ConfigError, InputError, ReadError, silent_end
 from datarax.core.module import CheckpointableIteratorModule
 from datarax.core.variables import IterationCount
+from datarax.sources.content import Content, load_content, write_content
 from datarax.sources.files import SourceFile
+from datarax.sources.manifest import Manifest, file_sha256
 from datarax.sources.records import SAMPLE_VERSION, Look, Records
+from datarax.store.files import local_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,11 @@ class SourceConfig(DataraxModuleConfig):
 
     name: Text = "data"
     """The source's name in orders, seeds and record keys: another name gives another shuffle. Part of the identity."""
+    depends_on_files: tuple[str, ...] = ()
+    """Files that the records depend on beside their own, such as a tokenizer's. Their content is part of the identity."""
+    manifest: Text | None = None
+    """The file with a hash of every record, or of every block of them, which `datarax build manifest CONFIG` writes. Part of
+    the identity. ArrayRecord files have their own beside them."""
 
     def open(self) -> "DataSource":
         """A new source of these settings.
@@ -59,7 +67,23 @@ class SourceConfig(DataraxModuleConfig):
         Raises:
             InputError: if a path is empty or not local.
         """
-        return self
+        manifest = self.manifest and local_path(self.manifest, "manifest")
+        files = tuple(local_path(each, "depends_on_files") for each in self.depends_on_files)
+        return replace(self, depends_on_files=files, manifest=manifest)
+
+    def write_manifest(self) -> Content | Manifest:
+        """Records what is in the data today.
+
+        Raises:
+            ConfigError: if nothing says where.
+            InputError: if it cannot be read or written, or something else is recorded there.
+        """
+        if self.manifest is None:
+            raise ConfigError(
+                'nothing says where the manifest of this source is to lie: set source.manifest = "PATH"'
+            )
+        with replace(self, manifest=None).open() as source:
+            return write_content(local_path(self.manifest, "manifest"), source.records)
 
     def list_files(self) -> Sequence[SourceFile]:
         """The files as they are listed today, reading no record.
@@ -124,6 +148,32 @@ class DataSource(CheckpointableIteratorModule[Any]):
             raise InputError(f"source {self.name!r} is empty: {records.empty}")
         self._runtime = records
         self.columnar = records.columnar
+        content = self._content
+        if content is not None and (content.kind, content.num_records) != (records.kind, len(records)):
+            raise InputError(
+                f"source {self.name!r} has {len(records)} records of kind {records.kind!r}, its manifest "
+                f"{cast(SourceConfig, self.config).manifest} says {content.num_records} of kind {content.kind!r}"
+            )
+
+    @property
+    def _content(self) -> Content | None:
+        """What `manifest` of the config records; read once for each adapter."""
+        path = cast(SourceConfig, self.config).manifest
+        if self.records.content is None and path is not None:
+            self.records.content = load_content(local_path(path, "manifest"))
+        return self.records.content
+
+    def _files_depended_on(self) -> dict[str, Any]:
+        """SHA-256 of each, in their order: where they lie is no matter."""
+        files = cast(SourceConfig, self.config).depends_on_files
+        try:
+            return (
+                {"depends_on_files": [file_sha256(local_path(each, "file")) for each in files]}
+                if files
+                else {}
+            )
+        except OSError as error:
+            raise InputError(f"source {self.name!r} depends on {error.filename}: {error.strerror}") from error
 
     @property
     def records(self) -> Records:
@@ -157,23 +207,43 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Raises:
             InputError: if a record that it samples cannot be read or hashed.
         """
-        try:
-            sampled = {"sample": self.records.sample()} if self.records.num_sampled else {}
-        except ReadError as error:
-            raise InputError(str(error)) from error
-        return {**self.outline(), **sampled}
+        return self.identity_by(None)
 
     def outline(self) -> dict[str, Any]:
         """The part of `identity` for which no record is read: all of it but the field `sample`.
 
         A subclass that defines only its identity does not say which part that is; there it is the whole.
         """
+        return self.identity_by(None, sample=False)
+
+    def identity_by(self, recorded: Mapping[str, Any] | None, *, sample: bool = True) -> dict[str, Any]:
+        """The identity by the rules of one that a run recorded: its sample is made in the version that it says.
+
+        Args:
+            recorded: the recorded identity of the source; None: by today's rules, as one whose rules are not known is.
+            sample: whether to read the sampled records; without, `sample` is left out.
+
+        Raises:
+            InputError: see `identity`.
+        """
         if type(self).identity is not DataSource.identity:
             return self.identity()
         records = self.records
-        version = {"sample_version": SAMPLE_VERSION} if records.num_sampled else {}
-        counted = {"kind": records.kind, "name": self.name, "num_records": len(records)}
-        return {**counted, **records.outline(), **version}
+        tree = {"kind": records.kind, "name": self.name, "num_records": len(records), **records.outline()}
+        tree |= self._files_depended_on()
+        if self._content is not None:
+            tree["content"] = self._content.fingerprint()["sha256"]
+        if not records.num_sampled:
+            return tree
+        version = (recorded or {}).get("sample_version")
+        tree["sample_version"] = version if version in (1, 2) else SAMPLE_VERSION
+        if not sample:
+            return tree
+        make = records.sample_of_version_1 if tree["sample_version"] == 1 else records.sample
+        try:
+            return {**tree, "sample": make()}
+        except ReadError as error:
+            raise InputError(str(error)) from error
 
     # What is known of files and contents
 
@@ -184,18 +254,19 @@ class DataSource(CheckpointableIteratorModule[Any]):
     @property
     def content_recorded(self) -> bool:
         """Whether something was recorded that `check_content` can hold the data against."""
-        return self.records.content_recorded
+        return self.records.content_recorded or self._content is not None
 
     def check_content(self) -> list[str]:
         """Reads everything and compares it with what was recorded; each problem names the file, and the record if known.
 
         Without a record to hold it against (`content_recorded` is False) nothing is read and nothing is found.
         """
-        return self.records.check_content()
+        content = self._content
+        return self.records.check_content() if content is None else content.problems(self.records, self.name)
 
     def check_files(self, names: Sequence[str]) -> list[str]:
         """What `check_content` finds in some of the files of `content_stamp`; a kind may check more than it is asked for."""
-        if type(self).check_content is not DataSource.check_content:
+        if type(self).check_content is not DataSource.check_content or self._content is not None:
             return self.check_content()
         return self.records.check_content(names)
 
@@ -207,7 +278,12 @@ class DataSource(CheckpointableIteratorModule[Any]):
         Args:
             indices: int64[n], each in [0, len(self)).
         """
-        return self.records.changed_among(indices)
+        content = self._content
+        if content is None:
+            return self.records.changed_among(indices)
+        wanted = np.unique(indices)
+        spans = content.changed(self.records, np.unique(wanted // content.records_per_hash).tolist())
+        return {int(index): what for span, what in spans for index in wanted if index in span}
 
     def content_fingerprint(self) -> dict[str, Any] | None:
         """The full fingerprint, which changes with every byte; None if none can be had without a manifest.
@@ -216,7 +292,8 @@ class DataSource(CheckpointableIteratorModule[Any]):
             InputError: if a record holds something that has no plain bytes.
             ReadError: if something cannot be read.
         """
-        return self.records.content_fingerprint()
+        content = self._content
+        return self.records.content_fingerprint() if content is None else content.fingerprint()
 
     def content_stamp(self) -> dict[str, Any]:
         """What a file system says of the files: {name: [bytes, mtime in ns]}. Never identity.

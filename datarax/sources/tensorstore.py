@@ -18,13 +18,15 @@ from flax import nnx
 from datarax.core.config import Checked, Natural
 from datarax.core.errors import ConfigError, InputError, ReadError
 from datarax.core.tree import dtype_name, hash_tree
-from datarax.sources.records import Records, one_length
+from datarax.sources.files import entries_of
+from datarax.sources.records import FEW_RECORDS, WHOLE_BYTES, Records, one_length
 from datarax.sources.source import DataSource, SourceConfig
 from datarax.store.files import local_path
 
 _BYTES_PER_READ = 64 << 20
 # TensorStore waits for a pipe in the place of a file, so so many files of an array are looked at before.
 _MOST_LOOKED_AT = 10_000
+_METADATA = frozenset({"zarr.json", ".zarray", "attributes.json", "info"})
 # The drivers that store chunks, and can tell a missing one from one full of zeros if they are told to.
 _CHUNKED_DRIVERS = frozenset({"zarr3", "zarr2", "zarr", "n5", "neuroglancer_precomputed"})
 _TELL = "fill_missing_data_reads"
@@ -64,7 +66,7 @@ class TensorStoreConfig(SourceConfig):
     def resolved(self) -> Self:
         """With absolute paths; specs stay as they are."""
         absolute = {k: local_path(v, "path") if isinstance(v, str) else v for k, v in self.places.items()}
-        return replace(self, path=absolute if self.places is self.path else absolute["data"])
+        return replace(super().resolved(), path=absolute if self.places is self.path else absolute["data"])
 
     def open(self) -> "TensorStoreSource":
         """The source of these arrays."""
@@ -95,13 +97,14 @@ class TensorStoreRecords(Records):
 
     kind = "tensorstore"
     columnar = True
-    num_sampled = 8  # each costs a whole chunk, which may be large
+    num_sampled = FEW_RECORDS  # each costs a whole chunk, which may be large
 
     def __init__(self, config: TensorStoreConfig) -> None:
         import tensorstore as ts
 
         self._config = config
         self._is_single = config.places is not config.path
+        self._looked_at: dict[str, int] = {}
         specs = {name: _spec(name, each, config.missing_chunks) for name, each in config.places.items()}
         context = ts.Context({"cache_pool": {"total_bytes_limit": config.cache_bytes}})
         # Opened together: each waits for its metadata to come from the disk.
@@ -162,7 +165,8 @@ class TensorStoreRecords(Records):
             raise InputError(f"array {self._where(name)} cannot be opened: {error}") from error
         for each in _specs_in(spelled):
             if each.get("driver") == "file" and isinstance(each.get("path"), str):
-                _refuse_odd_files(os.path.normpath(each["path"]))
+                path = os.path.normpath(each["path"])
+                self._looked_at[path] = sum(1 for _ in _first_files(path))
         try:
             future = ts.open(parsed, open=True, read=True, context=context)
         except ValueError as error:
@@ -189,17 +193,41 @@ class TensorStoreRecords(Records):
         stores = sorted(self._stores.items())
         return {"layout": {n: f"{dtype_name(s.dtype.numpy_dtype)}{list(s.shape[1:])}" for n, s in stores}}
 
+    def sample(self) -> str | None:
+        """All of arrays up to 64 MiB, sampled records beyond."""
+        num_bytes = sum(self._length * self._row_bytes(store) for store in self._stores.values())
+        return self.sample_of(self._length if num_bytes <= WHOLE_BYTES else self.num_sampled)
+
+    def sample_of_version_1(self) -> str | None:
+        """Of 8 records."""
+        return self.sample_of(8)
+
+    @staticmethod
+    def _row_bytes(store: Any) -> int:
+        return int(np.prod(store.shape[1:], dtype=np.int64)) * int(store.dtype.numpy_dtype.itemsize)
+
     def content_fingerprint(self) -> dict[str, Any]:
         """SHA-256 of all values, array after array, in blocks of a fixed number of bytes: where they end counts."""
         hasher = hashlib.sha256()
         for name, store in sorted(self._stores.items()):
             hasher.update(name.encode() + b"\0")
-            row_bytes = int(np.prod(store.shape[1:], dtype=np.int64)) * store.dtype.numpy_dtype.itemsize
-            step = max(1, _BYTES_PER_READ // max(1, row_bytes))
+            step = max(1, _BYTES_PER_READ // max(1, self._row_bytes(store)))
             for start in range(0, self._length, step):
                 block = store[start : min(start + step, self._length)].read()
                 hash_tree(hasher, self._result(name, block), name)
         return {"num_records": self._length, "sha256": hasher.hexdigest()}
+
+    def content_stamp(self) -> dict[str, Any]:
+        """Of every chunk of an array of up to 10,000 files; of a larger one its metadata only."""
+        stamp = {}
+        for path, num_files in self._looked_at.items():
+            all_files = num_files <= _MOST_LOOKED_AT
+            for entry in _first_files(path) if all_files else entries_of(path, "array"):
+                if all_files or entry.name in _METADATA:
+                    stat = entry.stat()
+                    name = os.path.relpath(entry.path, os.path.dirname(path))
+                    stamp[name] = [stat.st_size, stat.st_mtime_ns]
+        return stamp
 
     def close(self) -> None:
         """Lets go of the arrays and their cache."""
@@ -247,9 +275,13 @@ def _specs_in(spec: Any) -> Iterator[Mapping[str, Any]]:
             yield from _specs_in(below)
 
 
-def _refuse_odd_files(path: str) -> None:
-    """Raises InputError if a pipe, a device or a link to nowhere is the file, or lies among the first files, of an array."""
-    waiting, left = [path] if os.path.isdir(path) else [], _MOST_LOOKED_AT
+def _first_files(path: str) -> Iterator[os.DirEntry[str]]:
+    """The files of an array, one more than are looked at of a larger one.
+
+    Raises:
+        InputError: if a pipe, a device or a link to nowhere is the file, or lies among them.
+    """
+    waiting, left = [path] if os.path.isdir(path) else [], _MOST_LOOKED_AT + 1
     if os.path.exists(path) and not (waiting or os.path.isfile(path)):
         raise InputError(f"array {path} is no regular file; restore it from a copy")
     try:
@@ -263,5 +295,7 @@ def _refuse_odd_files(path: str) -> None:
                         raise InputError(
                             f"array {path}: {entry.path} is no regular file; restore it from a copy"
                         )
+                    else:
+                        yield entry
     except OSError as error:
         raise InputError(f"array {path} cannot be opened: {error.filename}: {error.strerror}") from error

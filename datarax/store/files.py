@@ -79,7 +79,7 @@ def open_file(
             descriptor = os.open(path, flags, 0o644)
         else:
             *parents, name = os.path.relpath(path, root).split(os.sep)
-            parent = open_directory(root, parents)
+            parent = _open_directory(root, parents)
             try:
                 descriptor = os.open(name, flags | os.O_NOFOLLOW, 0o644, dir_fd=parent)
             finally:
@@ -94,7 +94,7 @@ def open_file(
     return descriptor
 
 
-def open_directory(root: str | os.PathLike[str], parts: Sequence[str]) -> int:
+def _open_directory(root: str | os.PathLike[str], parts: Sequence[str]) -> int:
     """The descriptor of a directory below `root`, reached without following a link; the root itself may be one.
 
     Raises:

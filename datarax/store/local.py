@@ -8,15 +8,16 @@ from __future__ import annotations
 import builtins
 import errno
 import hashlib
+import operator
 import os
 import shutil
 import stat
 import weakref
+from typing import Literal
 
 from datarax.store.files import (
     is_same_file,
     make_directory,
-    open_directory,
     open_file,
     read_file,
     sync,
@@ -27,6 +28,7 @@ from datarax.store.files import (
 from datarax.store.store import Entry
 
 _BLOCK_BYTES = 4 << 20
+_key_of = operator.attrgetter("key")
 _leases: weakref.WeakSet[LocalLease] = weakref.WeakSet()
 
 
@@ -79,25 +81,14 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> builtins.list[Entry]:
         """See `Store`."""
-        try:
-            descriptor = open_directory(self.url, prefix.split("/") if prefix else [])
-        except FileNotFoundError:
+        entry, path = self.stat(prefix), self.path(prefix)
+        if entry is None and (prefix or not os.path.lexists(path)):
             return []
-        except OSError as error:
-            number = errno.ENOTDIR if error.errno == errno.ELOOP else error.errno
-            raise OSError(number, error.strerror, self.path(prefix)) from error
-        try:
-            with os.scandir(descriptor) as found:
-                entries = [
-                    (e.name, e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False)) for e in found
-                ]
-        finally:
-            os.close(descriptor)
+        if entry is None or entry.kind != "directory":
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
         above = f"{prefix}/" if prefix else ""
-        return [
-            Entry(above + name, "directory" if is_directory else "file" if is_file else "other")
-            for name, is_directory, is_file in sorted(entries)
-        ]
+        with os.scandir(path) as found:
+            return sorted((Entry(above + each.name, _kind(each)) for each in found), key=_key_of)
 
     def stat(self, key: str) -> Entry | None:
         """See `Store`."""
@@ -184,6 +175,12 @@ class LocalLease:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["file", "directory", "other"]:
+    if entry.is_dir(follow_symlinks=False):
+        return "directory"
+    return "file" if entry.is_file(follow_symlinks=False) else "other"
 
 
 def _let_go_in_child() -> None:

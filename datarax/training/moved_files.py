@@ -27,7 +27,7 @@ _REFUSAL = (
 class FileWatch:
     """Compares the files of a source with their stamps, and the content of those that have moved with the manifest.
 
-    A stamp that no start has recorded is believed if its time lies before the first start.
+    A stamp that no start has recorded is believed if its time lies before the first start; one without a time is.
 
     Args:
         source: whose files; its stamps are shown from now on.
@@ -73,7 +73,9 @@ class FileWatch:
             self._files.update(stamps)
 
     def _is_known(self, name: str, stamp: Any) -> bool:
-        return bool(self._files[name] == stamp if name in self._files else stamp[1] < self._since_ns)
+        if name in self._files:
+            return bool(self._files[name] == stamp)
+        return isinstance(stamp, str) or bool(stamp[1] < self._since_ns)
 
     def _check(self, moved: list[str], count: int) -> None:
         which, have = (f"{len(moved)} of {count} files", "have") if count > 1 else (f"file {moved[0]}", "has")

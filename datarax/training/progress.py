@@ -11,12 +11,14 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Annotated, Any, BinaryIO, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from datarax.core.config import at_least, check_fields
 from datarax.loader.stream import StreamMetrics
 from datarax.store.files import is_same_file, open_file, read_file, write_whole
 
@@ -28,6 +30,17 @@ _FACTS = {
 """How people read the facts of a report that are not the task's own."""
 
 _MOST_COPIED_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """How often a run reports."""
+
+    every_seconds: Annotated[float, at_least(0)] = 1.0
+    """Time between two reports, in seconds; 0 reports every step."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 class RunProgress:

@@ -1,7 +1,8 @@
 """Restore -> loop -> save -> leave: the only place where loader and checkpoints meet.
 
 A snapshot of step s is taken after step s and holds exactly the batches up to s. Signals are noted and acted on between
-two steps; a failed save is shown, tried again at the next due step, and ends the run after too many.
+two steps; a failed save is shown, tried again at the next due step, and ends the run after too many. Read next: `resume.py`,
+where a run goes on; `metrics.py`, how far the loop is ahead of the device.
 """
 
 from __future__ import annotations
@@ -11,80 +12,36 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import jax
-import numpy as np
 
 from datarax.checkpoint import (
-    ChangePolicy,
     Checkpointer,
     Restored,
     SaveConfig,
-    Snapshot,
     describe_model,
-    held_alone,
-    list_steps,
-    make_global,
 )
-from datarax.checkpoint.protocols import AddressableStream, BatchStream, is_addressable
-from datarax.core.config import Checked, at_least, check_fields
+from datarax.checkpoint.protocols import BatchStream, ShowsImpurities, is_addressable
 from datarax.core.errors import (
     ConfigError,
     InputError,
     MismatchError,
     SaveError,
-    SnapshotDamagedError,
     exits_are_errors,
     tell_where,
 )
-from datarax.multihost import Processes, check_agreement, check_slots, current
+from datarax.multihost import Processes, agree_on_slots, current
 from datarax.multihost.peers import Peers, deadline
 from datarax.multihost.signals import StopSignals
 from datarax.training.metrics import STEPS_AHEAD, MetricsAhead, NonFiniteError
 from datarax.training.moved_files import FileWatch
-from datarax.training.progress import RunProgress
+from datarax.training.progress import LogConfig, RunProgress
 from datarax.training.provenance import provenance
 from datarax.training.recorded import LOADER_NAME, check_position
-from datarax.training.task import Iterate, Task, check_state, state_and_metrics
+from datarax.training.resume import ResumeConfig, newest_step, restore_or_go_back, total_steps, what_stays
+from datarax.training.task import Iterate, Task, check_state, shared_state, state_and_metrics
 from datarax.training.unlisted_files import check_unlisted_files
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResumeConfig:
-    """How a run continues from what is in its directory."""
-
-    allow_changed: Sequence[str] = ()
-    """Identity fields (dotted, a prefix covers all below it) whose change is accepted and recorded in the history."""
-    warn_changed: Sequence[str] = ()
-    """Likewise, but each change is also shown as a warning. Where both lists fit a field, the longer path decides."""
-    on_damage: Checked[Literal["stop", "previous"]] = "stop"
-    """When the newest snapshot fails its checks: stop and say so, or go back to the newest good one (unattended jobs)."""
-    check_moved_files: Checked[bool] = True
-    """Whether a start reads data files whole whose size or time has changed since the last one, and holds them against the
-    manifest. Turn it off where a dataset is too large for that."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        try:
-            self.policy()
-        except ConfigError as error:
-            raise ConfigError(f"resume.{error}") from None
-
-    def policy(self) -> ChangePolicy:
-        """What is done about each identity field that differs."""
-        return ChangePolicy(accepted=self.allow_changed, warned=self.warn_changed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """How often a run reports."""
-
-    every_seconds: Annotated[float, at_least(0)] = 1.0
-    """Time between two reports, in seconds; 0 reports every step."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -197,7 +154,7 @@ class TrainingSession:
             Exception: what the task or a read raised; the newest snapshot stays what it is.
         """
         stream = sys.stderr if self._stream == "stderr" else self._stream
-        peers = Peers(self._processes, lambda: _newest(self._directory))
+        peers = Peers(self._processes, lambda: newest_step(self._directory))
         signals = StopSignals(self._save_config.signals, many=self._processes.count > 1)
         progress = RunProgress(
             every_seconds=self._log.every_seconds, stream=stream if self._processes.first else None
@@ -207,7 +164,7 @@ class TrainingSession:
                 return self._run(from_step, signals, peers, progress)
         except Exception as error:
             if self.task_failed or isinstance(error, (_DataEndedError, NonFiniteError)):
-                error.add_note(_what_stays(self._directory))
+                error.add_note(what_stays(self._directory))
             if isinstance(error, NonFiniteError):
                 error.add_note(_AFTER_NONFINITE)
             raise
@@ -243,7 +200,7 @@ class TrainingSession:
         # A failure is told to the others before the checkpointer waits for its save, which needs them.
         with checkpointer, peers.ending():
             if is_addressable(self._loader):
-                self._check_slots(self._loader)
+                agree_on_slots(self._processes, self._loader.slots, self._loader.timeline.last.batch_size)
             if checkpointer.agreed_to_stop():
                 progress.say(f"stopped by {signals.name}; nothing was running yet, run again to continue")
                 return Outcome(checkpointer.latest_step() or 0, False, None)
@@ -259,26 +216,16 @@ class TrainingSession:
                 checkpointer.record_file_stamps(watch.stamps())
             return outcome
 
-    def _check_slots(self, loader: AddressableStream) -> None:
-        """All processes together must deliver the global batch, each slot of it counted once."""
-        if self._processes.count == 1:
-            return
-        owned = loader.slots.owned
-        cuts = np.flatnonzero(np.diff(owned) != 1) + 1
-        ranges = [[int(part[0]), int(part[-1]) + 1] for part in np.split(owned, cuts) if len(part)]
-        size, about = loader.timeline.last.batch_size, "the slots of the global batch"
-        self._processes.exchange("slots", lambda: ranges, lambda parts: check_slots(parts, size), about=about)
-
     # Restore.
 
     def _start(self, from_step: int | None) -> tuple[int, Any]:
         """After which step to go on, and with which state."""
-        checkpointer = self._checkpointer
         state = self._initial_state()
         self._leaves = describe_model(state)
         # Process 0 says: what a shared file system shows may lag behind on the others.
-        latest = self._processes.exchange("newest", checkpointer.latest_step, lambda parts: parts[0])
+        latest = self._processes.exchange("newest", self._checkpointer.latest_step, lambda parts: parts[0])
         step = from_step if from_step is not None else latest
+        self._check_memory(new=step is None)
         if step is None:
             delivered = self._loader.idx.get_value()
             if delivered:
@@ -287,10 +234,17 @@ class TrainingSession:
                     f"already, which would never be trained on; give a loader at its beginning, such as loader.copy()"
                 )
             return 0, state
-        restored = self._restore(step, state, fall_back=from_step is None)
+        restored = restore_or_go_back(
+            self._checkpointer,
+            step,
+            model=state,
+            data={LOADER_NAME: self._loader},
+            go_back=from_step is None and self._resume.on_damage == "previous",
+            say=self._progress.say,
+        )
         self._check_fits(restored)
         if latest != restored.step:
-            moved = checkpointer.set_aside_after(restored.step)
+            moved = self._checkpointer.set_aside_after(restored.step)
             if moved:
                 self._progress.say(f"set aside, not deleted: snapshots {', '.join(map(str, moved))}")
         if restored.step < self._total:
@@ -298,47 +252,27 @@ class TrainingSession:
         return restored.step, restored.model
 
     def _initial_state(self) -> Any:
-        """What `init` makes; with many processes every array of one alone made global, the values being the same on all."""
         mesh = self._mesh
         if mesh is None:
             mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         with self._blaming_task("init"):
             state = self._task.init(self._parameters, mesh)
-        if self._processes.count == 1:
-            return state
-        alone = held_alone(state)
-        about = "the task's init"
-        self._processes.exchange(
-            "init",
-            lambda: {"the part of the state that each process makes for itself": alone},
-            lambda parts: check_agreement(parts, about),
-            about=about,
-            timeout_seconds=self._save_config.timeout_seconds,  # one host may compile far longer than another
-        )
-        return make_global(state, mesh)
+        # One host may compile far longer than another.
+        return shared_state(state, mesh, self._processes, self._save_config.timeout_seconds)
 
-    def _restore(self, step: int, state: Any, *, fall_back: bool) -> Restored:
-        """Restores `step`; if that is damaged and the config says so, the newest before it that is not."""
-        while True:
-            try:
-                model = state
-                if state is None and Snapshot.open(self._directory, step).leaves is not None:
-                    model = {}  # where there is no state, a model that is there must not be dropped
-                return self._checkpointer.restore(step, model=model, data={LOADER_NAME: self._loader})
-            except SnapshotDamagedError as error:
-                earlier = error.earlier_step
-                if earlier is None:
-                    error.add_note("restore it from a copy, or use another run directory")
-                    raise
-                if not fall_back or self._resume.on_damage != "previous":
-                    error.add_note(
-                        f"to go back to step {earlier}, run with --step {earlier}; newer snapshots are set aside, not deleted "
-                        f'(resume.on_damage = "previous" does so by itself, as far as it must)'
-                    )
-                    raise
-                self._progress.say(str(error))
-                self._progress.say(f'resume.on_damage = "previous": going back to step {earlier}')
-                step = earlier
+    def _check_memory(self, *, new: bool) -> None:
+        """Whether functions keep something between their calls: a new run may not, and one that goes on says so."""
+        found = self._loader.impurities() if isinstance(self._loader, ShowsImpurities) else ()
+        if not found:
+            return
+        text = (
+            "what these functions give depends on what they gave before, so no resume can make it again: "
+            f"{'; '.join(found)}. Draw from the row's own seed (random_map_records, random_map_batch) and write to nothing "
+            f"outside; or declare it (impure = true), if batches may be others after a resume"
+        )
+        if new:
+            raise ConfigError(text)
+        self._progress.say(f"warning: {text}")
 
     def _check_fits(self, restored: Restored) -> None:
         """Whether the loader is where the snapshot says, and the run has steps for it; nothing was moved yet."""
@@ -434,7 +368,7 @@ class TrainingSession:
         def too_late() -> str:
             return (
                 f"the save of step {step} was not committed within {seconds} seconds after SIGTERM "
-                f"(save.preemption_seconds). {_what_stays(self._directory)}"
+                f"(save.preemption_seconds). {what_stays(self._directory)}"
             )
 
         with self._blaming_task(f"step, at step {step}"):
@@ -473,33 +407,3 @@ class TrainingSession:
             self.task_failed = True
             tell_where(error, f"raised by the task's {where}")
             raise
-
-
-def _newest(directory: str | Path) -> int | None:
-    steps = list_steps(directory)
-    return steps[-1] if steps else None
-
-
-def _what_stays(directory: str | Path) -> str:
-    newest = _newest(directory)
-    if newest is None:
-        return "no snapshot was committed before that; run again to start over"
-    return f"snapshot {newest} is committed; run again to continue after it"
-
-
-def total_steps(steps: int | None, available: int | None, *, ends: str) -> int:
-    """Steps of the whole run: the smaller of what is asked for and what the loader has.
-
-    Args:
-        steps: what is asked for; None: all there are.
-        available: what the loader has; None if it is endless.
-        ends: the settings that say when the run ends.
-
-    Raises:
-        ConfigError: if neither says.
-    """
-    if steps is None and available is None:
-        raise ConfigError(f"nothing says when the run ends: set {ends}")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ConfigError(f"run.steps must be an integer of at least 1, got {steps!r}")
-    return min(each for each in (steps, available) if each is not None)

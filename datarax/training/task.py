@@ -11,8 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from datarax.checkpoint import compare_model
+from datarax.checkpoint import compare_model, held_alone, make_global
 from datarax.core.errors import ConfigError
+from datarax.multihost import Processes, check_agreement
 from datarax.trust import load_attribute
 
 
@@ -76,6 +77,26 @@ def state_and_metrics(returned: Any) -> tuple[Any, Mapping[str, Any]]:
         f"step must return (state, metrics), metrics being a mapping from name to value such as {{'loss': loss}}; "
         f"got a {type(returned).__name__}{of}"
     )
+
+
+def shared_state(state: Any, mesh: jax.sharding.Mesh, processes: Processes, timeout_seconds: float) -> Any:
+    """The state that `init` made, with every array of one process alone made global.
+
+    Raises:
+        DisagreementError: if its values are not the same on all processes.
+    """
+    if processes.count == 1:
+        return state
+    about = "the task's init"
+    alone = {"the part of the state that each process makes for itself": held_alone(state)}
+    processes.exchange(
+        "init",
+        lambda: alone,
+        lambda parts: check_agreement(parts, about),
+        about=about,
+        timeout_seconds=timeout_seconds,
+    )
+    return make_global(state, mesh)
 
 
 def check_state(leaves: Sequence[Any], state: Any) -> None:

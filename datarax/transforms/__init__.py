@@ -12,6 +12,8 @@ from datarax.transforms.identity import pipeline_identity as pipeline_identity
 from datarax.transforms.identity import transform_identity as transform_identity
 from datarax.transforms.identity import value_identity as value_identity
 from datarax.transforms.load import load_transform as load_transform
+from datarax.transforms.purity import function_impurities as function_impurities
+from datarax.transforms.purity import impurities as impurities
 from datarax.transforms.randomness import generator_from_seed as generator_from_seed
 from datarax.transforms.randomness import keys_from_seeds as keys_from_seeds
 from datarax.transforms.randomness import random_bits as random_bits
@@ -36,7 +38,9 @@ __all__ = [
     "apply_transforms",
     "check_pipeline",
     "function_identity",
+    "function_impurities",
     "generator_from_seed",
+    "impurities",
     "keys_from_seeds",
     "load_transform",
     "map_batch",

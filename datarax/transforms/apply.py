@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from datarax.core.errors import tell_where
-from datarax.transforms.randomness import row_randomness
+from datarax.transforms.randomness import pinned, row_randomness
 from datarax.transforms.stack import as_host_arrays, count_rows, stack, unstack
 from datarax.transforms.transform import Level, Randomness, Transform
 
@@ -82,8 +82,9 @@ def _map_records(
             for record in records:  # appended one by one: the length of `made` says where an error stood
                 made.append(fn(record, **parameters))
         else:
-            for record, own in zip(records, randomness, strict=True):
-                made.append(fn(record, own, **parameters))
+            with pinned(transform.randomness):
+                for record, own in zip(records, randomness, strict=True):
+                    made.append(fn(record, own, **parameters))
     except BaseException as error:
         tell_where(error, f"in transform {transform.name!r}, at {keys_text(len(made))}")
         raise
@@ -94,7 +95,8 @@ def _map_batch(transform: Transform, rows: Any, n: int, seeds_for: Seeds) -> Any
     is_plain = transform.randomness is Randomness.NONE
     given = (rows,) if is_plain else (rows, _randomness(transform, n, seeds_for))
     try:
-        made = transform.fn(*given, **transform.parameters)
+        with pinned(transform.randomness):
+            made = transform.fn(*given, **transform.parameters)
     except BaseException as error:
         tell_where(error, f"in transform {transform.name!r}, on a batch of {n} rows")
         raise

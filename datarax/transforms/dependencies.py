@@ -1,10 +1,11 @@
-"""What a transform may declare to depend on: installed packages and a few settings, each with its present version or value.
+"""What a transform may declare to depend on: packages and a few settings, by their present version or value, and files.
 
 Versions and devices are provenance for everyone else; a stage that declares a dependence makes one of them identity.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -23,23 +24,21 @@ _SETTINGS: dict[str, Callable[[], str]] = {
 """What is no package, under the names that a run's provenance uses."""
 
 
-def checked_dependencies(depends_on: Iterable[str], transform: str) -> tuple[str, ...]:
+def checked_names(names: Iterable[str], field: str, what: str, transform: str) -> tuple[str, ...]:
     """The names, sorted and each once, if they are names.
 
     Raises:
-        ConfigError: if they are not.
+        ConfigError: if they are not; says that `field` of the transform must hold `what`.
     """
-    if isinstance(depends_on, str):
+    if isinstance(names, str):
         raise ConfigError(
-            f"depends_on of transform {transform!r} must be a list of packages, not the text {depends_on!r}"
+            f"{field} of transform {transform!r} must be a list of {what}, not the text {names!r}"
         )
-    names = list(depends_on)
-    for name in names:
+    checked = [os.fspath(name) if isinstance(name, os.PathLike) else name for name in names]
+    for name in checked:
         if not isinstance(name, str) or not name:
-            raise ConfigError(
-                f"depends_on of transform {transform!r} must hold names of packages, got {name!r}"
-            )
-    return tuple(sorted(set(names)))
+            raise ConfigError(f"{field} of transform {transform!r} must hold names of {what}, got {name!r}")
+    return tuple(sorted(set(checked)))
 
 
 def present_versions(depends_on: Iterable[str], transform: str) -> dict[str, str]:
@@ -61,3 +60,26 @@ def _present(name: str, transform: str) -> str:
             f"transform {transform!r} depends on {name!r}, which is no installed package; give the name under which it is "
             f"installed, or one of {', '.join(sorted(_SETTINGS))}"
         ) from None
+
+
+def file_digests(paths: Iterable[str], transform: str) -> dict[str, str]:
+    """SHA-256 of each file, by its name relative to the deepest directory that holds all of them: where that lies is no matter.
+
+    Raises:
+        ConfigError: naming a file that cannot be read.
+    """
+    absolute = [os.path.abspath(path) for path in paths]
+    base = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    found = {}
+    for path in absolute:
+        try:
+            with open(path, "rb") as file:
+                found[os.path.relpath(path, base).replace(os.sep, "/")] = hashlib.file_digest(
+                    file, "sha256"
+                ).hexdigest()
+        except OSError as error:
+            raise ConfigError(
+                f"transform {transform!r} depends on the file {path}, which cannot be read: {error.strerror}; put it back, or "
+                f"correct depends_on_files"
+            ) from error
+    return found

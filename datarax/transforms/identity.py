@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import importlib
 import importlib.util
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -25,17 +24,18 @@ import numpy as np
 
 from datarax.core.errors import ConfigError
 from datarax.core.tree import digest
-from datarax.transforms.dependencies import present_versions
+from datarax.transforms.dependencies import file_digests, present_versions
 from datarax.transforms.known_draws import named_randomness
 from datarax.transforms.source import (
     EditedError,
     Source,
     UnreadableError,
+    bound_by_import,
     function_in,
     module_sha256,
     source_of,
 )
-from datarax.transforms.transform import Transform, check_pipeline
+from datarax.transforms.transform import Randomness, Transform, check_pipeline
 from datarax.transforms.values import (
     Definitions,
     cell_value,
@@ -52,7 +52,7 @@ from datarax.transforms.values import (
     wrapper_state,
 )
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 """How identities are made. Raise it when the same transform would get another one, and keep the rules of before: what a run
 has recorded is compared by the rules of then."""
 
@@ -73,8 +73,8 @@ def transform_identity(
     `closure`, `attributes` (of the class of a callable object, or set on the function), `names` (global names that the function
     uses, and what it reaches through modules of the user's: data by value, imports from libraries by statement), and `helpers`
     (one digest for each function or class that it reaches, of that one's source, defaults, closure and names). Data that is
-    long stands as its digest. `dependencies`, with versions, is there only if some are declared. `randomness` says so where
-    this code does not draw what it drew when its version was new.
+    long stands as its digest. Only where something is declared, or implied by JAX keys: `dependencies`, with versions; `files`,
+    with digests; `impure`. `randomness` says so where this code does not draw what it drew when its version was new.
 
     Args:
         transform: the transform.
@@ -88,10 +88,17 @@ def transform_identity(
     """
     owner = f"transform {transform.name!r}"
     declared = transform.version is not None
-    read = _Reader(owner, "the transform", declared=declared, version=version, packages=packages)
+    read = Reader(owner, "the transform", declared=declared, version=version, packages=packages)
     code = read.code(transform.fn)
-    if transform.depends_on:
-        code["dependencies"] = present_versions(transform.depends_on, transform.name)
+    depends_on = {*transform.depends_on}
+    if version > 1 and transform.randomness is Randomness.KEY:
+        depends_on.add("jax_enable_x64")  # JAX draws floats of another width by it
+    if depends_on:
+        code["dependencies"] = present_versions(sorted(depends_on), transform.name)
+    if version > 1 and transform.depends_on_files:
+        code["files"] = file_digests(transform.depends_on_files, transform.name)
+    if version > 1 and transform.impure:
+        code["impure"] = True
     return {
         "name": transform.name,
         "level": str(transform.level),
@@ -143,7 +150,7 @@ def function_identity(
     Raises:
         ConfigError: as `transform_identity` does.
     """
-    read = _Reader(owner, versioned, declared=declared, version=version, packages=packages)
+    read = Reader(owner, versioned, declared=declared, version=version, packages=packages)
     if not declared and package_of(_innermost(fn)) in {*by_name, *sys.stdlib_module_names} - {"__main__"}:
         return {"library": read.value(fn, "its function"), "helpers": read.helpers}
     return {**read.code(fn), "helpers": read.helpers}
@@ -173,18 +180,26 @@ def value_identity(
     Raises:
         ConfigError: if it cannot be described, naming it.
     """
-    read = _Reader(owner, versioned, declared=declared, version=version, packages=packages)
+    read = Reader(owner, versioned, declared=declared, version=version, packages=packages)
     tree = read.value(value, what)
     return {"value": tree, "helpers": read.helpers} if read.helpers else tree
 
 
-class _Reader(Definitions):
+class Reader(Definitions):
     """Reads one function, collecting every function and class on the way."""
 
     def __init__(
-        self, owner: str, versioned: str, *, declared: bool, version: int, packages: Collection[str]
+        self,
+        owner: str,
+        versioned: str,
+        *,
+        declared: bool,
+        version: int = IDENTITY_VERSION,
+        packages: Collection[str] = (),
     ) -> None:
         self.helpers: dict[str, str | None] = {}
+        self.sources: list[tuple[FunctionType | type, Source]] = []
+        """What was read of the user's code."""
         self._owner = owner
         self._versioned = versioned
         self._declared = declared  # then nothing is read, parameters count by value or name
@@ -350,6 +365,7 @@ class _Reader(Definitions):
                 name: self.value(value, f"{definition.__qualname__}.{name}") for name, value in made.items()
             }
         source = self._source(definition, what)
+        self.sources.append((definition, source))
         if isinstance(definition, type):
             return self._class_tree(definition, source)
         closure = {
@@ -486,14 +502,7 @@ class _Reader(Definitions):
                 if module.split(".")[0] in self._own or (
                     module in sys.modules and not self._is_library(module)
                 ):
-                    value: Any = importlib.import_module(module)
-                    if attribute is None:
-                        value = sys.modules[name]
-                    elif attribute and not hasattr(value, attribute):
-                        value = importlib.import_module(f"{module}.{attribute}")
-                    elif attribute:
-                        value = getattr(value, attribute)
-                    yield name, value, ()
+                    yield name, bound_by_import(name, module, attribute), ()
             except ImportError:  # as the function will find, or expects
                 continue
 

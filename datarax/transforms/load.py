@@ -20,6 +20,8 @@ def load_transform(
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
     depends_on: Sequence[str] | None = None,
+    depends_on_files: Sequence[str] | None = None,
+    impure: bool | None = None,
 ) -> Transform:
     """The transform that `use` names, with what is given in place of its own.
 
@@ -32,39 +34,36 @@ def load_transform(
         parameters: Added to a `Transform`'s own, replacing those of the same name.
         version: Declared version; a `Transform`'s own if None.
         depends_on: Packages whose version is identity; a `Transform`'s own if None.
+        depends_on_files: Files whose content is identity; a `Transform`'s own if None.
+        impure: Whether the function may keep something between its calls; as a `Transform` says if None.
 
     Raises:
         ConfigError: if it cannot be imported or found, saying what is there; if a level or randomness is
             missing or contradicts; or as `Transform` does.
     """
     found = load_attribute(use, "use")
+    said: dict[str, Any] = {"name": name, "version": version, "depends_on": depends_on}
+    said |= {"depends_on_files": depends_on_files, "impure": impure}
+    said = {key: value for key, value in said.items() if value is not None}
     if isinstance(found, Transform):
         for what, asked, has in (("level", level, found.level), ("randomness", randomness, found.randomness)):
             if asked is not None and asked != has:
                 raise ConfigError(
                     f"{use} is a transform with {what} {str(has)!r}; the config asks for {str(asked)!r}"
                 )
-        return dataclasses.replace(
-            found,
-            name=found.name if name is None else name,
-            parameters={**found.parameters, **(parameters or {})},
-            version=found.version if version is None else version,
-            depends_on=found.depends_on if depends_on is None else depends_on,
-        )
+        return dataclasses.replace(found, parameters={**found.parameters, **(parameters or {})}, **said)
     if not callable(found):
         raise ConfigError(f"{use} is {found!r}, neither a Transform nor a function")
     if level is None:
         choices = " or ".join(repr(str(each)) for each in Level)
         raise ConfigError(f"{use} is a plain function; say at which level it works: level = {choices}")
-    return Transform(
-        fn=found,
-        name=function_name(found) if name is None else name,
-        level=level,  # type: ignore[arg-type]  # text becomes a member, or an error that lists them
-        randomness=Randomness.NONE if randomness is None else randomness,  # type: ignore[arg-type]
-        parameters=parameters or {},
-        version=version,
-        depends_on=() if depends_on is None else depends_on,
-    )
+    of_function: dict[str, Any] = {
+        "level": level,
+        "randomness": Randomness.NONE if randomness is None else randomness,
+    }
+    if name is None:
+        of_function["name"] = function_name(found)
+    return Transform(fn=found, parameters=parameters or {}, **of_function, **said)
 
 
 def load_transforms(settings: Sequence[Mapping[str, Any]]) -> list[Transform]:

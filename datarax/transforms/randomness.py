@@ -7,6 +7,7 @@ from `datarax.order.seeds.row_seeds`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -50,6 +51,11 @@ def keys_from_seeds(seeds: np.ndarray) -> jax.Array:
     """
     cpu = jax.local_devices(backend="cpu")[0]
     return jax.random.wrap_key_data(jax.device_put(key_words(seeds), cpu), impl="threefry2x32")
+
+
+def pinned(randomness: Randomness) -> AbstractContextManager[Any]:
+    """In which a function is called: what it draws from JAX keys depends on no flag of the user's."""
+    return jax.threefry_partitionable(True) if randomness is Randomness.KEY else nullcontext()
 
 
 def key_words(seeds: np.ndarray) -> np.ndarray:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib
 import inspect
 import io
 import linecache
 import os
 import symtable
+import sys
 import time
 import token
 import tokenize
@@ -109,7 +111,7 @@ class Source:
         """The chains of attributes, as written, that begin at the name `root`; `(root,)` where it stands alone."""
         inner = {id(n.value) for n in ast.walk(self.node) if isinstance(n, ast.Attribute)}
         tops = (n for n in ast.walk(self.node) if id(n) not in inner)
-        return {path for path in map(_path, tops) if path[:1] == (root,)}
+        return {path for path in map(chain, tops) if path[:1] == (root,)}
 
     def local_imports(self) -> Iterator[tuple[str, str, str | None]]:
         """(name, module, attribute), as written, of each name that an import statement within the text binds.
@@ -142,12 +144,7 @@ def source_of(definition: FunctionType | type) -> Source:
     if isinstance(definition, FunctionType):
         file = _source_file(definition.__code__.co_filename, definition.__globals__)
         file.check_runs([definition.__code__])
-        try:
-            return Source(file, _function_node(file, definition.__code__))
-        except UnreadableError:
-            if file.edited:
-                raise EditedError(f"{definition.__qualname__} of {file.filename}") from None
-            raise
+        return Source(file, _function_node(file, definition.__code__))
     return _class_source(definition)
 
 
@@ -382,6 +379,8 @@ def _lambda_node(file: SourceFile, code: CodeType) -> ast.Lambda:
     fitting = [node for node in found if all(_holds(node.body, first, last) for first, last in spans)]
     if spans and fitting:  # of a lambda within a lambda both hold the inner one's instructions
         fitting = [min(fitting, key=lambda node: len(file.text_of(node)))]
+    if not fitting and file.edited:
+        raise EditedError(f"{code.co_qualname} of {code.co_filename}")
     if not fitting:
         raise UnreadableError(f"{code.co_filename} has no such lambda at line {code.co_firstlineno}")
     if len({tuple(file.tokens_of(node)) for node in fitting}) > 1:
@@ -477,12 +476,26 @@ def _outer_imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
             yield from _outer_imports(child)
 
 
-def _path(node: ast.AST) -> tuple[str, ...]:
+def chain(node: ast.AST) -> tuple[str, ...]:
     """The names of a chain of attributes; () if it does not begin at a name."""
     if isinstance(node, ast.Name):
         return (node.id,)
-    below = _path(node.value) if isinstance(node, ast.Attribute) else ()
+    below = chain(node.value) if isinstance(node, ast.Attribute) else ()
     return (*below, node.attr) if below and isinstance(node, ast.Attribute) else ()
+
+
+def bound_by_import(name: str, module: str, attribute: str | None) -> Any:
+    """What an import binds: see `Source.local_imports`; `module` is absolute.
+
+    Raises:
+        ImportError: if there is no such thing.
+    """
+    value: Any = importlib.import_module(module)
+    if attribute is None:
+        return sys.modules[name]
+    if attribute and not hasattr(value, attribute):
+        importlib.import_module(f"{module}.{attribute}")
+    return getattr(value, attribute) if attribute else value
 
 
 def _bindings(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str, str | None]]:

@@ -30,7 +30,8 @@ from datarax.transforms.transform import Randomness, Transform, check_pipeline
 _START_SECONDS = 300.0
 """Within which a fresh process is to have imported what it needs."""
 
-# The path of this process, without the working directory until our own finder keeps that behind what is installed.
+# This very datarax, wherever else another one may lie, and the path of this process: without the working directory, until our
+# own finder keeps that behind what is installed.
 _CHILD = """\
 import sys
 sys.path[:] = {path!r}
@@ -105,7 +106,7 @@ def unsteady_transforms(
             continue
         name = " → ".join(each.name for each in unit)
         for comparison, order in ((Comparison.AGAIN, 1), (Comparison.ORDER, -1)):
-            turned = {key: value[::order] for key, value in seeds.items()}
+            turned = {name: _in_order(own, order) for name, own in seeds.items()}
             try:
                 other = _row_digests(_run(unit, _in_order(given, order), n, turned, keys_text))
                 what = _first_difference(digests, other and other[::order], keys_text)
@@ -147,7 +148,14 @@ def _run(
 
 
 def _in_order(rows: Any, order: int) -> Any:
-    return rows[::order] if isinstance(rows, list) else jax.tree.map(lambda leaf: leaf[::order], rows)
+    """The rows from the first to the last, or back; arrays as they come from a source, without gaps."""
+    if isinstance(rows, list):
+        return rows[::order]
+
+    def ordered(leaf: Any) -> Any:
+        return np.ascontiguousarray(leaf[::order]) if isinstance(leaf, np.ndarray) else leaf[::order]
+
+    return jax.tree.map(ordered, rows)
 
 
 def _row_digests(rows: Any) -> list[bytes] | None:
@@ -192,7 +200,8 @@ def _in_a_fresh_process(
         raise InputError(
             f"transforms or records cannot be sent to a fresh process: {type(error).__name__}: {error}"
         ) from error
-    code = _CHILD.format(path=[entry for entry in sys.path if entry])
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    code = _CHILD.format(path=[own, *filter(None, sys.path)])
     flags = ["-P"] * sys.flags.safe_path + ["-O"] * sys.flags.optimize
     environment = {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the memory of a GPU is this process's already

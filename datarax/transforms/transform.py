@@ -17,7 +17,7 @@ from typing import Any
 
 from datarax.core.config import Checked, Text, check_fields
 from datarax.core.errors import ConfigError
-from datarax.transforms.dependencies import checked_dependencies
+from datarax.transforms.dependencies import checked_names
 
 
 class Level(enum.StrEnum):
@@ -73,11 +73,21 @@ class Transform:
     depends_on: Sequence[str] = ()
     """Packages whose version counts as identity of this transform, or `python`, `device_kind`, `jax_enable_x64`,
     `xla_cpu_threads`. What is not declared here may change between two starts without a word."""
+    depends_on_files: Sequence[str] = ()
+    """Files that the function reads (a tokenizer, a vocabulary), relative to the working directory. Their content is identity,
+    and their names below the deepest directory that holds all of them; where that lies is not."""
+    impure: Checked[bool] = False
+    """Whether the function may keep something between its calls (a global generator, a counter), which is refused otherwise.
+    Its rows may then differ after a resume. Part of the identity."""
 
     def __post_init__(self) -> None:
         check_fields(self, f"transform {self.name!r}")
         object.__setattr__(self, "parameters", _checked_parameters(self.parameters, self.name))
-        object.__setattr__(self, "depends_on", checked_dependencies(self.depends_on, self.name))
+        object.__setattr__(
+            self, "depends_on", checked_names(self.depends_on, "depends_on", "packages", self.name)
+        )
+        files = checked_names(self.depends_on_files, "depends_on_files", "files", self.name)
+        object.__setattr__(self, "depends_on_files", files)
         if self.level is Level.BATCH and self.randomness is Randomness.GENERATOR:
             raise ConfigError(
                 f"transform {self.name!r} asks for one generator for a whole batch: its rows would depend on"
@@ -99,6 +109,8 @@ def map_records(
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
     depends_on: Sequence[str] = (),
+    depends_on_files: Sequence[str] = (),
+    impure: bool = False,
 ) -> Transform:
     """A transform that calls `fn(record, **parameters)` for each record.
 
@@ -108,11 +120,23 @@ def map_records(
         parameters: Keyword arguments of every call.
         version: Stands for the function in the identity instead of its source.
         depends_on: Packages whose version is identity, see `Transform.depends_on`.
+        depends_on_files: Files whose content is identity, see `Transform.depends_on_files`.
+        impure: Whether `fn` may keep something between its calls, see `Transform.impure`.
 
     Raises:
         ConfigError: as `Transform` does, and if `fn` has no name of its own and none is given.
     """
-    return _make(fn, name, Level.RECORD, Randomness.NONE, parameters, version, depends_on)
+    return _make(
+        fn,
+        name,
+        Level.RECORD,
+        Randomness.NONE,
+        parameters=parameters,
+        version=version,
+        depends_on=depends_on,
+        depends_on_files=depends_on_files,
+        impure=impure,
+    )
 
 
 def map_batch(
@@ -122,6 +146,8 @@ def map_batch(
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
     depends_on: Sequence[str] = (),
+    depends_on_files: Sequence[str] = (),
+    impure: bool = False,
 ) -> Transform:
     """A transform that calls `fn(batch, **parameters)` once for all n rows.
 
@@ -132,11 +158,23 @@ def map_batch(
         parameters: Keyword arguments of every call.
         version: Stands for the function in the identity instead of its source.
         depends_on: Packages whose version is identity, see `Transform.depends_on`.
+        depends_on_files: Files whose content is identity, see `Transform.depends_on_files`.
+        impure: Whether `fn` may keep something between its calls, see `Transform.impure`.
 
     Raises:
         ConfigError: as `map_records` does.
     """
-    return _make(fn, name, Level.BATCH, Randomness.NONE, parameters, version, depends_on)
+    return _make(
+        fn,
+        name,
+        Level.BATCH,
+        Randomness.NONE,
+        parameters=parameters,
+        version=version,
+        depends_on=depends_on,
+        depends_on_files=depends_on_files,
+        impure=impure,
+    )
 
 
 def random_map_records(
@@ -147,6 +185,8 @@ def random_map_records(
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
     depends_on: Sequence[str] = (),
+    depends_on_files: Sequence[str] = (),
+    impure: bool = False,
 ) -> Transform:
     """A transform that calls `fn(record, rng, **parameters)` for each record.
 
@@ -157,11 +197,23 @@ def random_map_records(
         parameters: Keyword arguments of every call.
         version: Stands for the function in the identity instead of its source.
         depends_on: Packages whose version is identity, see `Transform.depends_on`.
+        depends_on_files: Files whose content is identity, see `Transform.depends_on_files`.
+        impure: Whether `fn` may keep something between its calls, see `Transform.impure`.
 
     Raises:
         ConfigError: as `map_records` does, and if `randomness` is `NONE`.
     """
-    return _make(fn, name, Level.RECORD, _random(randomness), parameters, version, depends_on)
+    return _make(
+        fn,
+        name,
+        Level.RECORD,
+        _random(randomness),
+        parameters=parameters,
+        version=version,
+        depends_on=depends_on,
+        depends_on_files=depends_on_files,
+        impure=impure,
+    )
 
 
 def random_map_batch(
@@ -172,6 +224,8 @@ def random_map_batch(
     parameters: Mapping[str, Any] | None = None,
     version: str | int | None = None,
     depends_on: Sequence[str] = (),
+    depends_on_files: Sequence[str] = (),
+    impure: bool = False,
 ) -> Transform:
     """A transform that calls `fn(batch, seeds, **parameters)` once for all n rows.
 
@@ -183,11 +237,23 @@ def random_map_batch(
         parameters: Keyword arguments of every call.
         version: Stands for the function in the identity instead of its source.
         depends_on: Packages whose version is identity, see `Transform.depends_on`.
+        depends_on_files: Files whose content is identity, see `Transform.depends_on_files`.
+        impure: Whether `fn` may keep something between its calls, see `Transform.impure`.
 
     Raises:
         ConfigError: as `map_records` does, and if `randomness` is `NONE` or `GENERATOR`.
     """
-    return _make(fn, name, Level.BATCH, _random(randomness), parameters, version, depends_on)
+    return _make(
+        fn,
+        name,
+        Level.BATCH,
+        _random(randomness),
+        parameters=parameters,
+        version=version,
+        depends_on=depends_on,
+        depends_on_files=depends_on_files,
+        impure=impure,
+    )
 
 
 def check_pipeline(transforms: Iterable[Transform]) -> tuple[Transform, ...]:
@@ -217,9 +283,9 @@ def _make(
     name: str | None,
     level: Level,
     randomness: Randomness,
+    *,
     parameters: Mapping[str, Any] | None,
-    version: str | int | None,
-    depends_on: Sequence[str],
+    **declared: Any,
 ) -> Transform:
     return Transform(
         fn=fn,
@@ -227,8 +293,7 @@ def _make(
         level=level,
         randomness=randomness,
         parameters={} if parameters is None else parameters,
-        version=version,
-        depends_on=depends_on,
+        **declared,
     )
 
 

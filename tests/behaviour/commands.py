@@ -175,9 +175,9 @@ def _run(words):
 
 
 def _keys(out):
-    """Keys of the JSON that is printed: of the one document, or of the first line of many."""
+    """Keys of the JSON that is printed: of the one document, or of the last line of many."""
     try:
         tree = json.loads(out)
     except json.JSONDecodeError:
-        tree = json.loads(out.splitlines()[0]) if out else {}
+        tree = json.loads(out.splitlines()[-1]) if out else {}
     return sorted(tree)

@@ -116,7 +116,7 @@ def test_a_crash_at_any_change_leaves_a_run_that_goes_on(act, least, before, tmp
         with monkeypatch.context() as patch, contextlib.suppress(DataraxError, Stopped):
             patch.setattr(layout, "LocalStore", lambda directory, store=store: store)
             act(run, told)
-        store.after_power_cut(cut)
+        store.disk.after_power_cut(cut)
         store.end()
         if store.stopped_at is None:
             break

@@ -104,7 +104,7 @@ def test_short_writes_are_no_failure(tmp_path, disk):
 
 
 def _number_of_calls():
-    return 440  # a few more than there are; beyond the last nothing fails
+    return 340  # a few more than there are; beyond the last nothing fails
 
 
 @pytest.mark.few(10)

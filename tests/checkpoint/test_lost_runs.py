@@ -90,13 +90,13 @@ def test_a_run_that_goes_while_a_save_is_on_its_way_is_not_committed(lose, tmp_p
     with Checkpointer(run) as checkpointer:
         seal = checkpointer._saver._seal
 
-        def lose_and_seal(temporary):
+        def lose_and_seal(temporary, parts):
             if lose in (_without_lock, *IN_STARTS):  # else Orbax itself has nowhere to go on
                 lose(run, moved)
-                seal(temporary)
+                seal(temporary, parts)
             else:
                 lose(run, moved)
-                checkpointer._lock.check_there()
+                checkpointer._lock.superseded_by()
 
         monkeypatch.setattr(checkpointer._saver._writer, "_before_commit", lose_and_seal)
         checkpointer.save(1, data=Counter().at(1))
@@ -114,14 +114,14 @@ def test_what_is_made_again_below_a_lost_run_goes_again_unless_a_later_start_has
     run, moved = tmp_path / "run", tmp_path / "moved"
     with Checkpointer(run) as checkpointer:
 
-        def lose_and_go_on(temporary):
+        def lose_and_go_on(temporary, parts):
             _moved(run, moved)
             run.joinpath(temporary, "model").mkdir(
                 parents=True
             )  # as TensorStore does, which still writes there
             if is_taken:
                 (run / "lock").touch()
-            checkpointer._lock.check_there()
+            checkpointer._lock.superseded_by()
 
         monkeypatch.setattr(checkpointer._saver._writer, "_before_commit", lose_and_go_on)
         checkpointer.save(1, data=Counter().at(1))

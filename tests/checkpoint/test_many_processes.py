@@ -192,6 +192,39 @@ def test_processes_that_are_not_of_one_run_stop_before_it_begins(tmp_path, what,
     assert results[0].text == results[1].text
 
 
+def save_and_note_what_is_hashed(processes, run):
+    from datarax.store import LocalStore
+
+    hashed = []
+
+    def noting(sha256):
+        def noted(store, key):
+            hashed.append(key.partition("/model")[2].partition("/")[2])
+            return sha256(store, key)
+
+        return noted
+
+    with Checkpointer(run, config=BY_HAND, processes=processes) as checkpointer:
+        with Breaks(LocalStore, "sha256", noting):
+            checkpointer.save(1, model=model(1), data={"c": Counter().at(1)})
+            checkpointer.wait()
+        return [name for name in hashed if name]
+
+
+def test_each_process_hashes_what_it_has_written_of_the_model(tmp_path):
+    run = tmp_path / "run"
+    first, *others = joined(save_and_note_what_is_hashed, run, count=3)
+    for index, hashed in enumerate(others, start=1):
+        assert any("/d/" in name for name in hashed)  # the values themselves
+        assert not [name for name in first if name.startswith(f"ocdbt.process_{index}/")]
+        listed = Snapshot.open(run).manifest.items["model"]
+        own = [name for name in listed if name.startswith(f"ocdbt.process_{index}/")]
+        assert sorted(own) == sorted(hashed)
+        assert all(listed[name].sha256 for name in own)
+    assert Snapshot.open(run).check() == []
+    assert list((run / "parts").iterdir()) == []
+
+
 class Breaks:
     """Makes one process fail at one moment of one save."""
 
@@ -223,7 +256,7 @@ def failing_part(before):
 
 
 def failing_seal(before):
-    def seal_item(store, item, *, limit_bytes=None):
+    def seal_item(store, item, **options):
         raise OSError(28, "No space left on device", "manifest.json")
 
     return seal_item

@@ -41,7 +41,7 @@ def run(config, *overrides):
 def verify(directory, capsys, *arguments):
     capsys.readouterr()
     code = main(["verify", str(directory / "run"), "--json", *arguments])
-    return code, json.loads(capsys.readouterr().out)
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def steps_of(config, capsys, index, steps):

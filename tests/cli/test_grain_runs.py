@@ -43,7 +43,7 @@ def command(capsys, *arguments):
 
 def test_a_run_verifies_through_its_whole_history(finished, capsys):
     code, output, _ = command(capsys, "verify", finished / "run", "--all", "--json")
-    report = json.loads(output)
+    report = json.loads(output.splitlines()[-1])
     assert (code, report["covered_steps"]) == (0, [[0, 12]])
     assert all(each["bytes_compared"] for each in report["snapshots"])
     assert report["data_checked"] is False, "there are no data files of ours"
@@ -136,7 +136,7 @@ def test_two_processes_keep_two_states_in_one_snapshot_and_one_verify_replays_bo
         done = datarax("run", config, "--processes", 2, "--set", f"run.steps={steps}", directory=tmp_path)
         assert done.returncode == 0, done.stderr
     code, output, _ = command(capsys, "verify", tmp_path / "run", "--all", "--json")
-    report = json.loads(output)
+    report = json.loads(output.splitlines()[-1])
     assert (code, report["covered_steps"]) == (0, [[0, 12]]), output
     code, _, error = command(capsys, "run", config, "--set", "run.steps=13")
     assert code == 1

@@ -292,7 +292,7 @@ def test_a_reordered_config_is_the_same_config(finished, tmp_path, capsys):
 
 def test_json_names_each_problem_and_each_field(finished, capsys):
     code, output = verify(finished / "run", capsys, "--json", "--set", "loader.seed=6")
-    answer = json.loads(output)
+    answer = json.loads(output.splitlines()[-1])
     assert (code, answer["ok"]) == (1, False)
     (first, second) = answer["snapshots"]
     assert {"field": "train.seed", "was": 5, "is": 6} in first["differences"]

@@ -36,7 +36,7 @@ def long(tmp_path_factory):
 def verify(directory, capsys, *arguments):
     capsys.readouterr()
     code = main(["verify", str(directory / "run"), "--json", *map(str, arguments)])
-    return code, json.loads(capsys.readouterr().out)
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def covered(report):
@@ -119,7 +119,7 @@ def test_steps_whose_beginning_is_kept_nowhere_are_replayed_from_where_their_rec
             after = next(
                 each for each in verify_run(copy, whole_history=True, fast=fast).snapshots if each.step > step
             )
-            assert after.replayed == (step, after.step)
+            assert after.replayed_steps == (step, after.step)
             assert not after.problems, after.problems
 
 

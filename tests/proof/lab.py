@@ -67,6 +67,16 @@ randomness = "seed"
 [[transforms]]
 use = "lab_recipes:declared"
 
+[[transforms]]
+use = "labpkg.stages:mix"
+level = "batch"
+depends_on_files = ["labpkg/files/words.txt", "labpkg/files/more/rules.txt"]
+
+[[transforms]]
+use = "labpkg.stages:keyed"
+level = "batch"
+randomness = "key"
+
 [save]
 every_steps = 4
 keep_latest = 2
@@ -128,6 +138,140 @@ def promised(batch):
 declared = map_batch(promised, name="declared", version=1)
 '''
 
+PACKAGE = {
+    "__init__.py": "",
+    "stages.py": '''
+"""Stages whose helpers are in other modules of their package."""
+
+import functools
+
+import jax
+import numpy as np
+
+import labpkg.tables
+from labpkg import helpers
+from labpkg import shapes as s
+from labpkg.helpers import LIMITS, Affine, halved, traced
+
+from .deep.inner import Pair
+from .tables import *
+
+
+def mix(batch, last=halved):
+    from labpkg.lazy import late
+
+    x = helpers.shift(batch["x"])
+    x = labpkg.tables.looked_up(x) + s.deeper.by(x)
+    x = late(Affine().apply(x)) + sum(Pair(1, 2)._asdict()[each] for each in ("a",))
+    x = table_of(x) + np.clip(x, *LIMITS)
+    for name in ("first", "second"):
+        x = getattr(chosen(), name)(x)
+    return {**batch, "x": last(partial(folded(x))).astype(np.int32) + words()}
+
+
+def words():
+    from pathlib import Path
+
+    files = Path(__file__).parent / "files"
+    return len((files / "words.txt").read_text()) + len((files / "more" / "rules.txt").read_text())
+
+
+def chosen():
+    from . import registry
+
+    return registry
+
+
+partial = functools.partial(helpers.scaled, helpers.SCALE)
+
+
+@traced(3)
+def folded(x):
+    return x ^ 5
+
+
+def keyed(batch, keys):
+    from labpkg.shapes import width
+
+    return {**batch, "drawn": np.asarray(jax.vmap(lambda key: jax.random.bits(key, (width(),)))(keys))}
+''',
+    "helpers.py": """
+import functools
+
+from labpkg.deep.inner import Base
+
+SCALE = 2
+LIMITS = (0, 200)
+
+
+def shift(x, by=1):
+    return x + by
+
+
+def halved(x):
+    return x // 2
+
+
+def scaled(by, x=None):
+    return x * by if x is not None else by * SCALE
+
+
+def traced(times):
+    def wrap(fn):
+        @functools.wraps(fn)
+        def inner(x):
+            return fn(x) * times
+
+        return inner
+
+    return wrap
+
+
+class Affine(Base):
+    factor = 3
+
+    def apply(self, x):
+        return self.moved(x) * self.factor
+
+
+def unused(x):
+    return x
+""",
+    "tables.py": """
+import numpy as np
+
+TABLE = np.arange(256, dtype=np.int64) % 7
+
+
+def looked_up(x):
+    return TABLE[np.asarray(x) % 256]
+
+
+def table_of(x):
+    return TABLE[3] + x
+""",
+    "lazy.py": "def late(x):\n    return x + 11\n",
+    "registry.py": "def first(x):\n    return x + 1\n\n\ndef second(x):\n    return x * 2\n",
+    "shapes.py": "from labpkg.deep import deeper\n\n\ndef width():\n    return 2\n",
+    "deep/__init__.py": "",
+    "deep/deeper.py": "OFFSET = 4\n\n\ndef by(x):\n    return x % 3 + OFFSET\n",
+    "deep/inner.py": """
+import collections
+
+Pair = collections.namedtuple("Pair", "a b")
+
+
+class Base:
+    by = 7
+
+    def moved(self, x):
+        return x + self.by
+""",
+    "files/words.txt": "one two three\n",
+    "files/more/rules.txt": "o n\n",
+}
+"""A package of the user's own, by file; the stages `mix` and `keyed` reach all of it but `unused`."""
+
 
 @dataclass(frozen=True)
 class Mutation:
@@ -145,6 +289,8 @@ class Mutation:
     """Whether a restore must refuse it; `verify` must always."""
     steps: int = NEWEST
     """Steps of the run that the restore continues."""
+    verify_exits: int = 1
+    """With which code `verify` ends; 2 where nothing can be replayed."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +318,9 @@ class Lab:
         (directory / "text.txt").write_text("".join(f"{i:5d} {chr(97 + i % 26) * 25}\n" for i in range(300)))
         (directory / "config.toml").write_text(_CONFIG)
         (directory / "lab_recipes.py").write_text(RECIPES)
+        for name, text in PACKAGE.items():
+            (directory / "labpkg" / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / "labpkg" / name).write_text(text)
         code, said = lab.command("run", "config.toml")
         assert code == 0, said
         return lab
@@ -186,7 +335,8 @@ class Lab:
     def command(self, *arguments):
         """Exit code, and all that was printed, of a command that imports the user's code anew."""
         said = io.StringIO()
-        sys.modules.pop("lab_recipes", None)
+        for name in [each for each in sys.modules if each.split(".")[0] in ("lab_recipes", "labpkg")]:
+            del sys.modules[name]
         linecache.clearcache()
         importlib.invalidate_caches()
         with (
@@ -221,7 +371,7 @@ class Lab:
         said = f"restore exits {restored}:\n{said_by_restore}\nverify exits {verified}:\n{said_by_verify}"
         return Verdict(
             restored in (1, 2, 74) and mutation.named in said_by_restore,
-            verified == 1 and mutation.named in said_by_verify,
+            verified == mutation.verify_exits and mutation.named in said_by_verify,
             said,
         )
 
@@ -279,6 +429,13 @@ class Lab:
         """The user's code with other text."""
         assert RECIPES.count(old) == 1, old
         with replaced(self.path("lab_recipes.py"), RECIPES.replace(old, new).encode()):
+            yield
+
+    @contextlib.contextmanager
+    def package(self, name, old, new):
+        """A file of the user's package with other text."""
+        assert PACKAGE[name].count(old) == 1, old
+        with replaced(self.path("labpkg") / name, PACKAGE[name].replace(old, new).encode()):
             yield
 
     @contextlib.contextmanager

@@ -7,6 +7,7 @@ import json
 import os
 from unittest import mock
 
+import jax
 import numpy as np
 
 from datarax.core.tree import canonical_json
@@ -26,6 +27,11 @@ def all_mutations(lab):
         *_run_files(lab),
         *_data(lab),
         *_transforms(),
+        *_package(),
+        *_side_files(),
+        *_edited(),
+        *_flags(),
+        *_memories(),
         *_algorithms(),
     ]
 
@@ -318,6 +324,167 @@ def _transforms():
         named="step 4 is the first whose bytes differ",
         by_restore=False,
     )
+
+
+def _package():
+    mix, keyed = f"{_STAGE}[4]", f"{_STAGE}[5]"
+    changes = [
+        ("the body of a function", "helpers.py", "return x + by", "return x - by", f"{mix}.helpers.shift"),
+        ("the default of a function", "helpers.py", "by=1", "by=2", f"{mix}.helpers.shift"),
+        ("a function in a default", "helpers.py", "x // 2", "x // 3", f"{mix}.helpers.halved"),
+        ("a function in a partial", "helpers.py", "x * by if", "x + by if", f"{mix}.helpers.scaled"),
+        ("a constant in a partial", "helpers.py", "SCALE = 2", "SCALE = 3", mix),
+        ("a decorator", "helpers.py", "fn(x) * times", "fn(x) + times", mix),
+        ("what a decorator was called with", "stages.py", "traced(3)", "traced(4)", mix),
+        ("a function that was decorated", "stages.py", "x ^ 5", "x ^ 6", f"{mix}.helpers.folded"),
+        ("a method", "helpers.py", "* self.factor", "+ self.factor", f"{mix}.helpers.Affine"),
+        ("a class attribute", "helpers.py", "factor = 3", "factor = 4", f"{mix}.helpers.Affine"),
+        ("a method of a base", "deep/inner.py", "x + self.by", "x - self.by", f"{mix}.helpers.Base"),
+        ("an attribute of a base", "deep/inner.py", "by = 7", "by = 8", f"{mix}.helpers.Base"),
+        ("a tuple of constants", "helpers.py", "(0, 200)", "(0, 201)", f"{mix}.names.LIMITS"),
+        ("a table of numbers", "tables.py", "% 7", "% 8", f"{mix}.helpers.looked_up"),
+        ("a function by its dotted name", "tables.py", "x) % 256", "x) % 255", f"{mix}.helpers.looked_up"),
+        (
+            "a function of a star import",
+            "tables.py",
+            "TABLE[3] + x",
+            "TABLE[4] + x",
+            f"{mix}.helpers.table_of",
+        ),
+        ("a function imported within", "lazy.py", "x + 11", "x + 12", f"{mix}.helpers.late"),
+        ("a module used as a whole", "registry.py", "x * 2", "x * 3", f"{mix}.helpers.chosen"),
+        ("a function two modules away", "deep/deeper.py", "x % 3", "x % 5", f"{mix}.helpers.by"),
+        ("a constant two modules away", "deep/deeper.py", "OFFSET = 4", "OFFSET = 5", f"{mix}.helpers.by"),
+        ("the fields of a named tuple", "deep/inner.py", '"a b"', '"b a"', f"{mix}.helpers.Pair"),
+        ("what a random stage imports", "shapes.py", "return 2", "return 3", f"{keyed}.helpers.width"),
+        ("which function of a module", "stages.py", "labpkg.tables.looked_up", "labpkg.tables.table_of", mix),
+        (
+            "what a name stands for",
+            "stages.py",
+            "import LIMITS, Affine",
+            "import Affine as LIMITS, Affine",
+            mix,
+        ),
+    ]
+    for what, name, old, new, named in changes:
+        yield Mutation(
+            "helpers in other modules of the package",
+            what,
+            lambda lab, name=name, old=old, new=new: lab.package(name, old, new),
+            named,
+            by_restore=True,
+        )
+
+
+def _side_files():
+    files = f"{_STAGE}[4].files"
+    for what, name, content, named in [
+        ("a byte of a file", "words.txt", b"one two threE\n", f"{files}.words.txt"),
+        ("the end of a file", "words.txt", b"one two three", f"{files}.words.txt"),
+        ("nothing in a file", "more/rules.txt", b"", f"{files}.more/rules.txt"),
+        ("one file in the place of another", "more/rules.txt", b"one two three\n", f"{files}.more/rules.txt"),
+    ]:
+        yield Mutation(
+            "files that a stage depends on",
+            what,
+            lambda lab, name=name, content=content: replaced(lab.path("labpkg") / "files" / name, content),
+            named,
+            by_restore=True,
+        )
+    yield Mutation(
+        "files that a stage depends on",
+        "a file is gone",
+        lambda lab: replaced(lab.path("labpkg") / "files" / "words.txt", None),
+        "words.txt, which cannot be read",
+        by_restore=True,
+        verify_exits=2,
+    )
+
+
+_EDITING = """
+
+def _edit():
+    from pathlib import Path
+
+    path = Path({path!r})
+    text = path.read_text()
+    path.write_text(text.replace({new!r}, {old!r}) if {new!r} in text else text.replace({old!r}, {new!r}))
+
+
+_edit()
+"""
+
+
+@contextlib.contextmanager
+def _edited_on_import(lab, name, old, new):
+    """A package whose import ends with an edit of one of its files: what runs is no longer what is written."""
+    path = lab.path("labpkg") / name
+    before = path.read_bytes()
+    try:
+        with lab.package(
+            "stages.py", "partial = ", _EDITING.format(path=str(path), old=old, new=new) + "\n\npartial = "
+        ):
+            yield
+    finally:
+        path.write_bytes(before)
+
+
+def _edited():
+    for what, name, old, new, function in [
+        ("a helper", "helpers.py", "return x + by", "return x - by", "shift of"),
+        ("the default of a helper's use", "helpers.py", "x // 2", "x // 4", "halved of"),
+        ("a method of a base", "deep/inner.py", "x + self.by", "x * self.by", "Base.moved of"),
+        ("a helper two modules away", "deep/deeper.py", "x % 3 + OFFSET", "x % 3 - OFFSET", "by of"),
+        (
+            "a method that is new",
+            "deep/inner.py",
+            "    by = 7",
+            "    by = 7\n\n    def more(self):\n        pass",
+            "Base of",
+        ),
+    ]:
+        yield Mutation(
+            "a file that is edited after its import",
+            what,
+            functools.partial(_edited_on_import, name=name, old=old, new=new),
+            f"{function} ",
+            by_restore=True,
+            verify_exits=2,
+        )
+
+
+@contextlib.contextmanager
+def _x64(lab):
+    jax.config.update("jax_enable_x64", not jax.config.jax_enable_x64)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", not jax.config.jax_enable_x64)
+
+
+def _flags():
+    named = f"{_STAGE}[5].dependencies.jax_enable_x64"
+    yield Mutation("flags of JAX", "x64, for a stage that draws from JAX keys", _x64, named, by_restore=True)
+
+
+def _memories():
+    for what, old, new in [
+        ("np.random", "return x + by", "import numpy as np\n\n    return x + np.random.randint(by)"),
+        ("random", "return x + by", "import random\n\n    return x + random.randint(0, by)"),
+        (
+            "a generator without a seed",
+            "return x + by",
+            "import numpy as np\n\n    return x + np.random.default_rng().integers(by)",
+        ),
+        ("a global", "return x + by", "global SCALE\n    SCALE += 1\n    return x + by"),
+    ]:
+        yield Mutation(
+            "a helper that remembers",
+            what,
+            lambda lab, old=old, new=new: lab.package("helpers.py", old, new),
+            f"{_STAGE}[4].helpers.shift",
+            by_restore=True,
+        )
 
 
 def _algorithms():

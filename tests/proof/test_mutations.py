@@ -24,6 +24,11 @@ GROUPS = [
     "data: a file is gone",
     "transform",
     "transform whose version stands for its code",
+    "helpers in other modules of the package",
+    "files that a stage depends on",
+    "a file that is edited after its import",
+    "flags of JAX",
+    "a helper that remembers",
     "our own code",
 ]
 

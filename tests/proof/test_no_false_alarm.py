@@ -1,10 +1,14 @@
 """What cannot change a batch is never refused: neither by a restore that goes on, nor by `verify` afterwards."""
 
 import contextlib
+import importlib
 import os
 import shutil
+import sys
+import time
 from unittest import mock
 
+import jax
 import pytest
 
 from tests.proof.lab import NEWEST, Lab
@@ -158,3 +162,163 @@ def test_code_that_was_changed_on_purpose_leaves_the_steps_before_provable_by_th
     code, said = lab.command("verify", target, "--all")
     assert code == 1, "without the code of now the steps after the change cannot be what they were"
     assert "helpers.fold: was" in said
+
+
+# Code that is the same, however it is imported, compiled and installed.
+
+
+@contextlib.contextmanager
+def replaced_in_package(lab, *changes):
+    with contextlib.ExitStack() as undo:
+        for name, old, new in changes:
+            path = lab.path("labpkg") / name
+            assert old in path.read_text(), old
+            undo.enter_context(replaced(path, path.read_text().replace(old, new).encode()))
+        yield
+
+
+SAME_PACKAGE = {
+    "comments": [("helpers.py", "    return x + by", "    # By how much.\n\n    return x + by  # why")],
+    "a docstring": [("helpers.py", "def shift(x, by=1):\n", 'def shift(x, by=1):\n    """Moves."""\n')],
+    "layout": [("deep/deeper.py", "x % 3 + OFFSET", "x%3 \\\n        + OFFSET")],
+    "what is not reached": [
+        ("helpers.py", "def unused(x):\n    return x", "def unused(x):\n    return x + 1")
+    ],
+    "another function": [("lazy.py", "def late", "def early(x):\n    return late(x)\n\n\ndef late")],
+    "another constant": [("deep/deeper.py", "OFFSET = 4", "OTHER = 5\nOFFSET = 4")],
+    "a constant that is spelled otherwise": [("deep/deeper.py", "OFFSET = 4", "OFFSET = 2 + 2")],
+    "another import": [("deep/deeper.py", "OFFSET = 4", "import math\nOFFSET = 4")],
+    "a function in another module": [
+        ("helpers.py", "def halved(x):\n    return x // 2\n", "from labpkg.lazy import halved\n"),
+        ("lazy.py", "def late", "def halved(x):\n    return x // 2\n\n\ndef late"),
+    ],
+}
+
+
+@pytest.mark.parametrize("case", SAME_PACKAGE)
+@pytest.mark.few(3)
+def test_a_package_with_other_text_that_says_the_same(case, lab, tmp_path):
+    with replaced_in_package(lab, *SAME_PACKAGE[case]):
+        accepted(lab, tmp_path / "run")
+
+
+class _Hook(importlib.abc.MetaPathFinder):
+    """Compiles the user's modules from other text than that of their files."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] not in ("labpkg", "lab_recipes"):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        change = self.change
+
+        class Loader(importlib.machinery.SourceFileLoader):
+            def source_to_code(self, data, path, **options):
+                return compile(change(bytes(data).decode()), path, "exec", dont_inherit=True)
+
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+@contextlib.contextmanager
+def hooked(change):
+    hook = _Hook(change)
+    sys.meta_path.insert(0, hook)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(hook)
+
+
+@contextlib.contextmanager
+def written_long_ago(lab):
+    """As files are that were there before the process started: those of the lab are younger."""
+    with mock.patch("datarax.transforms.source._STARTED", time.time() + 1e6):
+        yield
+
+
+HOOKS = {
+    "that instruments": lambda text: text.replace("return ", "counted = 1; return "),
+    "that adds a line before all others": lambda text: "COUNTED = 0\n" + text,
+    "that changes nothing": lambda text: text,
+}
+
+
+@pytest.mark.parametrize("case", HOOKS)
+@pytest.mark.few(1)
+def test_import_hooks(case, lab, tmp_path):
+    with hooked(HOOKS[case]), written_long_ago(lab):
+        accepted(lab, tmp_path / "run")
+
+
+def test_pytests_rewriting_of_assertions(lab, tmp_path):
+    asserting = [("helpers.py", "    return x + by", "    assert by\n    return x + by")]
+    target = tmp_path / "run"
+    with replaced_in_package(lab, *asserting):
+        code, said = lab.command("run", "config.toml", "--set", f"run.directory={target}")
+        assert code == 0, said
+        for name in [each for each in sys.modules if each.split(".")[0] == "labpkg"]:
+            del sys.modules[name]
+        pytest.register_assert_rewrite("labpkg.helpers")
+        with written_long_ago(lab):
+            code, said = lab.command("verify", target, "--all")
+            assert code == 0, said
+            code, said = lab.command(
+                "run", "config.toml", "--set", f"run.directory={target}", "--set", "run.steps=14"
+            )
+        assert code == 0, said
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+@pytest.mark.few(1)
+def test_python_that_leaves_out_assertions_and_docstrings(level, lab, tmp_path, monkeypatch):
+    target = tmp_path / "run"
+    shutil.copytree(lab.run, target)
+    monkeypatch.setenv("PYTHONOPTIMIZE", level)
+    sets = ["--set", f"run.directory={target}", "--set", f"run.steps={NEWEST + 1}"]
+    done = datarax("run", "config.toml", *sets, directory=lab.directory)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.delenv("PYTHONOPTIMIZE")
+    code, said = lab.command("verify", target, "--all")
+    assert code == 0, said
+
+
+@pytest.mark.parametrize("place", ["site-packages", "dist-packages", "src"])
+@pytest.mark.few(1)
+def test_a_package_that_is_installed_as_a_copy_or_left_where_it_is(place, lab, tmp_path, monkeypatch):
+    files = lab.path("labpkg") / "files"
+    installed = tmp_path / "lib" / place
+    shutil.copytree(lab.path("labpkg"), installed / "labpkg")
+    aside = tmp_path / "aside"
+    lab.path("labpkg").rename(aside)
+    try:
+        # The files of a stage are found where the config says, relative to where the command starts.
+        shutil.copytree(aside / "files", files)
+        monkeypatch.syspath_prepend(installed)
+        accepted(lab, tmp_path / "run")
+    finally:
+        shutil.rmtree(lab.path("labpkg"))
+        aside.rename(lab.path("labpkg"))
+
+
+def test_files_of_a_stage_that_lie_elsewhere_and_were_touched(lab, tmp_path):
+    shutil.copytree(lab.path("labpkg") / "files", tmp_path / "elsewhere")
+    os.utime(lab.path("labpkg") / "files" / "words.txt")
+    names = [str(tmp_path / "elsewhere" / name) for name in ("more/rules.txt", "words.txt")]
+    accepted(lab, tmp_path / "run", f"transforms.4.depends_on_files={names}".replace("'", '"'))
+
+
+def test_the_flag_of_threefry(lab, tmp_path):
+    with jax.threefry_partitionable(False):
+        accepted(lab, tmp_path / "run", "loader.num_threads=1", "loader.read_ahead=0")
+
+
+def test_a_flag_of_threefry_of_all_threads(lab, tmp_path):
+    jax.config.update("jax_threefry_partitionable", False)
+    try:
+        accepted(lab, tmp_path / "run")
+    finally:
+        jax.config.update("jax_threefry_partitionable", True)

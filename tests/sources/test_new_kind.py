@@ -111,7 +111,8 @@ def test_reading_a_stored_config_never_imports_the_kind(new_kind: str):
 
 def test_a_setting_of_the_kind_is_checked_like_any_other(new_kind: str):
     with pytest.raises(
-        ConfigError, match=r"with does not belong to kind = 'fixed_width', which takes kind, name"
+        ConfigError,
+        match=r"with does not belong to kind = 'fixed_width', which takes depends_on_files, kind, manifest, name",
     ):
         parse_config(new_kind.replace("width = 8", "with = 8"))
     with pytest.raises(ConfigError, match=r"source.width must be an integer, got '8'"):

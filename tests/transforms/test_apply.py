@@ -305,3 +305,32 @@ def test_text_names_members_and_a_transform_cannot_be_changed():
         transform.parameters["by"] = 3
     with pytest.raises(AttributeError):
         transform.name = "q"
+
+
+@jax.jit
+def jitted(key):
+    return jax.random.bits(key, (5,))
+
+
+def keyed_twice(record, key):
+    return {"eager": np.asarray(jax.random.normal(key, (7,))), "jitted": np.asarray(jitted(key))}
+
+
+def keyed_batch(batch, keys):
+    return {
+        "eager": jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys),
+        "jitted": jax.vmap(jitted)(keys),
+    }
+
+
+@pytest.mark.parametrize(("make", "fn"), [(random_map_records, keyed_twice), (random_map_batch, keyed_batch)])
+def test_what_is_drawn_from_jax_keys_depends_on_no_flag_of_threefry(make, fn):
+    stage = make(fn, randomness=Randomness.KEY)
+    plain = run([stage], {"x": np.arange(4)})
+    for partitionable in (False, True):
+        with jax.threefry_partitionable(partitionable):
+            jitted(jax.random.key(0, impl="threefry2x32"))
+            flagged = run([stage], {"x": np.arange(4)})
+            assert jax.config.jax_threefry_partitionable is partitionable
+        for name, leaf in plain.items():
+            np.testing.assert_array_equal(flagged[name], leaf)

@@ -103,3 +103,101 @@ def test_dependences_survive_a_copy_and_a_config_adds_or_keeps_them():
     assert load_transform(f"{__name__}:declared", depends_on=["jax"]).depends_on == ("jax",)
     assert load_transform(f"{__name__}:stage", level="batch").depends_on == ()
     assert load_transform(f"{__name__}:stage", level="batch", depends_on=["jax"]).depends_on == ("jax",)
+
+
+# Files.
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "vocabulary.txt").write_text("one two")
+    (tmp_path / "b" / "merges.txt").write_text("o n")
+    return tmp_path
+
+
+def of_files(*paths, version=2, **settings):
+    return transform_identity(map_batch(stage, depends_on_files=paths, **settings), version=version)
+
+
+def test_the_content_of_a_file_counts_and_its_place_does_not(files, monkeypatch):
+    before = of_files(files / "a" / "vocabulary.txt")
+    assert list(before["files"]) == ["vocabulary.txt"]
+    (files / "a").rename(files / "elsewhere")
+    assert of_files(files / "elsewhere" / "vocabulary.txt") == before
+    monkeypatch.chdir(files)
+    assert of_files("elsewhere/vocabulary.txt") == before
+    (files / "elsewhere" / "vocabulary.txt").write_text("one too")
+    (difference,) = differences(before, of_files("elsewhere/vocabulary.txt"))
+    assert difference.path == "files.vocabulary.txt"
+
+
+def test_several_files_are_told_apart_by_their_names_below_what_holds_them_all(files):
+    paths = [files / "b" / "merges.txt", str(files / "a" / "vocabulary.txt")]
+    assert list(of_files(*paths)["files"]) == ["a/vocabulary.txt", "b/merges.txt"]
+    assert of_files(*paths) == of_files(*paths[::-1])
+
+
+@pytest.mark.parametrize("name", ["absent.txt", "a"])
+def test_a_file_that_cannot_be_read_is_refused_by_name(name, files):
+    with pytest.raises(
+        ConfigError, match=f"'stage' depends on the file .*{name}, which cannot be read: .*depends_on_files"
+    ):
+        of_files(files / name)
+
+
+def test_a_file_counts_beside_a_declared_version_and_not_in_version_1(files):
+    path = files / "a" / "vocabulary.txt"
+    before = (
+        of_files(path, version=2),
+        transform_identity(map_batch(sorted, version=1, depends_on_files=[path]), version=2),
+    )
+    assert "files" not in of_files(path, version=1)
+    path.write_text("another")
+    assert transform_identity(map_batch(sorted, version=1, depends_on_files=[path]), version=2) != before[1]
+
+
+@pytest.mark.parametrize("wrong", ["vocabulary.txt", [3], [""]])
+def test_files_that_are_no_list_of_names_are_refused(wrong):
+    with pytest.raises(ConfigError, match="depends_on_files of transform 'stage' must"):
+        map_batch(stage, depends_on_files=wrong)
+
+
+def test_a_config_adds_files_and_says_what_is_impure(files):
+    path = str(files / "a" / "vocabulary.txt")
+    assert load_transform(f"{__name__}:declared", depends_on_files=[path]).depends_on_files == (path,)
+    assert load_transform(f"{__name__}:stage", level="batch", impure=True).impure
+    assert not load_transform(f"{__name__}:declared").impure
+    assert (
+        transform_identity(load_transform(f"{__name__}:declared", impure=True), version=2)["impure"] is True
+    )
+    with pytest.raises(ConfigError, match="impure of transform 'stage' must be"):
+        map_batch(stage, impure="yes")
+
+
+# Flags of JAX.
+
+
+def flagged(name, value, made):
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        return made()
+    finally:
+        jax.config.update(name, before)
+
+
+def test_x64_is_identity_of_stages_that_draw_from_jax_keys_and_of_no_other():
+    kinds = ("key", "seed", "generator")
+    stages = {kind: random_map_records(random_stage, name="it", randomness=kind) for kind in kinds}
+    for kind, each in stages.items():
+        one, other = (
+            flagged("jax_enable_x64", x64, lambda each=each: transform_identity(each, version=2))
+            for x64 in (False, True)
+        )
+        found = [difference.path for difference in differences(one, other)]
+        assert found == (["dependencies.jax_enable_x64"] if kind == "key" else [])
+        assert transform_identity(each, version=1) == flagged(
+            "jax_enable_x64", True, lambda each=each: transform_identity(each, version=1)
+        )
