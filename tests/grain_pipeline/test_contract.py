@@ -300,6 +300,7 @@ def test_a_table_checks_itself():
         "parameters": {"n": 1},
         "name": "a",
         "version": "2",
+        "impure": False,
     }
     for wrong in ({"use": "module"}, {"use": "a:b", "parameters": [1]}, {"use": "a:b", "name": ""}):
         with pytest.raises(ConfigError):
