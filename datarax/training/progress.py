@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from datarax.loader.stream import StreamMetrics
+from datarax.loader.runtime import StreamMetrics
 from datarax.store.files import is_same_file, open_file, read_file, write_whole
 
 _FACTS = {
