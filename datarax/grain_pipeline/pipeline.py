@@ -33,7 +33,8 @@ from datarax.grain_pipeline.identity import (
 from datarax.grain_pipeline.iterators import close, is_end, opened, state_of
 from datarax.loader.feed import Feed, Place, Taken
 from datarax.loader.recipe import HostRows
-from datarax.loader.stream import Runtime, Stream, in_turn
+from datarax.loader.runtime import Runtime, in_turn
+from datarax.loader.stream import Stream
 from datarax.order import id64, key_hashes, row_hashes
 from datarax.order.digest import has_fixed_bytes
 

@@ -24,7 +24,8 @@ from datarax.loader.feed import Feed, Place, Taken
 from datarax.loader.placement import place
 from datarax.loader.producer import ReadAhead, Threads
 from datarax.loader.recipe import Reader, Recipe
-from datarax.loader.stream import Stream, in_turn
+from datarax.loader.runtime import in_turn
+from datarax.loader.stream import Stream
 from datarax.multihost import Slots, chosen_slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
 from datarax.sources import DataSource

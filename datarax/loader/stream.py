@@ -8,14 +8,10 @@ looks (`tally.py`). Read first: `recipe.py`; next: `loader.py`.
 from __future__ import annotations
 
 import copy
-import functools
-import re
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Self, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, cast
 
 import jax
 import numpy as np
@@ -26,96 +22,20 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import InputError, MismatchError, tell_where
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount, T_co
 from datarax.core.state import read_state, variables_below
-from datarax.core.tree import ARRAYS, EncodingError, decode, differences, digest, encode
+from datarax.core.tree import differences, digest
 from datarax.core.variables import Held, on_host
 from datarax.loader.feed import Feed, Place, Taken
-from datarax.loader.producer import Turns
 from datarax.loader.recipe import HostRows
+from datarax.loader.runtime import Runtime, StreamMetrics, in_turn
+from datarax.loader.shares import share, summed
+from datarax.loader.state import spelled, unspelled
 from datarax.loader.statistics import Statistics
 from datarax.loader.tally import MAX_STEPS, Delivered, StepLog, Tally
 from datarax.order import Digest
 
-# Of a state, what each process has of its own; the rest is the same on all.
-_OWN = frozenset(
-    {
-        "_applied_count",
-        "_skipped_count",
-        "digest_rows",
-        "digest_keys",
-        "digest_bytes",
-        "_is_stats_reset",
-        "part",
-    }
-)
-_OWN_MEANS = frozenset({"_computed_stats", "stats_rows"})
-_WRAP = (1 << 64) - 1
-
 STATE_FORMAT = 2
 """Raise this when the meaning of a key of a stream's state changes; `Stream._today_state` then reads the one before too."""
-_SUMS = ("digest_keys", "digest_bytes")
 _SAID = frozenset({"format", "identity", "part"})
-
-
-@dataclass
-class StreamMetrics:
-    """Live counters of what a stream did since it was opened. Counted per batch, never per record; read from the side."""
-
-    batches: int = 0
-    """Batches handed over."""
-    rows: int = 0
-    """Rows handed over, of the whole global batch; padding is not counted."""
-    wait_seconds: float = 0.0
-    """Time the training loop spent waiting for batches, in seconds."""
-
-
-class Runtime:
-    """What is open behind a stream, apart from NNX, which sees it as static and compares it by identity.
-
-    Args:
-        base: what all processes have in common.
-        tally: of what was handed over.
-    """
-
-    def __init__(self, base: Delivered, tally: Tally) -> None:
-        self.turns = Turns()
-        """What hands over and what looks at all of it: one at a time."""
-        self.metrics = StreamMetrics()
-        self.base = base
-        """What all processes have in common: the last restore, or the beginning."""
-        self.identity: dict[str, str] | None = None
-        """Digest of each field of the stream's identity, 16 hex digits, once somebody asks: it never changes."""
-        self.tally = tally
-        """Feed, place and log: whoever goes elsewhere makes all of it first, and swaps this reference."""
-        self.prepared = tally
-        """That of a state that was found good and is not restored yet; else the one above."""
-
-    def prepare(self, tally: Tally) -> None:
-        """Keeps a tally for a restore to come, in place of the one that was kept."""
-        before, self.prepared = self.prepared, tally
-        if before.feed is not self.tally.feed:
-            before.feed.close()
-
-    def means(self) -> Any:
-        """The means over rows as of now, or what was set in their place."""
-        return self.tally.place.statistics.total.values()
-
-    def set_means(self, means: Any) -> None:
-        """Has these in their place, until the next batch."""
-        place = self.tally.place
-        self.tally.place = place._replace(statistics=Statistics.restored(means, 0))
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def in_turn(method: F) -> F:
-    """A method of a stream that is called alone: between the hand-overs of other threads, and all else that is in turn."""
-
-    @functools.wraps(method)
-    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._runtime.turns.call(partial(method, self, *args, **kwargs))
-
-    return cast(F, called)
 
 
 class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[call-arg]
@@ -375,12 +295,13 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         self.set_state(state)
 
     def _spelled_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        spelled = {name: encode(_plain_numbers(value), name) for name, value in state.items()}
-        for name in _SUMS:
-            if type(state.get(name)) is int:
-                spelled[name] = f"{state[name]:016x}"
-        said = {"format": STATE_FORMAT, "identity": self._identity_fields()}
-        return {**spelled, **said, "part": self._runtime.tally.feed.part}
+        part = self._runtime.tally.feed.part
+        return {
+            **spelled(state),
+            "format": STATE_FORMAT,
+            "identity": self._identity_fields(),
+            "part": part,
+        }
 
     def _held_state(self, state: Any) -> Any:
         if not isinstance(state, dict) or type(state.get("format")) is not int:
@@ -389,15 +310,8 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             raise ValueError(f"State keys mismatch at <root>: missing={missing}, extra=[]")
         if state["format"] != STATE_FORMAT:
             raise ValueError(f"format: {state['format']} is not read here, {STATE_FORMAT} is")
-        now = read_state(variables_below(self))
         held = {name: value for name, value in state.items() if name not in _SAID}
-        for name, value in held.items():
-            held[name] = _numbers_as(now.get(name), _decoded(value, name))
-            if name in _SUMS and value is not None:
-                if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{16}", value):
-                    raise ValueError(f"{name}: expected 16 hex digits or None, got {value!r}")
-                held[name] = int(value, 16)
-        return held
+        return unspelled(held, read_state(variables_below(self)))
 
     def _today_state(self, state: Any) -> Any:
         if not isinstance(state, dict):
@@ -429,7 +343,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             if state[field] is None and field not in ("epoch", "digest_bytes"):
                 raise ValueError(f"{field}: expected an int, got None")
             # Counts stop below the end of int64: what comes after them must fit as well.
-            bits = 64 if field in _SUMS else 62
+            bits = 64 if field in ("digest_keys", "digest_bytes") else 62
             if int(state[field] or 0) >= 1 << bits:
                 raise ValueError(f"{field}: {state[field]} does not fit {bits} bits")
         rows = state.get("stats_rows", 0)
@@ -466,8 +380,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             )
         self._show_again(now)
 
-    # Many processes: the state that all share (that of the last restore, or of the beginning) is counted once; each adds what
-    # it has delivered since.
+    # Many processes
 
     @in_turn
     def contribution(self) -> dict[str, Any]:
@@ -476,31 +389,11 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         Values with JSON; see `combined`.
         """
         runtime, state = self._runtime, self.get_state()
-        base, now, statistics = runtime.base, runtime.tally.delivered, runtime.tally.place.statistics
         # With a function each process averages statistics of its own rows, even if it had no row so far.
-        own = _OWN if self.config.batch_stats_fn is None else _OWN | _OWN_MEANS
-        began = [
-            base.digest.to_state(),
-            base.applied,
-            base.skipped,
-            statistics.base.rows,
-            statistics.base.values(),
-        ]
-        return {
-            "idx": now.idx,
-            "position": now.position,
-            "the state they began with": digest(encode(began))[:16],
-            "the rest of the state": digest(encode({k: v for k, v in state.items() if k not in own}))[:16],
-            "applied": now.applied - base.applied,
-            "skipped": now.skipped - base.skipped,
-            "rows": now.digest.rows - base.digest.rows,
-            "keys": (now.digest.keys - base.digest.keys) & _WRAP,
-            # All rows since are hashed if those before were, and none if not.
-            "bytes": None
-            if base.digest.bytes is None
-            else (cast(int, now.digest.bytes) - base.digest.bytes) & _WRAP,
-            "means": encode([statistics.added.values(), statistics.added.rows]),
-        }
+        own_means = self.config.batch_stats_fn is not None
+        return share(
+            runtime.base, runtime.tally.delivered, runtime.tally.place.statistics, state, own_means=own_means
+        )
 
     @in_turn
     def combined(
@@ -517,25 +410,9 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         Raises:
             ValueError: if they are not of one moment, naming what differs.
         """
-        for name in ("idx", "position", "the state they began with", "the rest of the state"):
-            values = [each[name] for each in contributions]
-            if any(value != values[0] for value in values):
-                raise ValueError(f"{name} differs between the processes: {', '.join(map(str, values[:8]))}")
-        runtime, state = self._runtime, self.get_state()
-        base, means = runtime.base, runtime.tally.place.statistics.base
-        total = base.digest
-        for each in contributions:
-            total = total.add(each["keys"], each["bytes"], each["rows"])
-            added, rows = decode(each["means"])
-            means = means.after(added, rows) if rows else means
-        state["_applied_count"] = base.applied + sum(each["applied"] for each in contributions)
-        state["_skipped_count"] = base.skipped + sum(each["skipped"] for each in contributions)
-        state["digest_rows"], state["digest_keys"] = total.rows, f"{total.keys:016x}"
-        state["digest_bytes"] = None if total.bytes is None else f"{total.bytes:016x}"
-        state["part"] = None
-        if len(contributions) > 1 and means.rows:
-            state["_computed_stats"], state["stats_rows"] = encode(means.values()), means.rows
-        return state, total.to_state()
+        runtime = self._runtime
+        totals, digest = summed(contributions, runtime.base, runtime.tally.place.statistics.base)
+        return {**self.get_state(), **totals, "part": None}, digest.to_state()
 
     # Lifecycle
 
@@ -559,46 +436,3 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _decoded(value: Any, name: str) -> Any:
-    """What `encode` made this of.
-
-    Raises:
-        ValueError: if it made it of nothing.
-    """
-    decoded = decode(value)
-    try:
-        as_made = encode(decoded, name) == value
-    except EncodingError as error:
-        raise ValueError(str(error)) from error
-    if not as_made:
-        raise ValueError(f"{name}: {value!r} is not spelled as in a state")
-    return decoded
-
-
-def _plain_numbers(tree: Any) -> Any:
-    """The tree with each integer array of shape () as an int."""
-    if isinstance(tree, dict):
-        return {key: _plain_numbers(value) for key, value in tree.items()}
-    return int(tree) if _is_integer(tree) else tree
-
-
-def _numbers_as(held: Any, value: Any) -> Any:
-    """The way back from `_plain_numbers`: each int as an array like the one that is held there now.
-
-    Raises:
-        ValueError: if it does not fit the dtype.
-    """
-    if isinstance(held, dict) and isinstance(value, dict):
-        return {key: _numbers_as(held.get(key), each) for key, each in value.items()}
-    if not _is_integer(held) or type(value) is not int:
-        return value
-    try:
-        return (jax.numpy.asarray if isinstance(held, jax.Array) else np.asarray)(value, held.dtype)
-    except OverflowError as error:
-        raise ValueError(str(error)) from error
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, ARRAYS) and value.shape == () and jax.numpy.issubdtype(value.dtype, np.integer)

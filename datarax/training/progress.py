@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datarax.core.config import at_least, check_fields
-from datarax.loader.stream import StreamMetrics
+from datarax.loader.runtime import StreamMetrics
 from datarax.store.files import is_same_file, open_file, read_file, write_whole
 
 _FACTS = {

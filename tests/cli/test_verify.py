@@ -359,13 +359,15 @@ def test_a_transform_that_depends_on_the_record_before_is_found_though_its_repla
         config = write_config(tmp_path)
         text = re.sub(r"\[\[transforms\]\].*?(?=\n\[)", "", config.read_text(), flags=re.DOTALL)
         text = re.sub(r"\[task\].*?(?=\n\[)", "", text, flags=re.DOTALL)
-        config.write_text(f'{text}\n[[transforms]]\nuse = "stages_with_memory:{function}"\nlevel = "record"\n')
+        config.write_text(
+            f'{text}\n[[transforms]]\nuse = "stages_with_memory:{function}"\nlevel = "record"\n'
+        )
         run = tmp_path / function
         words = ["run", str(config), "--set", f"run.directory={run}", "--set", "save.every_steps=100"]
         assert main(words) == 0
         importlib.reload(sys.modules["stages_with_memory"])  # as a fresh process would
         found, output = verify(run, capsys)
         assert found == code, output
-        assert ("step 0: transform 'differences', run on the same records in another order" in output) == bool(
-            code
-        ), output
+        assert (
+            "step 0: transform 'differences', run on the same records in another order" in output
+        ) == bool(code), output
