@@ -15,7 +15,7 @@ from datarax.core.errors import InputError
 from datarax.core.tree import hash_tree
 from datarax.sources.files import SourceFile
 
-SAMPLE_VERSION = 1
+SAMPLE_VERSION = 2
 """Names the choice of samples and the encoding of records. Part of every identity that holds a sample: raise it when
 either changes. A run is compared by the version that it recorded, which each kind goes on to make.
 

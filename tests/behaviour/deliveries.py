@@ -178,7 +178,7 @@ def deliver(number, directory):
         state = last[-1].get_state()
         last[-1].close()
         last.append(open_loader(case, directory, batch_size))
-        last[-1].set_state(state)
+        last[-1].adopt(state, identity="unchecked")
         return last[-1]
 
     loader = last[-1]

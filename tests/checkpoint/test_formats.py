@@ -136,7 +136,7 @@ READERS = [
     (record._STEPS_READERS, steps_v0),
     (record._PROCESSES_READERS, lambda fields: record._processes_v1(renamed(fields, swapped(PROCESSES)))),
     (manifest._READERS, lambda fields: manifest._read_v1(renamed(fields, swapped(MANIFEST)))),
-    (dataset._READERS, lambda fields: dataset._read_v1(renamed(fields, swapped(DATASET)))),
+    (dataset._READERS, lambda fields, *rest: dataset._read_v1(renamed(fields, swapped(DATASET)), *rest)),
     (identity_reader._MODULE, module_v0),
 ]
 

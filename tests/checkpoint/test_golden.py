@@ -40,6 +40,11 @@ from tests.support.runs import copy_run, tree
 
 # Of each `expected.json`, which lists all other files. Enter a line when `make golden` prints it; never change one.
 SHA256 = {
+    "v2-identity2-sample2-array-record": "eb115835796b6064adb30d4fa0bec96b7dada6a5d836144326beff0209a7d634",
+    "v2-identity2-sample2-changed": "f6afab03ac107164b4ddb5fd287284ce0abb44166aee1e8e6ed8a009df054014",
+    "v2-identity2-sample2-no-model": "3b71416f9cea2f17ac4a3c92a9da8d28fa75effd10915d3f571ef9b235123684",
+    "v2-identity2-sample2-plain": "a9541c9534aab9681e8e5b3dfa3032aa7dffbbbfab8b4a9fdbbaeb9a196a6047",
+    "v2-identity2-sample2-processes": "27e204d313b0826b4bc3723a271a6bf914af22c3431074bbc498e3fcef2b7f2e",
     "v1-array-record": "163d67c3c5cfb6e83feae0781cd251b4888222265fd8cb3bd975606b3ec0e9e8",
     "v1-changed": "5bb2c9bd8b55a7627dce02cdb5c39d30e50299ecffaaddc6ce4a4972586c4be7",
     "v1-no-model": "7b1960613b986309ab4a7c9dd0ed473b10d943c5be3b4470dec82019b8d3533c",
