@@ -72,5 +72,6 @@ def _numbers_as(held: Any, value: Any) -> Any:
 
 
 def _is_integer(value: Any) -> bool:
-    is_array = type(value) is np.ndarray or isinstance(value, (jax.Array, np.generic))
-    return is_array and value.shape == () and jax.numpy.issubdtype(value.dtype, np.integer)
+    if type(value) is not np.ndarray and not isinstance(value, (jax.Array, np.generic)):
+        return False
+    return value.shape == () and jax.numpy.issubdtype(value.dtype, np.integer)

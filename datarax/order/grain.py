@@ -15,7 +15,9 @@ import numpy as np
 from datarax.order.permutation import Permutations, walk_below
 
 ROUNDS = 4
+"""Of the cipher."""
 MIN_BLOCK_BITS = 16
+"""Bits of the least domain that it permutes."""
 
 
 def derived_shuffle_seed(pipeline_seed: int, ops_between: int) -> int:

@@ -17,6 +17,7 @@ LARGEST_SORTED = 256
 """Up to this n a permutation is sorted: networks of fewer bits are measurably not uniform."""
 
 ROUNDS = 8
+"""Of the network."""
 
 # Constants of the 32-bit mixer "lowbias32" (found by search for low bias by Chris Wellons).
 _MULTIPLY_1 = np.uint32(0x7FEB352D)
