@@ -49,7 +49,10 @@ def unspelled(state: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     except EncodingError as error:
         raise ValueError(str(error)) from error
     for each in differences(again, state):
-        raise ValueError(f"{each.path}: {each.now!r} is not spelled as in a state")
+        raise ValueError(
+            f"{each.path}: {each.now!r} is not spelled as in a state, where sums of digests are 16 hex digits and the rest is "
+            f"as datarax.core.tree.encode gives it"
+        )
     return found
 
 
