@@ -39,8 +39,9 @@ WARM_UP = 4
 class NoLog(StepLog):
     """Keeps nothing."""
 
-    def put(self, step: int, keys: int, row_bytes: int | None) -> None:
+    def put(self, step: int, keys: int, row_bytes: int | None) -> NoLog:
         """Forgets it."""
+        return self
 
 
 def no_hashes(rows: Rows) -> np.ndarray:
@@ -62,7 +63,8 @@ def switch_nothing(loader: DataLoader, on: bool) -> None:
 def switch_keys(loader: DataLoader, on: bool) -> None:
     """Key digests or none: no hashes, no log of steps."""
     Rows.hashes = HASHES if on else no_hashes
-    loader._runtime.tally.log.__class__ = StepLog if on else NoLog
+    tally = loader._runtime.tally
+    tally.log = StepLog(tally.place.step) if on else NoLog(tally.place.step)
 
 
 def switch_bytes(loader: DataLoader, on: bool) -> None:

@@ -53,7 +53,9 @@ def at_least(least: float) -> Limit:
 Checked = Annotated[T, Limit(lambda _: True, "")]
 """Any value of the kind."""
 Positive = Annotated[int, at_least(1)]
+"""From 1 on."""
 Natural = Annotated[int, at_least(0)]
+"""From 0 on."""
 BatchSize = Annotated[
     int,
     Limit(
@@ -63,6 +65,7 @@ BatchSize = Annotated[
 ]
 """Rows of a batch."""
 Text = Annotated[str, Limit(bool, "that is not empty")]
+"""One character or more."""
 Sha256 = Annotated[str, Limit(re.compile(r"[0-9a-f]{64}").fullmatch, "of 64 hex digits")]
 """It may name a file, so it must be nothing else."""
 

@@ -78,6 +78,7 @@ class _Missing:
 
 
 MISSING = _Missing()
+"""In a `Difference`: there is no such field on this side."""
 
 
 class MismatchError(_Unfit, ValueError):

@@ -220,8 +220,6 @@ class DataraxModule(nnx.Module):
         """
         variables = variables_below(self)
         modules = _modules_among(self, variables)
-        for _, module in modules:
-            module._state_asked()
         state = read_state(variables, unsaved=_named(modules, "unsaved_state"))
         for path, module in modules:
             state = _with_part(state, path, module._spelled_state)
@@ -257,7 +255,7 @@ class DataraxModule(nnx.Module):
         for path, module in modules:
             module._validate_state(functools.reduce(operator.getitem, path, state))
         for variable, value in changes:
-            if variable.ref or (isinstance(variable, Held) and variable.is_writable):
+            if variable.ref or (isinstance(variable, Held) and variable.get_metadata("write")):
                 variable.set_value(value)
             elif not isinstance(variable, Held):
                 variable.set_raw_value(value)
@@ -277,7 +275,7 @@ class DataraxModule(nnx.Module):
         return state
 
     def _spelled_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        """What a state says of the values of this module's Variables, as they are held."""
+        """What a state says of the values of this module's Variables, as they are held, or of what is kept beside them."""
         return state
 
     def _held_state(self, state: Any) -> Any:
@@ -291,12 +289,6 @@ class DataraxModule(nnx.Module):
     def _today_state(self, state: Any) -> Any:
         """A recorded state of this module alone, in today's form: see `recorded_state`."""
         return state
-
-    def _state_asked(self) -> None:
-        """Called by `get_state` of this module, or of one that contains it, before the Variables are read.
-
-        For what is kept elsewhere and mirrored in them. The default does nothing.
-        """
 
     def _validate_state(self, state: dict[str, Any]) -> None:
         """Refuse a state whose structure is right and whose values are not, by raising ValueError.
@@ -355,6 +347,7 @@ class CheckpointableIteratorModule(DataraxModule, Generic[T_co]):
     """"process" if each process has a state of its own, "global" if the state is the same on all."""
 
     free_state: ClassVar[frozenset[str]] = frozenset({"current"})
+    """See `DataraxModule.free_state`."""
 
     def __init__(
         self, config: DataraxModuleConfig, *, rngs: nnx.Rngs | None = None, name: str | None = None

@@ -19,7 +19,9 @@ from datarax.core.tree import ARRAYS, check_plain, detached
 from datarax.core.variables import HostFlag, HostInt, IterationCount, PackedVariable
 
 Path = tuple[Any, ...]
+"""The keys that lead to a Variable, from the module down."""
 Variables = list[tuple[Path, nnx.Variable[Any]]]
+"""Those of a module, in order."""
 
 
 def variables_below(module: nnx.Module) -> Variables:

@@ -28,6 +28,7 @@ from datarax.core.errors import MISSING, Difference, InputError
 T = TypeVar("T")
 
 ARRAYS = (jax.Array, np.ndarray, np.generic)
+"""What counts as an array in a tree, NumPy's scalars too."""
 
 PLAIN_ARRAYS = (np.ndarray, np.memmap, np.recarray)
 """Classes of arrays that are no more than their numbers."""
@@ -332,8 +333,7 @@ def decode(tree: Any) -> Any:
 
 
 def _encode_dict(value: dict[Any, Any], path: str) -> Any:
-    plain = all(type(key) is str and not key.startswith("$") and _is_utf8(key) for key in value)
-    if plain:
+    if all(type(key) is str and not key.startswith("$") and _is_utf8(key) for key in value):
         return {key: encode(item, f"{path}.{key}" if path else key) for key, item in value.items()}
     return {"$dict": [[encode(key, path), encode(item, f"{path}[{key!r}]")] for key, item in value.items()]}
 

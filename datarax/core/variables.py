@@ -313,11 +313,7 @@ class Held(PackedVariable):
             TypeError: for a part of it, or if only the module itself changes it.
         """
         _check_whole(self, index)
-        if not self.is_writable:
+        write = self.get_metadata("write")
+        if write is None:
             raise TypeError("what this module holds here only the module itself changes: see its methods")
-        self.get_metadata("write")(value)
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether others than its module may set it."""
-        return self.get_metadata("write") is not None
+        write(value)

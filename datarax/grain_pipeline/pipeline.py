@@ -31,9 +31,9 @@ from datarax.grain_pipeline.identity import (
     warnings_of,
 )
 from datarax.grain_pipeline.iterators import close, is_end, opened, state_of
-from datarax.loader.feed import Feed, Place, Taken
+from datarax.loader.producer import in_turn
 from datarax.loader.recipe import HostRows
-from datarax.loader.runtime import Runtime, in_turn
+from datarax.loader.runtime import Feed, Place, Runtime, Taken
 from datarax.loader.stream import Stream
 from datarax.order import id64, key_hashes, row_hashes
 from datarax.order.digest import has_fixed_bytes
@@ -165,7 +165,7 @@ class _Elements(Feed):
 
     def at(self, state: Mapping[str, Any]) -> tuple[_Elements, Any]:
         idx, grain_state, given = state["idx"], state["grain_state"], state["shards"]
-        rules = [
+        for broken, told in (
             (state["digest_bytes"] is None, "digest_bytes: expected an int, got None"),
             (
                 state["position"] != idx,
@@ -185,8 +185,7 @@ class _Elements(Feed):
                 type(grain_state) is not (dict if idx else type(None)),
                 f"grain_state: after {idx} elements it must be {'a dict' if idx else 'None'}, got {grain_state!r}",
             ),
-        ]
-        for broken, told in rules:
+        ):
             if broken:
                 raise ValueError(told)
         for path, shard in self.shards.items():

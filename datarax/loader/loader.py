@@ -20,11 +20,10 @@ from datarax.core.config import DataraxModuleConfig
 from datarax.core.errors import ConfigError, InputError, MismatchError
 from datarax.core.tree import differences, digest, with_spelled_arrays
 from datarax.loader.config import DataLoaderConfig
-from datarax.loader.feed import Feed, Place, Taken
 from datarax.loader.placement import place
-from datarax.loader.producer import ReadAhead, Threads
+from datarax.loader.producer import ReadAhead, Threads, in_turn
 from datarax.loader.recipe import Reader, Recipe
-from datarax.loader.runtime import in_turn
+from datarax.loader.runtime import Feed, Place, Taken
 from datarax.loader.stream import Stream
 from datarax.multihost import Slots, chosen_slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
@@ -184,7 +183,9 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
     """
 
     state_scope: ClassVar[str] = "global"
+    """All processes have one state."""
     addressable: ClassVar[bool] = True
+    """It has a timeline."""
 
     def __init__(
         self,

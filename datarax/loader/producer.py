@@ -11,6 +11,7 @@ thread, which no signal reaches.
 from __future__ import annotations
 
 import _thread
+import functools
 import os
 import sys
 import threading
@@ -86,6 +87,19 @@ def _calls() -> Generator[Any, Any, None]:
     function = yield
     while True:
         function = yield function()
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def in_turn(method: F) -> F:
+    """A method of a stream that is called alone: between the hand-overs of other threads, and all else that is in turn."""
+
+    @functools.wraps(method)
+    def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._runtime.turns.call(functools.partial(method, self, *args, **kwargs))
+
+    return cast(F, called)
 
 
 class Unit(Generic[T]):

@@ -49,7 +49,10 @@ def unspelled(state: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     except EncodingError as error:
         raise ValueError(str(error)) from error
     for each in differences(again, state):
-        raise ValueError(f"{each.path}: {each.now!r} is not spelled as in a state")
+        raise ValueError(
+            f"{each.path}: {each.now!r} is not spelled as in a state, where sums of digests are 16 hex digits and the rest is "
+            f"as datarax.core.tree.encode gives it"
+        )
     return found
 
 
@@ -72,5 +75,6 @@ def _numbers_as(held: Any, value: Any) -> Any:
 
 
 def _is_integer(value: Any) -> bool:
-    is_array = type(value) is np.ndarray or isinstance(value, (jax.Array, np.generic))
-    return is_array and value.shape == () and jax.numpy.issubdtype(value.dtype, np.integer)
+    if type(value) is not np.ndarray and not isinstance(value, (jax.Array, np.generic)):
+        return False
+    return value.shape == () and jax.numpy.issubdtype(value.dtype, np.integer)

@@ -1,18 +1,19 @@
 """Running means of what `batch_stats_fn` says of each batch: weighted by rows, in float64, outside digest and identity.
 
-Knows neither modules nor batches, asks no process.
+Knows no modules, asks no process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from datarax.core.errors import ConfigError
+from datarax.core.errors import ConfigError, tell_where
 from datarax.core.tree import check_plain
+from datarax.loader.recipe import HostRows
 
 _MAX_BYTES = 1024
 
@@ -84,9 +85,23 @@ class Statistics(NamedTuple):
         total = RunningMeans(values, rows)
         return Statistics(total if rows else RunningMeans(), RunningMeans(), total)
 
-    def after(self, statistics: Mapping[str, Any], rows: int) -> Statistics:
-        """Once the statistics of one more batch of this process are weighed in. See `RunningMeans.after`."""
-        return Statistics(self.base, self.added.after(statistics, rows), self.total.after(statistics, rows))
+    def after(self, function: Callable[..., Any], rows: HostRows, step: int) -> Statistics:
+        """Once what a `batch_stats_fn` says of one more batch of this process is weighed in.
+
+        Raises:
+            Exception: what the function raised, and as `RunningMeans.after`, with a note that names the step.
+        """
+        try:
+            owned = (
+                rows.batch if rows.owned is None else jax.tree.map(lambda leaf: leaf[rows.owned], rows.batch)
+            )
+            means = function(owned)
+            return Statistics(
+                self.base, self.added.after(means, rows.counted), self.total.after(means, rows.counted)
+            )
+        except BaseException as error:
+            tell_where(error, f"in batch_stats_fn, on the batch of step {step}")
+            raise
 
 
 def _as_float64(key: str, value: Any) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The one envelope of everything that a training loop takes batches from: what a hand-over counts, and what the state says.
 
-A `Stream` is the module that NNX, snapshots and loops see; a `Feed` (`feed.py`) makes its batches. A batch counts when the loop
-receives it: then one assignment makes the place behind it the stream's. Sums of what was handed over are made when somebody
-looks (`tally.py`). Read first: `recipe.py`; next: `loader.py`.
+A `Stream` is the module that NNX, snapshots and loops see; a `Feed` (`runtime.py`) makes its batches. A batch counts when the
+loop receives it: then one assignment makes the place behind it the stream's. Sums of what was handed over are made when
+somebody looks. Read first: `recipe.py`; next: `loader.py`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,21 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, cast
 
-import jax
 import numpy as np
 from flax import nnx
 from flax.errors import TraceContextError
 
 from datarax.core.config import DataraxModuleConfig
-from datarax.core.errors import InputError, MismatchError, tell_where
+from datarax.core.errors import InputError, MismatchError
 from datarax.core.module import CheckpointableIteratorModule, HostInt, IterationCount, T_co
 from datarax.core.state import read_state, variables_below
 from datarax.core.tree import differences, digest
 from datarax.core.variables import Held, on_host
-from datarax.loader.feed import Feed, Place, Taken
-from datarax.loader.recipe import HostRows
-from datarax.loader.runtime import Runtime, StreamMetrics, in_turn
-from datarax.loader.shares import share, summed
+from datarax.loader.producer import in_turn
+from datarax.loader.runtime import Feed, Place, Runtime, StreamMetrics, Taken, Tally
 from datarax.loader.state import spelled, unspelled
 from datarax.loader.statistics import Statistics
-from datarax.loader.tally import MAX_STEPS, Delivered, StepLog, Tally
+from datarax.loader.tally import MAX_STEPS, Delivered, StepLog, share, summed
 from datarax.order import Digest
 
 STATE_FORMAT = 2
@@ -57,6 +54,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
     """
 
     unsaved_state: ClassVar[frozenset[str]] = frozenset({"current"})
+    """See `DataraxModule.unsaved_state`."""
     state_format: ClassVar[int] = STATE_FORMAT
     """Of `get_state()`, which has JSON."""
     addressable: ClassVar[bool]
@@ -84,7 +82,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
     def _open(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.current = Held(lambda: runtime.tally.place.current)
-        self._computed_stats = Held(runtime.means, runtime.set_means)
+        self._computed_stats = Held(lambda: runtime.tally.place.statistics.total.values(), runtime.set_means)
         self._swap(runtime.tally)
 
     # Where it is
@@ -170,10 +168,11 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         if taken is None:
             return None
         rows, statistics = taken.rows, place.statistics
-        if self.config.batch_stats_fn is not None and tally.recipe is not None and rows.counted:
-            statistics = self._statistics_after(rows, place)
+        function = cast(Any, self.config.batch_stats_fn)
+        if function is not None and tally.recipe is not None and rows.counted:
+            statistics = statistics.after(function, rows, place.step)
         following = Place(place.step + 1, taken.cursor, rows.batch, statistics)
-        tally.log.put(place.step, rows.keys, rows.bytes)
+        tally.log = tally.log.put(place.step, rows.keys, rows.bytes)
         if tally.place is not place:
             raise RuntimeError("another batch was taken within this hand-over; take one at a time")
         # Only this line counts the batch. Ctrl-C before it leaves the stream where it was.
@@ -181,15 +180,6 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         metrics.batches += 1
         metrics.rows += rows.real
         return taken
-
-    def _statistics_after(self, rows: HostRows, place: Place) -> Statistics:
-        try:
-            owned = rows.owned
-            host = rows.batch if owned is None else jax.tree.map(lambda leaf: leaf[owned], rows.batch)
-            return place.statistics.after(cast(Any, self.config.batch_stats_fn)(host), rows.counted)
-        except BaseException as error:
-            tell_where(error, f"in batch_stats_fn, on the batch of step {place.step}")
-            raise
 
     @in_turn
     def reset_operation_stats(self) -> None:
@@ -235,21 +225,23 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
     def _forget_before(self, step: int) -> None:
         tally = self._runtime.tally
         delivered = tally.delivered
-        tally.log.forget_before(min(step, delivered.idx), delivered)  # once they are in the sums
+        # Once they are in the sums, and at one stroke: an interrupt finds either all of it or nothing done.
+        tally.log = tally.log.since(min(step, delivered.idx), delivered)
 
     # State
 
     get_state = in_turn(CheckpointableIteratorModule.get_state)
+    """As of every module, between two batches."""
     set_state = in_turn(CheckpointableIteratorModule.set_state)
+    """As of every module, between two batches."""
     set_statistics = in_turn(CheckpointableIteratorModule.set_statistics)
+    """As of every module, between two batches."""
     reset_statistics = in_turn(CheckpointableIteratorModule.reset_statistics)
+    """As of every module, between two batches."""
     clone = in_turn(CheckpointableIteratorModule.clone)
+    """As of every module, between two batches."""
     recorded_state = in_turn(CheckpointableIteratorModule.recorded_state)
-
-    def _state_asked(self) -> None:
-        self._check_shown()
-        if self._runtime.tally.place.statistics.total.rows:
-            self._is_stats_reset.set_value(False)
+    """As of every module, between two batches."""
 
     @abstractmethod
     def identity(self, *, recorded: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -295,12 +287,19 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         self.set_state(state)
 
     def _spelled_state(self, state: dict[str, Any]) -> dict[str, Any]:
-        part = self._runtime.tally.feed.part
+        if not self._check_shown():
+            state = state | {name: vars(self)[name].get_value() for name in self._runtime.tally.contents}
+        if self._runtime.tally.place.statistics.total.rows:
+            state = {**state, "_is_stats_reset": False}
+        return self._said(state)
+
+    def _said(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A state that says what it belongs to."""
         return {
             **spelled(state),
             "format": STATE_FORMAT,
             "identity": self._identity_fields(),
-            "part": part,
+            "part": self._runtime.tally.feed.part,
         }
 
     def _held_state(self, state: Any) -> Any:
@@ -310,14 +309,16 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             raise ValueError(f"State keys mismatch at <root>: missing={missing}, extra=[]")
         if state["format"] != STATE_FORMAT:
             raise ValueError(f"format: {state['format']} is not read here, {STATE_FORMAT} is")
-        held = {name: value for name, value in state.items() if name not in _SAID}
-        return unspelled(held, read_state(variables_below(self)))
+        return unspelled(
+            {name: value for name, value in state.items() if name not in _SAID},
+            now=read_state(variables_below(self)),
+        )
 
     def _today_state(self, state: Any) -> Any:
         if not isinstance(state, dict):
             return state
         if "format" not in state:
-            state = {**self._spelled_state(state), "part": None}
+            state = {**self._said(state), "part": None}
         return {"identity": self._identity_fields(), "part": None, **state}
 
     def _validate_state(self, state: dict[str, Any]) -> None:
@@ -352,9 +353,13 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         place = Place(state["idx"], None, None, Statistics.restored(state["_computed_stats"], rows))
         feed, cursor = feed.at(state)
         hashed = state["digest_bytes"] if feed.hashes_bytes else None
-        digest = Digest(state["digest_rows"], state["digest_keys"], hashed)
-        counts = int(state["_applied_count"]), int(state["_skipped_count"])
-        delivered = Delivered(place.step, state["position"], *counts, digest)
+        delivered = Delivered(
+            idx=place.step,
+            position=state["position"],
+            applied=int(state["_applied_count"]),
+            skipped=int(state["_skipped_count"]),
+            digest=Digest(state["digest_rows"], state["digest_keys"], hashed),
+        )
         self._runtime.prepare(Tally(delivered, place._replace(cursor=cursor), feed, StepLog(place.step)))
 
     def _state_restored(self) -> None:
@@ -362,15 +367,15 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
         runtime.base = runtime.prepared.delivered
         self._swap(runtime.prepared)
 
-    def _check_shown(self) -> None:
-        """Sees to it that the variables show what was delivered.
+    def _check_shown(self) -> bool:
+        """Sees to it that the variables show what was delivered; whether they did already.
 
         Raises:
             RuntimeError: if they say something else.
         """
         runtime, held = self._runtime, vars(self)
         if all(held[name].get_raw_value() is content for name, content in runtime.tally.contents.items()):
-            return
+            return True
         # A transform brings the same numbers back; a merged copy of this stream has variables of its own.
         now = runtime.tally.delivered
         if self.idx.get_value() != now.idx or self.position.get_value() != now.position:
@@ -379,8 +384,7 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
                 f"written from outside, or a merged copy shares this stream; use seek(), set_state() or clone()"
             )
         self._show_again(now)
-
-    # Many processes
+        return False
 
     @in_turn
     def contribution(self) -> dict[str, Any]:
@@ -388,11 +392,14 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
 
         Values with JSON; see `combined`.
         """
-        runtime, state = self._runtime, self.get_state()
-        # With a function each process averages statistics of its own rows, even if it had no row so far.
-        own_means = self.config.batch_stats_fn is not None
+        runtime = self._runtime
         return share(
-            runtime.base, runtime.tally.delivered, runtime.tally.place.statistics, state, own_means=own_means
+            runtime.base,
+            runtime.tally.delivered,
+            runtime.tally.place.statistics,
+            self.get_state(),
+            # With a function each process averages statistics of its own rows, even if it had no row so far.
+            own_means=self.config.batch_stats_fn is not None,
         )
 
     @in_turn

@@ -1,16 +1,18 @@
-"""What was handed over, as values: the counts, and the digests of each step. All of it is exact.
+"""What was handed over, as values: the counts, the digests of each step, and the sums over processes. All of it is exact.
 
-Knows neither modules nor batches, asks no process. Next: `stream.py`, which decides when a batch counts.
+Knows neither modules nor batches, asks no process. Next: `runtime.py`, which keeps them for a stream.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from datarax.core.variables import looked_up
-from datarax.loader.feed import Feed, Place
+from datarax.core.tree import decode, digest, encode
+from datarax.loader.state import spelled
+from datarax.loader.statistics import RunningMeans, Statistics
 from datarax.order import Digest
 
 
@@ -36,135 +38,136 @@ MAX_STEPS = 1 << 16
 """Steps that are kept if nobody says that older ones may go; up to twice as many for a while."""
 
 
-class Kept(NamedTuple):
-    """What a log holds at one moment, but for steps that are put later."""
+class StepLog(NamedTuple):
+    """Key and byte digests of consecutive steps. What lies beyond the place of its stream is no part of any answer.
 
-    first: int
+    A value, but for steps that are put later. Whoever adds up looks at one, for another thread may drop steps at any moment.
+    """
+
+    first: int = 0
     """The first step."""
-    steps: np.ndarray
+    steps: np.ndarray = np.zeros((3, 0), np.uint64)
     """uint64[3, capacity]: for each step the sums of key hashes and of row hashes, and whether it has the latter."""
     known: Delivered | None = None
     """All that was delivered up to `first` or later; None while nothing was dropped."""
 
-    def tail(self, first: int, capacity: int, known: Delivered | None) -> Kept:
-        """The same from `first` on, with room for `capacity` steps."""
-        steps, rest = np.zeros((3, capacity), np.uint64), self.steps[:, first - self.first :][:, :capacity]
-        steps[:, : rest.shape[1]] = rest
-        return Kept(first, steps, known)
+    def put(self, step: int, keys: int, row_bytes: int | None) -> StepLog:
+        """With the digests of a step, the one after the last that counts; doing it again changes nothing."""
+        at = step - self.first
+        log = self if at < self.steps.shape[1] else self._tail(self.first, max(64, 2 * at), self.known)
+        log.steps[0, at] = keys
+        log.steps[1, at] = row_bytes or 0
+        log.steps[2, at] = row_bytes is not None
+        return log
+
+    def since(self, step: int, known: Delivered) -> StepLog:
+        """Without the digests of steps before `step`, which the log has; `known` has their sums, and maybe those of more."""
+        if step <= self.first:
+            return self
+        return self._tail(step, max(0, self.steps.shape[1] - (step - self.first)), known)
 
     def sums(self, first: int, stop: int) -> tuple[int, int | None]:
         """Sums mod 2^64 over the steps from `first` up to `stop`: of key digests, and of byte digests, None if one has none."""
         keys, hashed, with_bytes = self.steps[:, first - self.first : stop - self.first].sum(axis=1).tolist()
         return keys, hashed if with_bytes == stop - first else None
 
-
-class StepLog:
-    """Key and byte digests of consecutive steps. What lies beyond the place of its stream is no part of any answer.
-
-    Args:
-        step: the first to come.
-    """
-
-    def __init__(self, step: int = 0) -> None:
-        self.kept = Kept(step, np.zeros((3, 0), np.uint64))
-        """Looked at once by whoever adds up: another thread may drop steps at any moment."""
-
-    def put(self, step: int, keys: int, row_bytes: int | None) -> None:
-        """Keeps the digests of a step, the one after the last that counts; doing it again changes nothing."""
-        kept = self.kept
-        at = step - kept.first
-        if at >= kept.steps.shape[1]:
-            self.kept = kept = kept.tail(kept.first, max(64, 2 * at), kept.known)
-        kept.steps[0, at] = keys
-        kept.steps[1, at] = row_bytes or 0
-        kept.steps[2, at] = row_bytes is not None
-
-    def forget_before(self, step: int, known: Delivered) -> None:
-        """Drops the digests of steps before `step`, which the log has; `known` has their sums, and maybe those of more."""
-        kept = self.kept
-        if step > kept.first:
-            # At one stroke: an interrupt finds either all of it or nothing done.
-            self.kept = kept.tail(step, max(0, kept.steps.shape[1] - (step - kept.first)), known)
-
     def arrays(self, stop: int) -> tuple[int, np.ndarray, np.ndarray, bool]:
         """First step, uint64[steps] keys, uint64[steps] bytes (0 without) up to `stop`, and whether all have bytes."""
-        kept = self.kept
-        keys, hashed, with_bytes = kept.steps[:, : stop - kept.first].copy()
-        return kept.first, keys, hashed, bool(with_bytes.all())
+        keys, hashed, with_bytes = self.steps[:, : stop - self.first].copy()
+        return self.first, keys, hashed, bool(with_bytes.all())
+
+    def _tail(self, first: int, capacity: int, known: Delivered | None) -> StepLog:
+        """The same from `first` on, with room for `capacity` steps."""
+        steps, rest = np.zeros((3, capacity), np.uint64), self.steps[:, first - self.first :][:, :capacity]
+        steps[:, : rest.shape[1]] = rest
+        return StepLog(first, steps, known)
 
 
-class Tally:
-    """What was handed over as of now, and the contents of a stream's variables; left behind, it keeps what it said last.
+# Many processes, one state: that which all share (of the last restore, or of the beginning) is counted once; each adds what it
+# has delivered since. Counters and digests are sums over the rows that each process owns, so they are exact whoever read what.
 
-    A hand-over writes into the log and then swaps the place, and only that counts. Sums go on from the last look, so a look
-    costs what was delivered since: made at each hand-over they would cost a small batch more than its digest does. A look
-    changes no answer, so a signal's handler may look at any moment. NNX looks here too: to set a variable costs 3 us and more,
-    so the variables of a stream hold content that looks into a tally when asked.
+# Of a state, what each process has of its own; the rest is the same on all.
+_OWN = frozenset(
+    {
+        "_applied_count",
+        "_skipped_count",
+        "digest_rows",
+        "digest_keys",
+        "digest_bytes",
+        "_is_stats_reset",
+        "part",
+    }
+)
+_OWN_MEANS = frozenset({"_computed_stats", "stats_rows"})
+_WRAP = (1 << 64) - 1
+
+
+def share(
+    base: Delivered, now: Delivered, statistics: Statistics, state: Mapping[str, Any], *, own_means: bool
+) -> dict[str, Any]:
+    """What one process has added, and what it must have in common with the others; has JSON.
 
     Args:
-        delivered: what to begin with.
-        place: the same place.
-        feed: of the batches from there on.
-        log: of the steps from there on.
+        base: what all began with.
+        now: what this one has by now.
+        statistics: of this one.
+        state: of this one.
+        own_means: whether each process averages statistics of its own rows.
     """
+    own = _OWN | _OWN_MEANS if own_means else _OWN
+    began = [
+        base.digest.to_state(),
+        base.applied,
+        base.skipped,
+        statistics.base.rows,
+        statistics.base.values(),
+    ]
+    return {
+        "idx": now.idx,
+        "position": now.position,
+        "the state they began with": digest(encode(began))[:16],
+        "the rest of the state": digest(encode({k: v for k, v in state.items() if k not in own}))[:16],
+        "applied": now.applied - base.applied,
+        "skipped": now.skipped - base.skipped,
+        "rows": now.digest.rows - base.digest.rows,
+        "keys": (now.digest.keys - base.digest.keys) & _WRAP,
+        # All rows since are hashed if those before were, and none if not.
+        "bytes": None
+        if base.digest.bytes is None
+        else (cast(int, now.digest.bytes) - base.digest.bytes) & _WRAP,
+        "means": encode([statistics.added.values(), statistics.added.rows]),
+    }
 
-    def __init__(self, delivered: Delivered, place: Place, feed: Feed, log: StepLog) -> None:
-        self.place = place
-        self.log = log
-        self.feed = feed
-        self.recipe = recipe = feed.recipe
-        self._summed = delivered
-        self.contents: dict[str, Any] = {
-            "idx": looked_up(lambda: self.place.step),
-            "position": looked_up(lambda: self.position),
-            "epoch": None
-            if recipe is None
-            else looked_up(lambda: self.position // recipe.timeline.last.order.num_records),
-            "_applied_count": looked_up(lambda: self.delivered.applied),
-            "_skipped_count": looked_up(lambda: self.delivered.skipped),
-            "digest_rows": looked_up(lambda: self.delivered.digest.rows),
-            "digest_keys": looked_up(lambda: self.delivered.digest.keys),
-            # None is no number that could be looked up; only a restore brings another kind.
-            "digest_bytes": None
-            if delivered.digest.bytes is None
-            else looked_up(lambda: self.delivered.digest.bytes or 0),
-        }
-        """The raw content of each variable, by the name of the attribute that holds it."""
-        if recipe is not None:
-            self.contents["stats_rows"] = looked_up(lambda: self.place.statistics.total.rows)
 
-    @property
-    def position(self) -> int:
-        """Where the next step begins."""
-        summed, step = self._summed, self.place.step
-        if self.recipe is None:
-            return step
-        return summed.position if step == summed.idx else self.recipe.timeline.position_of(step)
+def summed(
+    shares: Sequence[Mapping[str, Any]], base: Delivered, means: RunningMeans
+) -> tuple[dict[str, Any], Digest]:
+    """The fields of a state that are sums, and the digest, as if one process had read all rows.
 
-    @property
-    def delivered(self) -> Delivered:
-        """All that was handed over."""
-        summed, step = self._summed, self.place.step
-        if step == summed.idx:
-            return summed
-        kept = self.log.kept  # after the step, so that it has it
-        if summed.idx < kept.first and kept.known is not None:
-            # Another thread has dropped steps since, or a slower one has left an older sum here.
-            summed = kept.known
-        if step <= summed.idx:
-            return summed
-        keys, hashed = kept.sums(summed.idx, step)
-        steps, recipe = range(summed.idx, step), self.recipe
-        digest, rows = summed.digest, len(steps) if recipe is None else recipe.counted_in(steps)
-        # A stretch without byte digests leaves none: a sum over some of the rows would compare with nothing.
-        if digest.bytes is None or hashed is None:
-            digest, hashed = Digest(digest.rows, digest.keys, None), None
-        made = Delivered(
-            step,
-            step if recipe is None else recipe.timeline.position_of(step),
-            summed.applied + rows,
-            summed.skipped,
-            digest.add(keys, hashed, rows),
-        )
-        self._summed = made  # one assignment; an older sum that a slower thread puts here is as right
-        return made
+    Args:
+        shares: one of each process, in the order of processes.
+        base: what all began with.
+        means: those that all began with.
+
+    Raises:
+        ValueError: if they are not of one moment, naming what differs.
+    """
+    for name in ("idx", "position", "the state they began with", "the rest of the state"):
+        values = [each[name] for each in shares]
+        if any(value != values[0] for value in values):
+            raise ValueError(f"{name} differs between the processes: {', '.join(map(str, values[:8]))}")
+    total = base.digest
+    for each in shares:
+        total = total.add(each["keys"], each["bytes"], each["rows"])
+        added, rows = decode(each["means"])
+        means = means.after(added, rows) if rows else means
+    fields = {
+        "_applied_count": base.applied + sum(each["applied"] for each in shares),
+        "_skipped_count": base.skipped + sum(each["skipped"] for each in shares),
+        "digest_rows": total.rows,
+        "digest_keys": total.keys,
+        "digest_bytes": total.bytes,
+    }
+    if len(shares) > 1 and means.rows:
+        fields |= {"_computed_stats": means.values(), "stats_rows": means.rows}
+    return spelled(fields), total

@@ -15,7 +15,9 @@ import numpy as np
 from datarax.order.permutation import Permutations, walk_below
 
 ROUNDS = 4
+"""Of the cipher."""
 MIN_BLOCK_BITS = 16
+"""Bits of the least domain that it permutes."""
 
 
 def derived_shuffle_seed(pipeline_seed: int, ops_between: int) -> int:
@@ -49,7 +51,9 @@ class GrainPermutations(Permutations):
         small = self._bits == MIN_BLOCK_BITS and n <= 1 << MIN_BLOCK_BITS
         self._table = np.stack([self._build_table(k) for k in range(len(seeds))]) if small else None
 
-    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+    def __call__(
+        self, index: np.ndarray, member: np.ndarray | None = None, inverse: bool = False
+    ) -> np.ndarray:
         """Where each index goes; with `inverse` which index below the block's size goes to each value."""
         if self._table is not None and not inverse:
             return self._table[0 if member is None else member, index].astype(np.int64)
@@ -61,8 +65,8 @@ class GrainPermutations(Permutations):
         """Every index that the first map sends to one of `values`: none or two each at lengths with `num_repeated`."""
         if self._table is not None:
             return np.flatnonzero(np.isin(self._table[0], values))
-        first = self.inverse(values[values >> self._bits == 0])
-        # An index beyond the block repeats the one below it: see `_moved`.
+        first = self(values[values >> self._bits == 0], inverse=True)
+        # An index beyond the block repeats the one below it: see the call.
         again = np.arange(0, self._n, 1 << self._bits)
         found = (first[:, np.newaxis] + again).reshape(-1)
         return found[found < self._n]

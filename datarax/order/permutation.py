@@ -17,6 +17,7 @@ LARGEST_SORTED = 256
 """Up to this n a permutation is sorted: networks of fewer bits are measurably not uniform."""
 
 ROUNDS = 8
+"""Of the network."""
 
 # Constants of the 32-bit mixer "lowbias32" (found by search for low bias by Chris Wellons).
 _MULTIPLY_1 = np.uint32(0x7FEB352D)
@@ -30,29 +31,24 @@ _TABLES_AT_ONCE = 4096  # sorted together; bounds the work space at 16 MiB
 class Permutations(ABC):
     """k maps of range(n) to itself; a permutation each, except where the Grain policy is not."""
 
-    def __call__(self, index: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
+    @abstractmethod
+    def __call__(
+        self, index: np.ndarray, member: np.ndarray | None = None, inverse: bool = False
+    ) -> np.ndarray:
         """Where each index goes.
 
         Args:
             index: int64[m], each in range(n).
             member: int[m], which of the k maps each lane takes; None where k is 1.
+            inverse: which index goes to each value instead.
 
         Returns:
             int64[m].
         """
-        return self._moved(index, member, inverse=False)
-
-    def inverse(self, value: np.ndarray, member: np.ndarray | None = None) -> np.ndarray:
-        """Which index goes to each value: the inverse of calling, same shapes."""
-        return self._moved(value, member, inverse=True)
 
     def preimages(self, values: np.ndarray) -> np.ndarray:
         """Every index that the first map sends to one of `values`, in no order: int64[m] -> int64[...]."""
-        return self.inverse(values)
-
-    @abstractmethod
-    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
-        """Where each index goes, or with `inverse` comes from; else as a call."""
+        return self(values, inverse=True)
 
 
 def keyed_permutations(n: int, seeds: np.ndarray) -> Permutations:
@@ -68,7 +64,10 @@ def keyed_permutations(n: int, seeds: np.ndarray) -> Permutations:
 class Identity(Permutations):
     """The map that leaves every index where it is."""
 
-    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+    def __call__(
+        self, index: np.ndarray, member: np.ndarray | None = None, inverse: bool = False
+    ) -> np.ndarray:
+        """See `Permutations`."""
         return np.array(index, np.int64)
 
 
@@ -91,7 +90,10 @@ class SortedPermutations(Permutations):
             words = splitmix_stream(seeds[first : first + _TABLES_AT_ONCE], n)
             self._table[first : first + _TABLES_AT_ONCE] = words.argsort(axis=0).T
 
-    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+    def __call__(
+        self, index: np.ndarray, member: np.ndarray | None = None, inverse: bool = False
+    ) -> np.ndarray:
+        """See `Permutations`."""
         table = self._inverse_table if inverse else self._table
         return table[0 if member is None else member, index].astype(np.int64)
 
@@ -161,7 +163,10 @@ class FeistelPermutations(Permutations):
         lower, upper = words.astype(np.uint32), (words >> _SHIFT_32).astype(np.uint32)
         self._keys = np.stack([lower, upper], axis=1)  # uint32[ROUNDS, 2, k]
 
-    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+    def __call__(
+        self, index: np.ndarray, member: np.ndarray | None = None, inverse: bool = False
+    ) -> np.ndarray:
+        """See `Permutations`."""
         start = np.asarray(index, np.int64).view(np.uint64)
         return walk_below(self._n, start, member, inverse, self._network).view(np.int64)
 
@@ -253,7 +258,10 @@ class BlockPermutations(Permutations):
         self._last_window = (n - 1) // self._window_size
         self._last_window_size = n - self._last_window * self._window_size
 
-    def _moved(self, index: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
+    def __call__(
+        self, index: np.ndarray, member: np.ndarray | None = None, inverse: bool = False
+    ) -> np.ndarray:
+        """See `Permutations`."""
         if inverse:
             return self._move_in_windows(self._move_blocks(index, member, inverse), member, inverse)
         return self._move_blocks(self._move_in_windows(index, member, inverse), member, inverse)
@@ -276,9 +284,9 @@ class BlockPermutations(Permutations):
     def _permute_blocks(self, block: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
         full = block < self._num_full
         if full.all():
-            return self._blocks._moved(block, member, inverse)
+            return self._blocks(block, member, inverse)
         moved = block.copy()  # the short last block stays where it is
-        moved[full] = self._blocks._moved(block[full], None if member is None else member[full], inverse)
+        moved[full] = self._blocks(block[full], None if member is None else member[full], inverse)
         return moved
 
     def _move_in_windows(self, record: np.ndarray, member: np.ndarray | None, inverse: bool) -> np.ndarray:
@@ -301,7 +309,7 @@ class BlockPermutations(Permutations):
         seeds = self._window_seeds[0 if member is None else member[starts]]
         steps = (window[starts].view(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)
         windows = keyed_permutations(size, mix64(seeds + steps))
-        return windows._moved(offset, None if len(starts) == 1 else run, inverse)
+        return windows(offset, None if len(starts) == 1 else run, inverse)
 
 
 def _runs(value: np.ndarray, member: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -149,8 +149,8 @@ ALGORITHMS: Mapping[int, Algorithms] = {1: Algorithms(_permutations_v1, row_seed
 # Known answers
 
 SOURCE = "golden"
+"""The name of the source that is asked about."""
 
-# The configs of the golden files, and some of their lengths: one for each way through the code.
 CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "none": ({"policy": "none"}, (100,)),
     "global": ({"policy": "global", "seed": 20}, (100, 10**5, 10**12)),
@@ -164,6 +164,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (65_536, 10**5, 10**9, 10**12),
     ),
 }
+"""The configs of the golden files, and some of their lengths: one for each way through the code."""
 
 KNOWN: dict[str, dict[int, str]] = {
     "none": {1: "a46fe9d3ccf2dc8d"},

@@ -182,7 +182,9 @@ def load_manifest(directory: str) -> Manifest | None:
 
 
 def _read_v1(tree: dict[str, Any], columns: Sequence[Sequence[Any]] | None) -> Manifest:
-    columns = columns or _plain_columns(tree.get("files"))  # another format may have had another name for them
+    columns = columns or _plain_columns(
+        tree.get("files")
+    )  # another format may have had another name for them
     hashes = tree["record_hashes"]["sha256"]
     fields = {"record_hashes_sha256": hashes, "build": tree["build"]}
     manifest = from_tree(Manifest, {**fields, "files": tree["files"] if columns is None else []})

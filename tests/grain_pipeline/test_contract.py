@@ -19,6 +19,7 @@ from datarax.grain_pipeline import (
     GrainPipelineTable,
     load_grain_pipeline,
 )
+from datarax.loader.tally import StepLog
 from tests.support.grain_pipelines import (
     concat_then_split,
     data_loader,
@@ -470,7 +471,7 @@ def test_an_element_that_ctrl_c_kept_from_the_loop_comes_again(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._runtime.tally.log, "put", interrupted)
+        patch.setattr(StepLog, "put", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(module)
     assert [first, *module] == list(interleave())

@@ -251,14 +251,14 @@ def test_a_log_sums_any_stretch_and_says_where_bytes_are_missing(steps, start, c
     log = StepLog(start)
     end = start + len(steps)
     for step, (keys, hashed) in enumerate(steps, start):
-        log.put(step, 1, None)  # broken off before it counted, and done again
-        log.put(step, keys, hashed)
-    log.forget_before(min(cut, end), Delivered(end, end, 0, 0, Digest.zero(with_bytes=True)))
+        log = log.put(step, 1, None)  # broken off before it counted, and done again
+        log = log.put(step, keys, hashed)
+    log = log.since(min(cut, end), Delivered(end, end, 0, 0, Digest.zero(with_bytes=True)))
     first = min(max(start, cut), end)
     for a in range(first, end + 1):
         for b in range(a, end + 1):
             chosen = steps[a - start : b - start]
-            keys, hashed = log.kept.sums(a, b)
+            keys, hashed = log.sums(a, b)
             assert keys == sum(each for each, _ in chosen) % 2**64
             if any(each is None for _, each in chosen):
                 assert hashed is None
