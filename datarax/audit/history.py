@@ -29,6 +29,7 @@ from datarax.training import LOADER_NAME
 from datarax.training.recorded import recorded_recipe, recorded_timeline
 
 ListFiles = Callable[[], Sequence[SourceFile]]
+"""Lists the files of a source as they are today, or gives None where they cannot be listed."""
 
 
 @dataclass(frozen=True)

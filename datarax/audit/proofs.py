@@ -21,6 +21,7 @@ PROOF_FORMAT = 1
 """Raise this when the meaning of a field changes. Proofs of another format count as none."""
 
 DATA = "data"
+"""What a proof of the data files is kept under, beside the steps."""
 _MOST_BYTES = 1 << 28
 
 

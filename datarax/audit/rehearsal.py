@@ -39,6 +39,7 @@ class Finding:
     found: str
     """One line."""
     verdict: Verdict = Verdict.OK
+    """How it went."""
     do: str | None = None
     """What to do, for anything that is not ok."""
     details: Sequence[str] = ()
@@ -81,6 +82,7 @@ class Step:
     """One step of a launch."""
 
     name: str
+    """What it is called in the report."""
     look: Callable[[Rehearsal], Finding | None]
     """What it comes to; None if there is nothing to look at. What it raises is its failure."""
     otherwise: str

@@ -26,7 +26,9 @@ _SUMS = ("_applied_count", "_skipped_count", "digest_rows", "digest_keys", "dige
 _MEANS_TOLERANCE = 1e-6
 
 Numbers = npt.NDArray[np.uint64]
+"""Digests, uint64[steps]."""
 Steps = npt.NDArray[np.int64]
+"""Steps, int64[n]."""
 
 
 def unlike(

@@ -26,6 +26,7 @@ from datarax.core.errors import DisagreementError, InputError
 from datarax.core.tree import canonical_json, encode
 
 Modules = Mapping[str, Stateful]
+"""Data modules by name."""
 
 
 def named_modules(data: Stateful | Modules) -> dict[str, Stateful]:
@@ -74,6 +75,7 @@ class FixedData:
     pairs: bytes
     """As in `steps.bin`: digests of the steps since the last committed snapshot, over the rows that count here."""
     positions: Mapping[str, int | None]
+    """Position of each module, in rows; None for a module without one."""
 
     def facts(self) -> dict[str, Any]:
         """What all processes must say alike: a few hundred bytes, however large the states are."""
@@ -110,7 +112,9 @@ class MergedData:
     """The data item of all processes together, but for the record that holds `loaders`."""
 
     loaders: Mapping[str, LoaderRecord]
+    """As in `Record.loaders`."""
     files: Mapping[str, bytes]
+    """Name in the data item -> bytes."""
 
 
 def fix_data(modules: Modules, *, alone: bool) -> FixedData:

@@ -80,7 +80,9 @@ class Comparable:
     """A recorded identity and today's, made by the same rules."""
 
     was: Mapping[str, Any]
+    """The recorded one, module name -> tree."""
     now: Mapping[str, Any]
+    """Today's, by the same rules."""
     unseen: Sequence[str] | None = None
     """What today's rules see and the recorded ones did not, by path; None if they are the same rules."""
 

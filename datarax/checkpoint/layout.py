@@ -19,12 +19,19 @@ from datarax.store import LocalStore, Store
 from datarax.store.files import check_path
 
 MANIFEST_NAME = "manifest.json"
+"""Its existence makes a step committed."""
 DATA_ITEM = "data"
+"""The item with what is recorded of the data."""
 MODEL_ITEM = "model"
+"""The item with the trainer's arrays."""
 RECORD_NAME = "record.json"
+"""See `Record`."""
 STATE_NAME = "state.json"
+"""States that do not fit into the record."""
 STEPS_NAME = "steps.bin"
+"""Digests of single steps."""
 PROCESSES_NAME = "processes.json"
+"""States that belong to single processes."""
 COMMIT_MARK_NAME = "commit_success.txt"
 """Orbax writes it into each item and step; nothing here reads it."""
 

@@ -45,6 +45,7 @@ class Manifest:
     """The content of `manifest.json`."""
 
     step: Natural
+    """The step that it makes committed."""
     items: Mapping[str, Mapping[str, FileEntry]]
     """Item name -> path relative to the item directory -> file. Every item of the step is listed."""
     leaves: Sequence[LeafSpec] | None

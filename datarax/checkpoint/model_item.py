@@ -65,9 +65,11 @@ class LeafSpec:
     path: str
     """Keys from the root, joined with `.`; `.`, `/` and `%` in a key are written `%2E`, `%2F` and `%25`."""
     kind: LeafKind
+    """What kind of value it is: `jax`, `key`, `numpy`, `numpy_scalar`, `bool`, `int`, `float`, `complex` or `none`."""
     dtype: str | None = None
     """Name of the dtype; for keys with the implementation, such as `key<fry>`."""
     shape: tuple[Natural, ...] | None = None
+    """Of the array; None where it has none."""
     stored: bool = False
     """Whether Orbax holds the value; None and arrays without elements are fully described here."""
     weak_type: bool = False

@@ -46,6 +46,7 @@ class DataSave(ocp.args.CheckpointArgs):
     """The files of the data item, name -> content, fixed when the save begins; None on processes that write none."""
 
     files: Mapping[str, bytes] | None
+    """Name -> content."""
 
 
 class DataHandler(ocp.AsyncCheckpointHandler):

@@ -99,14 +99,19 @@ class Record:
     """The content of `record.json`."""
 
     step: Natural
+    """Steps done when the snapshot was taken."""
     previous: Natural | None
     """The newest step that was committed when this one was saved."""
     identity: Sha256
+    """Digest of the identity tree."""
     config: Sha256 | None
+    """Digest of the resolved config, or None."""
     start: Natural
     """Number of the start (`starts/<number>.json`) that saved this."""
     history: Sequence[HistoryEntry]
+    """The newest entries, oldest first."""
     loaders: Mapping[str, LoaderRecord]
+    """What is recorded of each data module, by name."""
     earlier_history: Sha256 | None = None
     """Digest of the file with the entries before those in `history`; None if there are none."""
     metrics: Mapping[str, float | int] | None

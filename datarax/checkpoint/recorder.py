@@ -38,6 +38,7 @@ class Fixed:
     """What one process brings to a snapshot; later changes of model and modules do not reach it."""
 
     data: FixedData
+    """Of the data modules."""
     leaves: Sequence[LeafSpec] | None
     """All leaves of the model, or None without a model."""
     arrays: Mapping[str, jax.Array | np.ndarray]

@@ -28,9 +28,11 @@ class Restored:
     """What a restore gave back; the data modules were changed in place."""
 
     step: int
+    """The step of the snapshot."""
     model: Any
     """The model in the structure and shardings of the template; None if none was asked for."""
     record: Record
+    """What it says of the data."""
     history: tuple[HistoryEntry, ...]
     """The whole history of the run up to this step, oldest first."""
     identity_changed: tuple[Difference, ...] = ()

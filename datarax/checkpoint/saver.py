@@ -52,6 +52,7 @@ class SaveJob:
     """One step on its way to the disk."""
 
     step: int
+    """The step."""
     files: Mapping[str, bytes] | None
     """The data item; None where another process writes it."""
     model: Mapping[str, Any] | None = None
@@ -61,8 +62,11 @@ class SaveJob:
     listeners: Sequence[KeepsStepDigests] = ()
     """Modules to tell of the commit."""
     notes: list[str] = field(default_factory=list)
+    """Sentences that a person should see."""
     error: DataraxError | None = None
+    """Why it failed, or None."""
     done: threading.Event = field(default_factory=threading.Event)
+    """Set when it has ended, well or not."""
 
 
 class Saver:

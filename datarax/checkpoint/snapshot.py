@@ -48,6 +48,7 @@ from datarax.core.tree import decode
 from datarax.store.files import parse_json
 
 PathLike = str | os.PathLike[str]
+"""A path, or its text."""
 T = TypeVar("T")
 
 
@@ -56,8 +57,11 @@ class Snapshot:
     """One step of a run, read lazily: a committed one, or what the ledger keeps of one that retention has deleted."""
 
     layout: RunLayout
+    """The run."""
     step: int
+    """The step."""
     manifest: Manifest
+    """What must be in it, byte for byte."""
     in_ledger: bool = False
     """Whether only the data item is left, in the ledger."""
     checked: bool = True

@@ -19,6 +19,7 @@ from datarax.run_config.config import GrainRunConfig, RunConfig
 from datarax.store.files import check_path, check_tree, parsed, read_file
 
 AnyRunConfig = RunConfig | GrainRunConfig
+"""A run over a source, or over a pipeline of Grain's."""
 
 _MOST_BYTES = 1 << 24
 """What a config file may hold: far more than any was ever written with."""

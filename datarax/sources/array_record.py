@@ -150,6 +150,7 @@ class ArrayRecordRecords(ArrayRecordFiles, Records):
     """
 
     kind = "array_record"
+    """See `Records.kind`."""
     found: DataFiles | None = None
     """How the files were found, until what lies beside them is asked for. No copy has it."""
 

@@ -44,6 +44,7 @@ from datarax.sources.manifest import MANIFEST_NAME, Manifest, inventory, load_ma
 from datarax.store.files import local_path, sync, take_lock
 
 Progress: TypeAlias = Callable[["BuildProgress"], None]
+"""Is told of each stage of a build, with the files and bytes done."""
 _MOST_SHARDS = 10**6  # six digits in a name: names must sort like numbers
 _SECONDS_BETWEEN_TRIES = 0.1
 _TOLD_EVERY_RECORDS = 4096
@@ -53,6 +54,7 @@ class BuildError(DataraxError, OSError):
     """A dataset could not be written; nothing of it is left."""
 
     exit_code = 74
+    """Of the command."""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Content:
     """Version of this description."""
 
     files = ()
+    """Of the data that are recorded; none of their names is identity."""
 
     @property
     def num_hashes(self) -> int:

@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 # Up to here an identity lists its files, so that a difference names one; beyond, their digest keeps it small.
 NUM_LISTED_FILES = 16
+"""Up to so many files an identity lists by name; of more it keeps a digest."""
 
 
 class AbsentError(InputError):

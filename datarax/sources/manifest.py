@@ -30,6 +30,7 @@ MANIFEST_FORMAT = 1
 """Raise this when the meaning of a field changes, and add a reader to the table below; older formats stay readable."""
 
 MANIFEST_NAME = "manifest.json"
+"""Of the manifest, beside the data files."""
 RECORD_HASHES_NAME = "records.blake2b64"
 """The side file: a little-endian uint64 (`record_hash`) per record, in the order of the files."""
 INPUTS_STAMP_NAME = "inputs.stamp"
@@ -236,6 +237,7 @@ class RecordedFile:
     directory: str
     """Where the manifest lies."""
     manifest: Manifest
+    """What lists it."""
     number: int
     """Its number in the manifest."""
 

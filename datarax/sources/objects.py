@@ -102,9 +102,13 @@ class MemoryRecords(Records):
     """A PyTree of arrays [n, ...], or a list of anything."""
 
     kind = "memory"
+    """See `Records.kind`."""
     num_sampled = MANY_RECORDS
+    """See `Records.num_sampled`."""
     whole_bytes = WHOLE_BYTES
+    """See `Records.whole_bytes`."""
     sampled_by_version_1 = 16 << 20, 1024
+    """See `Records.sampled_by_version_1`."""
 
     def __init__(self, data: Any, name: str) -> None:
         self.data, self._name = data, name
@@ -239,6 +243,7 @@ class GrainRecords(Records):
     """The user's object."""
 
     kind = "grain"
+    """See `Records.kind`."""
 
     def __init__(self, data: Any, version: str | None, name: str) -> None:
         # What `isinstance` of Grain's protocol asks, without Grain, which is slow to import.

@@ -64,8 +64,11 @@ class RangeRecords(Records):
     """The integers; the outline says all there is."""
 
     kind = "range"
+    """See `Records.kind`."""
     columnar = True
+    """See `Records.columnar`."""
     num_sampled = 0
+    """See `Records.num_sampled`."""
 
     def __init__(self, config: RangeConfig) -> None:
         self._numbers = range(config.start, config.stop, config.step)

@@ -23,8 +23,11 @@ either changes. A run is compared by the version that it recorded, which each ki
 them, else 16. 1: memory up to 16 MiB whole, else 1,024 records; 8 of arrays on the disk; 16 of all others."""
 
 WHOLE_BYTES = 64 << 20
+"""Up to so many bytes data are sampled whole, where that is cheap."""
 MANY_RECORDS = 4_096
+"""Sampled of data that one batched read gives."""
 FEW_RECORDS = 16
+"""Sampled of all others."""
 
 
 Look: TypeAlias = Callable[[Mapping[str, Any]], None]

@@ -120,9 +120,11 @@ class DataSource(CheckpointableIteratorModule[Any]):
     """
 
     state_scope: ClassVar[str] = "global"
+    """See `CheckpointableIteratorModule.state_scope`."""
     columnar: bool
     """True: `read` gives a PyTree of arrays [n, ...]. False: it gives a list of n records."""
     name: str
+    """The name of the config, by which orders and seeds know it."""
     _runtime: Any = None
 
     def __init__(

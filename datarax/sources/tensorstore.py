@@ -96,10 +96,15 @@ class TensorStoreRecords(Records):
     """The open arrays. How they are cut into chunks and compressed is no identity: it changes no record."""
 
     kind = "tensorstore"
+    """See `Records.kind`."""
     columnar = True
+    """See `Records.columnar`."""
     num_sampled = FEW_RECORDS  # each costs a whole chunk, which may be large
+    """See `Records.num_sampled`."""
     whole_bytes = WHOLE_BYTES
+    """See `Records.whole_bytes`."""
     sampled_by_version_1 = 0, 8
+    """See `Records.sampled_by_version_1`."""
 
     def __init__(self, config: TensorStoreConfig) -> None:
         import tensorstore as ts

@@ -18,6 +18,7 @@ class Entry:
     """What lies at a key."""
 
     key: str
+    """Where it lies in the store."""
     kind: Literal["file", "directory", "other"]
     """`other`: a link, whatever it leads to, a pipe, a socket or a device. None of ours, and none is followed."""
     size: int | None = None

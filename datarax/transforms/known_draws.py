@@ -28,6 +28,7 @@ KNOWN: dict[Randomness, dict[int, str]] = {
     Randomness.GENERATOR: {1: "d35b99ed265be344"},
     Randomness.KEY: {1: "b420d192a7a90a17"},
 }
+"""Digests of what each kind of randomness drew when its version was new."""
 
 _SEEDS = np.array([0, 1, 2**32 + 5, 2**64 - 3], np.uint64)
 

@@ -40,7 +40,9 @@ _STARTS, _ENDS = (
 _LAYOUT = {token.INDENT: "\x01", token.DEDENT: "\x02", token.NEWLINE: "\n"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+"""The syntax of a function."""
 Definition = Function | ast.ClassDef | ast.Lambda
+"""The syntax of what has a text of its own."""
 
 
 def _process_start() -> float:
@@ -69,15 +71,20 @@ class Token(NamedTuple):
     """One token of a file, with its place."""
 
     text: str
+    """As it counts."""
     start: Position
+    """Where it begins."""
     end: Position
+    """Where it ends."""
 
 
 class Binding(NamedTuple):
     """What an import statement binds, as written."""
 
     name: str
+    """What the import binds."""
     module: str
+    """The module that is imported, or imported from."""
     attribute: str | None
     """None: `name` is the top-level package of the module; "": it is the module itself."""
 
@@ -210,10 +217,15 @@ class SourceFile:
     """One file, parsed once."""
 
     filename: str
+    """Where it lies."""
     text: str
+    """All of it."""
     tree: ast.Module
+    """Its syntax."""
     tokens: Sequence[Token]
+    """Those that count, in order."""
     table: symtable.SymbolTable
+    """The symbols of its scopes."""
 
     def holds(self, code: CodeType) -> bool:
         """Whether the code was compiled from this file."""
