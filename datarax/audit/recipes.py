@@ -20,6 +20,7 @@ from datarax.checkpoint.protocols import BatchStream, is_addressable
 from datarax.checkpoint.record import Record
 from datarax.core.errors import ConfigError, InputError, SnapshotDamagedError
 from datarax.grain_pipeline.config import arguments_for
+from datarax.loader.stream import Stream
 from datarax.run_config import (
     AnyRunConfig,
     GrainRunConfig,
@@ -125,6 +126,8 @@ class Recipes:
             if place not in self._streams:
                 stream = self._built(config_digest, index, process_count, recorded)
                 self._opened.callback(stream.close)
+                if isinstance(stream, Stream):
+                    stream.leave_out_identity()  # it is compared field by field, and its data may not be here
                 self._streams[place] = (stream, stream.get_state())
         made = [self._streams[key, index, process_count] for index in range(process_count)]
         for stream, initial in made:

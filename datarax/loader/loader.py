@@ -28,6 +28,7 @@ from datarax.loader.stream import Stream
 from datarax.multihost import Slots, chosen_slots
 from datarax.order import Digest, Order, RecordKeys, Remainder, Segment, Timeline
 from datarax.sources import DataSource
+from datarax.sources.records import SAMPLE_VERSION
 from datarax.transforms import Transform, check_pipeline, impurities, pipeline_identity
 from datarax.transforms.steadiness import Rebuild, Unsteady, unsteady_transforms
 
@@ -47,6 +48,8 @@ class _Settings(NamedTuple):
     packages: Sequence[str]
     pipeline: dict[str, Any]
     """Identity of the transforms, asked for once: what the code says now counts, not what an editor makes of it in mid-run."""
+    sources: dict[Any, dict[str, Any]]
+    """Identity of the source by the version of its sample, each asked for once: it reads records."""
 
     def recipe(
         self, timeline: Timeline, byte_digest: bool, not_again: tuple[tuple[range, str], ...] = ()
@@ -209,7 +212,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             )
         stages = check_pipeline(transforms)
         pipeline = pipeline_identity(stages, packages=identity_packages)
-        settings = _Settings(config, source, stages, rows, owned, sharding, identity_packages, pipeline)
+        settings = _Settings(config, source, stages, rows, owned, sharding, identity_packages, pipeline, {})
         recipe = settings.recipe(settings.timeline_from(0, 0), bool(config.byte_digest))
         super().__init__(config, _Batches(settings, recipe), rngs=rngs, name=name)
 
@@ -323,14 +326,21 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
             "order": self.order.identity(),
             "row_mask": config.remainder is Remainder.PAD,
             "seed": config.seed,
-            "sources": {
-                source.name: source.identity_by(_of(recorded, "sources", source.name), sample=sample)
-            },
+            "sources": {source.name: self._source_by(_of(recorded, "sources", source.name), sample=sample)},
             "pipeline": self._pipeline_by(recorded),
         }
         if config.precomputed_stats is not None:
             identity["precomputed_stats"] = digest(with_spelled_arrays(config.precomputed_stats))
         return identity
+
+    def _source_by(self, recorded: Mapping[str, Any] | None, *, sample: bool) -> dict[str, Any]:
+        known = self._feed.settings.sources
+        version = 1 if recorded is not None and recorded.get("sample_version") == 1 else SAMPLE_VERSION
+        if not sample:
+            return self.source.identity_by(recorded, sample=False)
+        if version not in known:
+            known[version] = self.source.identity_by(recorded)
+        return dict(known[version])
 
     def _pipeline_by(self, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
         settings, pipeline = self._feed.settings, _of(recorded, "pipeline")
@@ -440,7 +450,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         name: str | None = None,
     ) -> DataLoader:
         """A new loader over the same source at step 0, with optional changes; carries no state."""
-        own, source, transforms, rows, owned, sharding, packages, _ = self._feed.settings
+        own, source, transforms, rows, owned, sharding, packages, *_ = self._feed.settings
         return type(self)(
             own if config is None else cast(DataLoaderConfig, config),
             source,
@@ -454,7 +464,7 @@ class DataLoader(Stream[Any], pytree=False):  # type: ignore[call-arg]
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        config, _, _, rows, owned, sharding, packages, _ = self._feed.settings
+        config, _, _, rows, owned, sharding, packages, *_ = self._feed.settings
         where: dict[str, Any] = {
             "rows": rows,
             "owned": owned,

@@ -257,6 +257,13 @@ class Stream(CheckpointableIteratorModule[T_co], pytree=False):  # type: ignore[
             runtime.identity = {name: digest(tree)[:16] for name, tree in self.identity().items()}
         return dict(runtime.identity)
 
+    def leave_out_identity(self) -> None:
+        """From now on states of this stream say nothing of its identity, and none is compared: its data need not be there.
+
+        For whoever compares identities otherwise, as `verify` does. Other streams refuse such a state.
+        """
+        self._runtime.identity = {}
+
     def adopt(
         self, state: dict[str, Any], *, allow_changed: Sequence[str] = (), identity: str = "checked"
     ) -> None:

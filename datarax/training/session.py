@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -398,12 +398,14 @@ class TrainingSession:
             while self._checkpointer.notes:
                 self._progress.say(self._checkpointer.notes.pop(0))
 
-    @contextlib.contextmanager
-    def _blaming_task(self, where: str) -> Iterator[None]:
+    def _blaming_task(self, where: str) -> contextlib.ExitStack:
         """Lets an exception of the task's own go on, with a note that says where it came from."""
-        try:
-            yield
-        except BaseException as error:
-            self.task_failed = True
-            tell_where(error, f"raised by the task's {where}")
-            raise
+
+        def blame(kind: Any, error: BaseException | None, trace: Any) -> None:
+            if error is not None:
+                self.task_failed = True
+                tell_where(error, f"raised by the task's {where}")
+
+        stack = contextlib.ExitStack()
+        stack.push(blame)  # a generator with `yield` would take a StopIteration of the task for its own
+        return stack

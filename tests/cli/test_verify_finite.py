@@ -166,13 +166,13 @@ def test_looking_makes_no_copy_of_a_leaf():
 def test_leaves_are_read_in_groups_and_come_out_as_from_the_whole(ruined, monkeypatch):
     snapshot = Snapshot.open(ruined, 8)
     sizes, whole = [], snapshot.model()
-    read = Snapshot._read
+    read = Snapshot.read_model
 
-    def counted(self, specs, *arguments, **options):
+    def counted(self, shardings, specs):
         sizes.append(len(specs))
-        return read(self, specs, *arguments, **options)
+        return read(self, shardings, specs)
 
-    monkeypatch.setattr(Snapshot, "_read", counted)
+    monkeypatch.setattr(Snapshot, "read_model", counted)
     parts = dict(snapshot.model_leaves(held_bytes=1))
     assert max(sizes) == 1
     assert parts.keys() == whole.keys()

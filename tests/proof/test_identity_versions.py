@@ -148,11 +148,14 @@ def test_x64_is_compared_with_what_the_start_recorded(lab, run):
     assert code == 0, said
 
 
-def test_a_change_that_is_allowed_has_no_other_reason(lab, run):
+def test_a_change_that_is_allowed_is_the_reason_too(lab, run):
     with lab.recipe("return x ^ 1", "return x ^ 2"):
         code, said = on(lab, run, NEWEST + 1, 'resume.allow_changed=["train.pipeline"]')
     assert code == 0, said
-    assert [entry.reason for entry in Snapshot.open(run).history] == [None, None]
+    first, changed = (entry.reason for entry in Snapshot.open(run).history)
+    assert first is None
+    assert changed.startswith("allowed: train.pipeline.transforms[0]")
+    assert changed.endswith("; identity version")
 
 
 # Functions with a memory.

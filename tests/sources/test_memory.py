@@ -68,7 +68,7 @@ def test_small_data_is_fingerprinted_whole():
 
 
 def test_large_data_is_sampled_and_its_full_fingerprint_sees_every_byte():
-    data = np.zeros((17 << 20, 1), np.uint8)
+    data = np.zeros(((64 << 20) + 1, 1), np.uint8)
     columns = source(data)
     quick, full = columns.identity(), columns.content_fingerprint()
     data[12345] = 1
@@ -93,8 +93,8 @@ def test_another_layout_is_another_identity(other: object):
 
 
 def test_the_full_fingerprint_of_a_list_sees_every_record():
-    records = [0] * 5000
+    records = [0] * 10_000
     quick, full = source(records).identity(), source(records).content_fingerprint()
-    records[1] = 1  # not among the 1,024 that are sampled
+    records[1] = 1  # not among the 4,096 that are sampled
     assert source(records).identity() == quick
     assert source(records).content_fingerprint() != full

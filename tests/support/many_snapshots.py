@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from datarax.checkpoint import Snapshot, encode
-from datarax.checkpoint.layout import COMMIT_MARK_NAME, DATA_ITEM, RECORD_NAME, STEPS_NAME, sha256_hex
+from datarax.checkpoint import Snapshot
+from datarax.checkpoint.layout import COMMIT_MARK_NAME, DATA_ITEM, STEPS_NAME, sha256_hex
 from datarax.checkpoint.manifest import FileEntry
 from datarax.checkpoint.record import StepRange, pack_steps
 from datarax.cli.main import main
@@ -45,13 +45,13 @@ def _write(run, made, step, loader):
     first, keys, row_bytes, has_bytes = loader.take_step_digests()
     part = dataclasses.replace(
         made.record.loaders["train"],
-        state=encode(loader.get_state()),
+        state={key: value for key, value in loader.get_state().items() if key not in ("identity", "part")},
         digest=loader.digest.to_state(),
         steps=StepRange(first_step=first, count=len(keys), has_bytes=has_bytes, offset=0),
     )
     record = dataclasses.replace(made.record, step=step, previous=first, loaders={"train": part})
     files = {
-        RECORD_NAME: record.to_bytes(),
+        **record.to_files(),
         STEPS_NAME: pack_steps([(keys, row_bytes)]),
         COMMIT_MARK_NAME: b"",
     }

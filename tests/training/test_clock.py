@@ -15,11 +15,13 @@ PACKAGE = Path(datarax.__file__).parent
 # Who may ask for the time of day, and what for.
 LABELS = {
     "audit/rehearse_place.py": "whether clocks agree, and how old a file is, which only its time of day tells",
+    "audit/proofs.py": "when something was proved",
     "checkpoint/lock.py": "when a start began",
     "checkpoint/retention.py": "when snapshots were set aside",
     "checkpoint/saver.py": "when a snapshot was written",
     "sources/build.py": "a name that no other build has",
     "transforms/source.py": "when this process began, beside which the time of a file is held",
+    "training/moved_files.py": "when a first start began, beside which the times of its files are held",
     "training/progress.py": "when a report was made",
 }
 
