@@ -181,8 +181,15 @@ class Records:
         other = self._neighbour(step)
         return record.config if other is None else other.config
 
-    def contradictions(self, step: int, record: Record, *, scope: str) -> list[str]:
-        """Fields of the record of a step that the rest of the run contradicts; `scope` is that of the module that saved it."""
+    def contradictions(self, step: int, record: Record, *, scope: str, plain: bool) -> list[str]:
+        """Fields of the record of a step that the rest of the run contradicts.
+
+        Args:
+            step: the step.
+            record: its record.
+            scope: that of the module that saved it.
+            plain: whether states of that module are plain JSON today.
+        """
         loader = record.loaders.get(LOADER_NAME)
         was: dict[str, Any] = {"format": record.format, "step": record.step, "previous": record.previous}
         should = {**was, "step": step, "previous": self._previous(step, record)}
@@ -190,8 +197,8 @@ class Records:
             should["format"] = SNAPSHOT_FORMAT
         was["loaders"], should["loaders"] = dict.fromkeys(record.loaders), {LOADER_NAME: None}
         if loader is not None:
-            fields: dict[str, Any] = {"scope": loader.scope}
-            expected: dict[str, Any] = {"scope": scope}
+            fields: dict[str, Any] = {"scope": loader.scope, "plain": loader.plain}
+            expected: dict[str, Any] = {"scope": scope, "plain": plain and record.format > 1}
             was["loaders"][LOADER_NAME], should["loaders"][LOADER_NAME] = fields, expected
             if loader.steps is not None:
                 fields["steps"] = vars(loader.steps)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from datarax.audit.history import history_by_config
-from datarax.checkpoint import Snapshot, decode, ledger_steps, list_steps
+from datarax.checkpoint import Snapshot, ledger_steps, list_steps
 from datarax.checkpoint.layout import place_of
 from datarax.core.errors import ConfigError
 from datarax.core.tree import digest
@@ -147,9 +147,9 @@ def inspect_run(directory: str | Path, step: int | None = None) -> dict[str, Any
     loaders = {
         name: {
             # Of a module whose state is each process's own: that of each.
-            "state": decode(loader.state)
+            "state": snapshot.state(name)
             if loader.scope == "global"
-            else {f"process {index}": decode(part[name]) for index, part in parts.items()},
+            else {f"process {index}": snapshot.state(name, int(index)) for index in parts},
             "digest": loader.digest,
         }
         for name, loader in record.loaders.items()

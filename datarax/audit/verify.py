@@ -265,7 +265,8 @@ class _Verification:
         stream = streams[0]
         self._report.has_keys = is_addressable(stream)
         scope = getattr(stream, "state_scope", "process")
-        report.problems += self._records.contradictions(report.step, item.record, scope=scope)
+        plain = hasattr(stream, "state_format")
+        report.problems += self._records.contradictions(report.step, item.record, scope=scope, plain=plain)
         try:
             identity_of = stream.identity
             if self._fast and is_addressable(stream):

@@ -202,7 +202,7 @@ def _read(tree: dict[str, Any], reader: Callable[[dict[str, Any]], Record]) -> R
 def _record_v2(tree: dict[str, Any]) -> Record:
     record = from_tree(Record, tree)
     later = {"edits": record.edits, "bad_records": record.bad_records}
-    later.update({f"lanes of {name!r}": loader.lanes for name, loader in record.loaders.items()})
+    later.update({f"loaders.{name}.lanes": loader.lanes for name, loader in record.loaders.items()})
     for what, said in later.items():
         if said is not None:
             raise ValueError(

@@ -232,6 +232,8 @@ class Snapshot:
                 state = decode(state)
             if not isinstance(state, dict):
                 raise ValueError(f"holds no state of {name!r}")
+            if loader is not None and loader.plain and type(state.get("format")) is not int:
+                raise ValueError(f"the state of {name!r} has no format, which says what its fields mean")
             return state
 
     def process_parts(self) -> Mapping[str, Mapping[str, Any]]:
